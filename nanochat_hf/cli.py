@@ -1,0 +1,5 @@
+"""The `nanochat-hf` command."""
+
+
+def main() -> None:
+    raise SystemExit("usage: nanochat-hf COMMAND")

@@ -1,0 +1,175 @@
+"""How a stage is configured and how its result is recorded.
+
+A stage is one dataclass. Its values come from, in rising order of authority: the dataclass defaults, the recipe
+(``--config recipe.yaml``: the sections ``common`` and the stage's own name) and the command line. What was resolved is
+written beside the weights as ``run.json``, last of all files, so that its presence means that the stage is finished.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+RUN_FILE = "run.json"
+RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
+
+Config = TypeVar("Config")
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one sentence that names the thing and the remedy."""
+
+
+def read_recipe(path: str | os.PathLike, stage: str, known: set[str] | None = None) -> dict[str, Any]:
+    """Returns the values that the recipe at `path` gives the stage.
+
+    `common` holds values that several stages share: a stage takes from it the names in `known` (its own fields) and
+    leaves the rest, while a name in its own section that it does not have is an error.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path} ({error.strerror}); --config takes a YAML file") from None
+    try:
+        recipe = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        fault = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is not valid YAML ({fault}); mend it or start from a file of training/recipes"
+        ) from None
+    if not isinstance(recipe, dict) or not all(isinstance(section or {}, dict) for section in recipe.values()):
+        raise UserError(f"{path} must hold sections such as {stage}:, each with 'name: value' lines below it")
+    common, own = recipe.get("common") or {}, recipe.get(stage) or {}
+    if known is not None:
+        unknown = sorted(set(own) - known)
+        if unknown:
+            raise UserError(f"{path}: the section {stage}: has no setting named {', '.join(unknown)}; see --help")
+        common = {name: value for name, value in common.items() if name in known}
+    return {**common, **own}
+
+
+def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Builds the stage's configuration from defaults, recipe and command line.
+
+    Args:
+        stage: the name of the stage's section in a recipe, such as `"pretrain"`.
+        config_class: a dataclass; every field needs a default, for `--help` and recipes that leave it out.
+        argv: command line without the program's name; default `sys.argv[1:]`.
+    """
+    from trl import TrlParser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe_path, argv = _take_option(argv, "--config")
+    parser = TrlParser(config_class, description=sys.modules["__main__"].__doc__, formatter_class=_help_format())
+    parser.add_argument("--config", metavar="RECIPE.yaml", help=f"recipe; takes its sections common: and {stage}:")
+    values = {}
+    if recipe_path:
+        values = read_recipe(recipe_path, stage, known={field.name for field in fields(config_class) if field.init})
+    parser.set_defaults_with_config(**values)
+    (config,) = parser.parse_args_into_dataclasses(argv)
+    return config
+
+
+def save_run(folder: str | os.PathLike, stage: str, config: Any, **facts: Any) -> None:
+    """Writes `run.json`: the stage, its resolved configuration, the environment, and `facts`.
+
+    Customary facts: `seconds`, `peak_memory_mb`, `metrics` (flat name → number), `history` (rows with `step`).
+    """
+    facts.setdefault("peak_memory_mb", peak_memory_mb())
+    settings = asdict(config) if is_dataclass(config) else dict(config)
+    write_json(Path(folder) / RUN_FILE, {"stage": stage, "config": settings, "environment": environment(), **facts})
+
+
+def load_run(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the content of `run.json`, or None where the stage has not finished."""
+    path = Path(folder) / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged: delete it and run that stage again") from None
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False, default=str)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def environment() -> dict[str, Any]:
+    """What has to be known to run the same thing again."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found = {"python": platform.python_version(), "platform": platform.platform(), "cpu_cores": os.cpu_count()}
+    found |= {"world_size": int(os.environ.get("WORLD_SIZE", "1")), "command": sys.argv, "git_commit": _git_commit()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {**found, "versions": versions}
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process in MiB (Linux counts kilobytes, macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Runs a script's `main`; the user's own mistakes end in one line and exit status 2, not in a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Takes `name VALUE` or `name=VALUE` out of a command line."""
+    for index, word in enumerate(argv):
+        if word == name:
+            if index + 1 == len(argv):
+                raise UserError(f"{name} needs a value: the path of a recipe")
+            return argv[index + 1], argv[:index] + argv[index + 2 :]
+        if word.startswith(name + "="):
+            return word[len(name) + 1 :], argv[:index] + argv[index + 1 :]
+    return None, argv
+
+
+def _help_format() -> type:
+    import argparse
+
+    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    return Format
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

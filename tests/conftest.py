@@ -1,0 +1,12 @@
+"""Things that several rooms' tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder with numbers made by upstream."""
+    return Path(os.environ.get("NANOCHAT_GOLDENS", Path(__file__).parent / "goldens"))
