@@ -1,13 +1,16 @@
 """How a stage is configured and how its result is recorded.
 
 A stage is one dataclass. Its values come from, in rising order of authority: the dataclass defaults, the recipe
-(``--config recipe.yaml``: the sections ``common`` and the stage's own name) and the command line. What was resolved is
-written beside the weights as ``run.json``, last of all files, so that its presence means that the stage is finished.
+(``--config recipe.yaml``: the sections ``common`` and the stage's own name) and the command line. A recipe can leave
+paths open as ``${name}``, filled from ``--set name=value``. What was resolved is written beside the weights as
+``run.json``, last of all files, so that its presence means that the stage is finished.
 """
 
+import argparse
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 RUN_FILE = "run.json"
+OPENING = re.compile(r"\$\{(\w+)\}")
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
 Config = TypeVar("Config")
@@ -28,8 +32,10 @@ class UserError(Exception):
     """A mistake the user can mend. The message is one sentence that names the thing and the remedy."""
 
 
-def read_recipe(path: str | os.PathLike, stage: str, known: set[str] | None = None) -> dict[str, Any]:
-    """Returns the values that the recipe at `path` gives the stage.
+def read_recipe(
+    path: str | os.PathLike, stage: str, known: set[str] | None = None, openings: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns the values that the recipe at `path` gives the stage, with `${name}` filled from `openings`.
 
     `common` holds values that several stages share: a stage takes from it the names in `known` (its own fields) and
     leaves the rest, while a name in its own section that it does not have is an error.
@@ -55,7 +61,7 @@ def read_recipe(path: str | os.PathLike, stage: str, known: set[str] | None = No
         if unknown:
             raise UserError(f"{path}: the section {stage}: has no setting named {', '.join(unknown)}; see --help")
         common = {name: value for name, value in common.items() if name in known}
-    return {**common, **own}
+    return {name: _fill(value, openings or {}, path) for name, value in {**common, **own}.items()}
 
 
 def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -68,16 +74,29 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
     """
     from trl import TrlParser
 
-    argv = list(sys.argv[1:] if argv is None else argv)
-    recipe_path, argv = _take_option(argv, "--config")
-    parser = TrlParser(config_class, description=sys.modules["__main__"].__doc__, formatter_class=_help_format())
-    parser.add_argument("--config", metavar="RECIPE.yaml", help=f"recipe; takes its sections common: and {stage}:")
+    recipe_path, openings, argv = take_recipe_options(argv)
+    parser = TrlParser(config_class, description=sys.modules["__main__"].__doc__, formatter_class=_HelpFormat)
+    _add_recipe_options(parser)
     values = {}
     if recipe_path:
-        values = read_recipe(recipe_path, stage, known={field.name for field in fields(config_class) if field.init})
+        known = {field.name for field in fields(config_class) if field.init}
+        values = read_recipe(recipe_path, stage, known, openings)
     parser.set_defaults_with_config(**values)
-    (config,) = parser.parse_args_into_dataclasses(argv)
+    config, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        raise UserError(f"{unknown[0]} is not an option of this command; --help lists them")
     return config
+
+
+def take_recipe_options(argv: Sequence[str] | None) -> tuple[str | None, dict[str, str], list[str]]:
+    """Takes `--config RECIPE` and `--set NAME=VALUE …` out of a command line; returns them and what is left."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_recipe_options(parser)
+    taken, rest = parser.parse_known_args(argv)
+    wrong = [pair for pair in taken.set if "=" not in pair]
+    if wrong:
+        raise UserError(f"--set takes NAME=VALUE, not {wrong[0]!r}")
+    return taken.config, dict(pair.split("=", 1) for pair in taken.set), rest
 
 
 def save_run(folder: str | os.PathLike, stage: str, config: Any, **facts: Any) -> None:
@@ -146,25 +165,31 @@ def run_main(main: Callable[[], Any]) -> None:
         sys.exit(130)
 
 
-def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Takes `name VALUE` or `name=VALUE` out of a command line."""
-    for index, word in enumerate(argv):
-        if word == name:
-            if index + 1 == len(argv):
-                raise UserError(f"{name} needs a value: the path of a recipe")
-            return argv[index + 1], argv[:index] + argv[index + 2 :]
-        if word.startswith(name + "="):
-            return word[len(name) + 1 :], argv[:index] + argv[index + 1 :]
-    return None, argv
+def _fill(value: Any, openings: dict[str, str], path: str | os.PathLike) -> Any:
+    """Puts `openings` in place of `${name}` in every string of a recipe's value."""
+    if isinstance(value, list):
+        return [_fill(item, openings, path) for item in value]
+    if isinstance(value, dict):
+        return {name: _fill(item, openings, path) for name, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    missing = [name for name in OPENING.findall(value) if name not in openings]
+    if missing:
+        raise UserError(f"{path} leaves ${{{missing[0]}}} open; give it on the command line: --set {missing[0]}=VALUE")
+    return OPENING.sub(lambda match: openings[match[1]], value)
 
 
-def _help_format() -> type:
-    import argparse
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="RECIPE.yaml", help="recipe whose sections common: and this stage's are read"
+    )
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="fills ${NAME} in the recipe"
+    )
 
-    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
 
-    return Format
+class _HelpFormat(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the script's docstring with its lines as they are."""
 
 
 def _git_commit() -> str | None:

@@ -1,0 +1,52 @@
+# setup · quickstart · test · bench · lint. Each target bootstraps what it needs, into .venv/.
+
+PYTHON ?= python3
+RECIPE ?= training/recipes/quickstart.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+RUST_SOURCES := $(wildcard rustbpe/src/*.rs) rustbpe/Cargo.toml
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup quickstart test bench lint clean
+
+help:
+	@echo "make setup        install everything into .venv/"
+	@echo "make quickstart   text to chat model on this machine's CPU (FRESH=1 starts over, RECIPE=... takes another recipe)"
+	@echo "make test         the whole test suite (TESTS=tests/model for a part)"
+	@echo "make bench        the benchmarks against peers that need no data (see benchmarks/ for the others)"
+	@echo "make lint         ruff"
+
+setup: $(VENV)/.built
+
+quickstart: setup
+	$(BIN)/python training/speedrun.py --config $(RECIPE) $(if $(FRESH),--fresh) $(ARGS)
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests) -n 2 --dist loadfile
+
+bench: setup
+	$(BIN)/python benchmarks/model.py
+	$(BIN)/python benchmarks/generation.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) target
+
+$(VENV)/.packages: requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: install a newer Python and run make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on --quiet -r requirements.lock
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.packages pyproject.toml $(RUST_SOURCES)
+	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install build-essential"; exit 1; }
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it with rustup from rustup.rs, or your distribution's cargo 1.83 or newer"; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
