@@ -1,0 +1,178 @@
+"""The whole road, one stage after the other: text → tokenizer → base → mid → SFT → RL → evaluation → report → chat.
+
+    python training/speedrun.py --config training/recipes/quickstart.yaml                   # 2 CPU cores, 20 minutes
+    python training/speedrun.py --config training/recipes/speedrun.yaml                     # 8×H100, GPT-2's CORE
+    python training/speedrun.py --config training/recipes/local.yaml --set pretrain=DIR …   # your own files
+
+Each stage is a process of its own and leaves a checkpoint folder behind; a stage that has finished is skipped, so the
+same command goes on after an interruption. What a stage is asked to do stands in the recipe's section of its name.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nanochat_hf import settings
+from nanochat_hf.settings import UserError
+
+TRAINING = Path(__file__).resolve().parent
+EVALUATION = TRAINING.parent / "evaluation"
+SPACE_APP = TRAINING.parent / "space" / "app.py"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One script, the folder it fills, the recipe's section it reads and what it takes from the stage before."""
+
+    name: str
+    folder: str
+    script: Path
+    takes: str | None = None
+    distributed: bool = True
+
+
+STAGES = (
+    Stage("tokenizer", "tokenizer", TRAINING / "tokenizer.py", distributed=False),
+    Stage("pretrain", "base", TRAINING / "pretrain.py", takes="tokenizer"),
+    Stage("midtrain", "mid", TRAINING / "midtrain.py", takes="model"),
+    Stage("sft", "sft", TRAINING / "sft.py", takes="model"),
+    Stage("rl", "rl", TRAINING / "rl.py", takes="model"),
+)
+
+
+@dataclass
+class SpeedrunConfig:
+    run_dir: str = field(
+        default="runs/quickstart", metadata={"help": "folder that receives a subfolder for each stage"}
+    )
+    stages: list[str] = field(
+        default_factory=lambda: [stage.name for stage in STAGES],
+        metadata={"help": "training stages to run, in the road's order; a later recipe may leave some out"},
+    )
+    accelerate_config: str | None = field(
+        default=None, metadata={"help": "file for `accelerate launch`; without it every stage is one plain process"}
+    )
+    first_words: list[str] = field(
+        default_factory=lambda: ["Hello! Who are you?"], metadata={"help": "what the finished model is asked first"}
+    )
+    fresh: bool = field(default=False, metadata={"help": "delete the run folder and start over"})
+
+
+def main() -> None:
+    config = settings.parse_stage("speedrun", SpeedrunConfig)
+    recipe, openings, _ = settings.take_recipe_options(None)
+    recipe_options = ["--config", recipe] if recipe else []
+    if openings:
+        recipe_options += ["--set", *(f"{name}={value}" for name, value in openings.items())]
+    run_dir = Path(config.run_dir)
+    stages = [stage for stage in STAGES if stage.name in config.stages]
+    check_stages(config, stages)
+    if config.fresh:
+        delete_run(run_dir)
+
+    started = time.time()
+    previous = None
+    for number, stage in enumerate(stages, start=1):
+        folder = run_dir / stage.folder
+        title = f"[{number}/{len(stages) + 1}] {stage.name} → {folder}"
+        if settings.load_run(folder):
+            check_unchanged(folder, stage, recipe, openings)
+            print(f"{title}: finished already", flush=True)
+        else:
+            print(f"\n{title}", flush=True)
+            command = launcher(config, stage) + [str(stage.script), *recipe_options, "--output_dir", str(folder)]
+            if stage.takes:
+                command += [f"--{stage.takes}", str(previous or folder_before(run_dir, stage))]
+            run(command, title=stage.name)
+        previous = folder
+
+    print(f"\n[{len(stages) + 1}/{len(stages) + 1}] evaluation and report → {run_dir}", flush=True)
+    run(
+        [sys.executable, str(EVALUATION / "stages.py"), *recipe_options, "--run_dir", str(run_dir)], title="evaluation"
+    )
+    run([sys.executable, str(TRAINING / "report.py"), *recipe_options, "--run_dir", str(run_dir)], title="report")
+    say_hello(config, previous)
+    print_directions(run_dir, previous, time.time() - started)
+
+
+def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
+    unknown = sorted(set(config.stages) - {stage.name for stage in STAGES})
+    if unknown or not stages:
+        known = ", ".join(stage.name for stage in STAGES)
+        raise UserError(f"speedrun has no stage named {', '.join(unknown) or 'nothing'}; the stages are {known}")
+
+
+def check_unchanged(folder: Path, stage: Stage, recipe: str | None, openings: dict[str, str]) -> None:
+    """A finished stage that the recipe now describes differently must not be passed off as the recipe's result."""
+    made_with = settings.load_run(folder)["config"]
+    wanted = settings.read_recipe(recipe, stage.name, set(made_with), openings) if recipe else {}
+    changed = [name for name, value in wanted.items() if not same_value(made_with[name], value)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{folder} was made with {name}: {made_with[name]}, the recipe now says {wanted[name]}; "
+            f"delete that folder and the later ones, start over with --fresh, or give another --run_dir"
+        )
+
+
+def same_value(made_with: object, wanted: object) -> bool:
+    """Compares a resolved setting with a recipe's, where YAML may spell a number as text (`1e-3`)."""
+    if isinstance(made_with, float) and isinstance(wanted, str | int | float):
+        return made_with == float(wanted)
+    return made_with == wanted
+
+
+def folder_before(run_dir: Path, stage: Stage) -> Path:
+    """The newest earlier stage's folder, where the recipe's own `stages` leaves that stage out."""
+    earlier = STAGES[: STAGES.index(stage)]
+    for candidate in reversed(earlier):
+        if settings.load_run(run_dir / candidate.folder):
+            return run_dir / candidate.folder
+    raise UserError(f"{stage.name} needs a finished {earlier[-1].name} stage in {run_dir}; add it to --stages")
+
+
+def launcher(config: SpeedrunConfig, stage: Stage) -> list[str]:
+    if not config.accelerate_config or not stage.distributed:
+        return [sys.executable]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config.accelerate_config]
+
+
+def run(command: list[str], title: str) -> None:
+    """Runs one stage in the foreground; its failure ends the road here, with the way to go on."""
+    status = subprocess.run(command).returncode
+    if status:
+        raise UserError(f"{title} stopped with exit status {status} (see above); run the same command again to go on")
+
+
+def delete_run(run_dir: Path) -> None:
+    if not run_dir.exists():
+        return
+    names = {stage.folder for stage in STAGES} | {"report.md", "plots"}
+    strangers = sorted(path.name for path in run_dir.iterdir() if path.name not in names)
+    if strangers:
+        raise UserError(
+            f"{run_dir} holds {strangers[0]}, which no stage made: move it away or delete the folder yourself"
+        )
+    shutil.rmtree(run_dir)
+
+
+def say_hello(config: SpeedrunConfig, checkpoint: Path) -> None:
+    for words in config.first_words:
+        print(f"\nYou: {words}", flush=True)
+        run([sys.executable, "-m", "nanochat_hf.cli", "chat", str(checkpoint), "--prompt", words], title="chat")
+
+
+def print_directions(run_dir: Path, checkpoint: Path, seconds: float) -> None:
+    print(f"\nDone in {seconds / 60:.1f} minutes.")
+    made = [str(run_dir / stage.folder) for stage in STAGES if settings.load_run(run_dir / stage.folder)]
+    print(f"  report       {run_dir / 'report.md'}")
+    print(f"  checkpoints  {' '.join(made)}")
+    print(f"  talk to it   {Path(sys.executable).parent / 'nanochat-hf'} chat {checkpoint}")
+    print(f"  in a browser {sys.executable} {SPACE_APP} {checkpoint}")
+
+
+if __name__ == "__main__":
+    settings.run_main(main)
