@@ -74,7 +74,6 @@ def main() -> None:
         delete_run(run_dir)
 
     started = time.time()
-    previous = None
     for number, stage in enumerate(stages, start=1):
         folder = run_dir / stage.folder
         title = f"[{number}/{len(stages) + 1}] {stage.name} → {folder}"
@@ -85,17 +84,16 @@ def main() -> None:
             print(f"\n{title}", flush=True)
             command = launcher(config, stage) + [str(stage.script), *recipe_options, "--output_dir", str(folder)]
             if stage.takes:
-                command += [f"--{stage.takes}", str(previous or folder_before(run_dir, stage))]
+                command += [f"--{stage.takes}", str(predecessor(run_dir, stage))]
             run(command, title=stage.name)
-        previous = folder
 
     print(f"\n[{len(stages) + 1}/{len(stages) + 1}] evaluation and report → {run_dir}", flush=True)
     run(
         [sys.executable, str(EVALUATION / "stages.py"), *recipe_options, "--run_dir", str(run_dir)], title="evaluation"
     )
     run([sys.executable, str(TRAINING / "report.py"), *recipe_options, "--run_dir", str(run_dir)], title="report")
-    say_hello(config, previous)
-    print_directions(run_dir, previous, time.time() - started)
+    say_hello(config, run_dir / stages[-1].folder)
+    print_directions(run_dir, run_dir / stages[-1].folder, time.time() - started)
 
 
 def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
@@ -125,13 +123,16 @@ def same_value(made_with: object, wanted: object) -> bool:
     return made_with == wanted
 
 
-def folder_before(run_dir: Path, stage: Stage) -> Path:
-    """The newest earlier stage's folder, where the recipe's own `stages` leaves that stage out."""
-    earlier = STAGES[: STAGES.index(stage)]
-    for candidate in reversed(earlier):
-        if settings.load_run(run_dir / candidate.folder):
-            return run_dir / candidate.folder
-    raise UserError(f"{stage.name} needs a finished {earlier[-1].name} stage in {run_dir}; add it to --stages")
+def predecessor(run_dir: Path, stage: Stage) -> Path:
+    """The folder a stage starts from: the tokenizer's, or the newest checkpoint of the stages before it."""
+    before = [
+        one for one in STAGES[: STAGES.index(stage)] if (one.name == "tokenizer") == (stage.takes == "tokenizer")
+    ]
+    finished = [one for one in before if settings.load_run(run_dir / one.folder)]
+    if not finished:
+        names = " or ".join(one.name for one in before)
+        raise UserError(f"{stage.name} needs a finished {names} stage in {run_dir}; add it to --stages")
+    return run_dir / finished[-1].folder
 
 
 def launcher(config: SpeedrunConfig, stage: Stage) -> list[str]:

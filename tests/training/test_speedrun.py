@@ -1,0 +1,56 @@
+"""The runner of all stages, as a command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat_hf import settings
+
+SPEEDRUN = Path(__file__).parents[2] / "training" / "speedrun.py"
+
+
+def speedrun(*options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(SPEEDRUN), *options], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    """A run whose tokenizer has finished."""
+    settings.save_run(tmp_path / "run" / "tokenizer", "tokenizer", {"vocab_size": 512, "data": "microworld"})
+    return tmp_path / "run"
+
+
+def test_an_unknown_stage_is_named():
+    result = speedrun("--stages", "tokenizer", "pretraining")
+    assert result.returncode == 2 and "no stage named pretraining" in result.stderr and "pretrain," in result.stderr
+
+
+def test_a_stage_made_with_other_settings_is_not_passed_off_as_finished(run_dir, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("tokenizer:\n  vocab_size: 1024\n")
+    result = speedrun("--config", str(recipe), "--run_dir", str(run_dir), "--stages", "tokenizer")
+    assert result.returncode == 2
+    assert "made with vocab_size: 512" in result.stderr and "--fresh" in result.stderr
+
+
+def test_starting_over_keeps_its_hands_off_what_no_stage_made(run_dir):
+    (run_dir / "thesis.tex").write_text("years of work")
+    result = speedrun("--run_dir", str(run_dir), "--stages", "tokenizer", "--fresh")
+    assert result.returncode == 2 and "thesis.tex" in result.stderr
+    assert (run_dir / "thesis.tex").exists() and (run_dir / "tokenizer").exists()
+
+
+def test_a_stage_without_its_predecessor_says_what_to_add(run_dir):
+    result = speedrun("--run_dir", str(run_dir), "--stages", "sft")
+    assert result.returncode == 2 and "add it to --stages" in result.stderr
+
+
+def test_a_failing_stage_stops_the_road_and_keeps_what_was_made(run_dir, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("pretrain:\n  no_such_setting: 1\n")
+    result = speedrun("--config", str(recipe), "--run_dir", str(run_dir), "--stages", "tokenizer", "pretrain")
+    assert result.returncode == 2
+    assert "finished already" in result.stdout and "pretrain stopped" in result.stderr
+    assert settings.load_run(run_dir / "tokenizer") and not settings.load_run(run_dir / "base")
