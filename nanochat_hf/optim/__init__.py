@@ -1,0 +1,15 @@
+"""MuonAdamW: Muon for the matrices inside the blocks, AdamW for the rest, one class for one process and for many."""
+
+from .groups import build_optimizer, build_param_groups, parameter_roles
+from .muon_adamw import MuonAdamW
+from .schedules import Schedule, apply_schedule, set_learning_rates
+
+__all__ = [
+    "MuonAdamW",
+    "Schedule",
+    "apply_schedule",
+    "build_optimizer",
+    "build_param_groups",
+    "parameter_roles",
+    "set_learning_rates",
+]

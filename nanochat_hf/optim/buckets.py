@@ -1,0 +1,240 @@
+"""Who owns what when several processes share one optimizer step, and how gradients and weights travel.
+
+Every rank holds all weights, but each element's optimizer state and update belong to one rank only (ZeRO-1 for the
+state; gradients are reduced straight to their owner). A bucket is a set of parameters that travels together:
+
+* `MatrixBucket`: same-shape matrices. Whole rounds of `world_size` matrices are reduce-scattered, one matrix of each
+  round to each rank; what is left over is reduced to single owners. So any count fits any number of ranks, unpadded.
+* `ElementBucket`: AdamW parameters, cut into equal flat pieces. The few elements that do not divide, and small
+  parameters, are all-reduced together and updated by everyone alike.
+
+Per step and rank, N matrix elements cost N·(W-1)/W sent for the reduction and as much for the return of the weights:
+the volume of one all-reduce, for gradients and weights together.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import kernels
+
+# A parameter below this many elements is not worth its own collective call.
+MIN_SHARDED_ELEMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share the optimizer step; `group` None means this process alone or the default group."""
+
+    rank: int = 0
+    world_size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def current(cls, group: dist.ProcessGroup | None = None) -> "Ranks":
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    def global_rank(self, rank: int) -> int:
+        return dist.get_global_rank(self.group, rank) if self.group is not None else rank
+
+
+@dataclass(frozen=True)
+class StatePiece:
+    """One rank's part of one state tensor of one parameter: the flat elements `start:stop` of `size`."""
+
+    parameter: str
+    state: str
+    start: int
+    stop: int
+    size: int
+    tensor: Tensor
+
+    @property
+    def key(self) -> str:
+        return f"{self.parameter}|{self.state}|{self.start}|{self.stop}|{self.size}"
+
+
+class MatrixBucket:
+    """Same-shape matrices of one Muon group."""
+
+    def __init__(self, group: dict, indices: list[int], ranks: Ranks, rotation: int, kernel: Callable):
+        self.group, self.ranks, self.kernel = group, ranks, kernel
+        self.params = [group["params"][index] for index in indices]
+        self.names = [group["param_names"][index] for index in indices]
+        world, rank = ranks.world_size, ranks.rank
+        rounds = len(indices) // world
+        self.whole = rounds * world
+        self.owners = {index: (index + rotation) % world for index in range(self.whole, len(indices))}
+        mine = list(range(rank * rounds, (rank + 1) * rounds))
+        self.owned = mine + [index for index, owner in self.owners.items() if owner == rank]
+        self.rounds = rounds
+        rows, cols = self.params[0].shape
+        device, count = self.params[0].device, len(self.owned)
+        self.momentum_buffer = torch.zeros(count, rows, cols, device=device)
+        second_shape = (count, rows, 1) if rows >= cols else (count, 1, cols)
+        self.second_moment = torch.zeros(second_shape, device=device) if group["variant"] == "modern" else None
+        self.works, self.received, self.sent = [], None, None
+
+    def launch(self) -> None:
+        """Starts the reduction of the gradients; a missing gradient counts as zero."""
+        grads = [_gradient(p) for p in self.params]
+        if self.ranks.world_size == 1:
+            self.received = torch.stack(grads).float()
+            return
+        group = self.ranks.group
+        if self.rounds:
+            self.sent = torch.stack(grads[: self.whole]).float()
+            self.received = self.sent.new_empty(self.rounds, *self.sent.shape[1:])
+            self.works.append(dist.reduce_scatter_tensor(self.received, self.sent, group=group, async_op=True))
+        self.spare = {index: grads[index].float().contiguous() for index in self.owners}
+        for index, owner in self.owners.items():
+            destination = self.ranks.global_rank(owner)
+            self.works.append(dist.reduce(self.spare[index], dst=destination, group=group, async_op=True))
+
+    def update(self) -> None:
+        """Updates the owned matrices and starts sending them to the others."""
+        self._wait()
+        if self.owned:
+            grads = self._owned_gradients()
+            params = torch.stack([self.params[index] for index in self.owned])
+            self.grads_used, self.params_before = grads, params
+            self.updated = self._step(params, grads)
+        if self.ranks.world_size > 1:
+            self._send_back()
+        else:
+            torch._foreach_copy_(self.params, list(self.updated.unbind(0)))
+
+    def finish(self) -> None:
+        """Waits for the other ranks' matrices and puts them in place."""
+        self._wait()
+        if self.ranks.world_size > 1 and self.rounds:
+            torch._foreach_copy_(self.params[: self.whole], list(self.sent.unbind(0)))
+        self.received = self.sent = self.spare = self.updated = None
+
+    def pieces(self) -> Iterator[StatePiece]:
+        for slot, index in enumerate(self.owned):
+            states = {"momentum_buffer": self.momentum_buffer[slot]}
+            if self.second_moment is not None:
+                states["second_moment"] = self.second_moment[slot]
+            for state, tensor in states.items():
+                yield StatePiece(self.names[index], state, 0, tensor.numel(), tensor.numel(), tensor)
+
+    def _owned_gradients(self) -> Tensor:
+        if self.ranks.world_size == 1:
+            return self.received
+        parts = [self.received] if self.rounds else []
+        parts += [self.spare[index][None] for index in self.owned[self.rounds :]]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).div_(self.ranks.world_size)
+
+    def _step(self, params: Tensor, grads: Tensor) -> Tensor:
+        group = self.group
+        rows, cols = params.shape[-2:]
+        lr = group["lr"] * max(1.0, rows / cols) ** 0.5
+        state = [self.momentum_buffer] + ([self.second_moment] if self.second_moment is not None else [])
+        betas = [group["momentum"]] + ([group["beta2"]] if self.second_moment is not None else [])
+        self.kernel(params, grads, *state, *betas, lr, group["weight_decay"])
+        return params
+
+    def _send_back(self) -> None:
+        group = self.ranks.group
+        if self.rounds:  # the gradients' buffer takes the weights
+            chunk = self.updated[: self.rounds].float()
+            self.works.append(dist.all_gather_into_tensor(self.sent, chunk, group=group, async_op=True))
+        for slot, index in enumerate(self.owned[self.rounds :], start=self.rounds):
+            self.params[index].copy_(self.updated[slot])
+        for index, owner in self.owners.items():
+            source = self.ranks.global_rank(owner)
+            self.works.append(dist.broadcast(self.params[index].data, src=source, group=group, async_op=True))
+
+    def _wait(self) -> None:
+        for work in self.works:
+            work.wait()
+        self.works = []
+
+
+class ElementBucket:
+    """The parameters of one AdamW group, cut into flat pieces."""
+
+    def __init__(self, group: dict, indices: list[int], ranks: Ranks):
+        self.group, self.ranks = group, ranks
+        self.params = [group["params"][index] for index in indices]
+        self.names = [group["param_names"][index] for index in indices]
+        world, rank = ranks.world_size, ranks.rank
+        self.spans: list[tuple[int, int, int]] = []  # (index of the parameter, start, stop) of what this rank updates
+        self.shares: dict[int, int] = {}  # index of the parameter → elements per rank
+        self.tails: list[tuple[int, int]] = []  # (index of the parameter, first replicated element)
+        for index, p in enumerate(self.params):
+            size = p.numel()
+            share = size if world == 1 else (size // world if size >= MIN_SHARDED_ELEMENTS else 0)
+            if share:
+                self.shares[index] = share
+                self.spans.append((index, rank * share, (rank + 1) * share))
+            if share * world < size:
+                self.tails.append((index, share * world))
+        self.spans += [(index, start, self.params[index].numel()) for index, start in self.tails]
+        make = [torch.zeros(stop - start, device=self.params[index].device) for index, start, stop in self.spans]
+        self.exp_avg, self.exp_avg_sq = make, [torch.zeros_like(tensor) for tensor in make]
+        self.steps = [torch.zeros((), device=tensor.device) for tensor in make]
+        self.works, self.grads = [], []
+
+    def launch(self) -> None:
+        """Starts the reduction of the gradients; a missing gradient counts as zero."""
+        flat = [_gradient(p).reshape(-1) for p in self.params]
+        self.grads = [flat[index][start:stop] for index, start, stop in self.spans]
+        if self.ranks.world_size == 1:
+            return
+        group, world = self.ranks.group, self.ranks.world_size
+        for slot, (index, share) in enumerate(self.shares.items()):
+            self.grads[slot] = flat[index].new_empty(share)
+            sent = flat[index][: share * world]
+            self.works.append(dist.reduce_scatter_tensor(self.grads[slot], sent, group=group, async_op=True))
+        if self.tails:
+            self.tail = torch.cat([flat[index][start:].float() for index, start in self.tails])
+            self.works.append(dist.all_reduce(self.tail, group=group, async_op=True))
+
+    def update(self) -> None:
+        """Updates this rank's pieces and starts sending them to the others."""
+        self._wait()
+        if self.ranks.world_size > 1:
+            if self.tails:
+                sizes = [self.params[index].numel() - start for index, start in self.tails]
+                self.grads[len(self.shares) :] = list(self.tail.split(sizes))
+            torch._foreach_div_(self.grads, self.ranks.world_size)
+        flat = [p.data.view(-1) for p in self.params]
+        mine = [flat[index][start:stop] for index, start, stop in self.spans]
+        group = self.group
+        hyper = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        self.grads_used, self.params_before = self.grads, mine
+        kernels.adamw(mine, self.grads, self.exp_avg, self.exp_avg_sq, self.steps, **hyper)
+        if self.ranks.world_size > 1:
+            for slot, (index, share) in enumerate(self.shares.items()):
+                whole = flat[index][: share * self.ranks.world_size]
+                self.works.append(
+                    dist.all_gather_into_tensor(whole, mine[slot], group=self.ranks.group, async_op=True)
+                )
+
+    def finish(self) -> None:
+        """Waits for the other ranks' pieces, which arrive in place."""
+        self._wait()
+        self.grads, self.tail = [], None
+
+    def pieces(self) -> Iterator[StatePiece]:
+        for slot, (index, start, stop) in enumerate(self.spans):
+            name, size = self.names[index], self.params[index].numel()
+            yield StatePiece(name, "exp_avg", start, stop, size, self.exp_avg[slot])
+            yield StatePiece(name, "exp_avg_sq", start, stop, size, self.exp_avg_sq[slot])
+            yield StatePiece(name, "step", 0, 1, 1, self.steps[slot])
+
+    def _wait(self) -> None:
+        for work in self.works:
+            work.wait()
+        self.works = []
+
+
+def _gradient(p: Tensor) -> Tensor:
+    return p.grad if p.grad is not None else torch.zeros_like(p)

@@ -1,0 +1,126 @@
+"""Which parameter is trained how. Groups follow what a parameter *is* (its owner and name), never its `ndim`."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .muon_adamw import MuonAdamW
+
+# Parameters that are neither a matrix of a block nor an embedding nor the head, by the last parts of their names.
+SCALAR_ROLES = {
+    "resid_lambdas": "resid_lambdas",
+    "x0_lambdas": "x0_lambdas",
+    "smear_gate": "smear",
+    "smear_lambda": "smear",
+    "backout_lambda": "smear",
+}
+
+
+@dataclass(frozen=True)
+class AdamWRole:
+    """AdamW settings of one role; `lr` multiplies the base rate, `width_scaled` adds the factor (dim/768)^-0.5."""
+
+    base: str
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    width_scaled: bool = False
+
+
+# Upstream, July 2026 (found there by sweeps at d12, checked at d24).
+MODERN_ROLES = {
+    "head": AdamWRole("unembedding_lr", 1.0, (0.8, 0.96), 0.01, width_scaled=True),
+    "embedding": AdamWRole("embedding_lr", 1.0, (0.8, 0.995), 0.001, width_scaled=True),
+    "value_embedding": AdamWRole("embedding_lr", 0.5, (0.8, 0.995), 0.01, width_scaled=True),
+    "resid_lambdas": AdamWRole("scalar_lr", 0.01, (0.8, 0.95), 0.05),
+    "x0_lambdas": AdamWRole("scalar_lr", 1.0, (0.96, 0.95), 0.0),
+    "smear": AdamWRole("smear_lr", 1.0, (0.8, 0.95), 0.0),
+}
+# Upstream, October 2025: one pair of betas, no decay. The further roles serve a classic optimizer on a modern model.
+CLASSIC_ROLES = {
+    role: AdamWRole(setting.base, setting.lr, (0.8, 0.95), 0.0, setting.width_scaled)
+    for role, setting in MODERN_ROLES.items()
+}
+
+
+def parameter_roles(model: nn.Module) -> dict[str, str]:
+    """Maps every trainable parameter's name to its role: matrix, head, embedding, value_embedding or a scalar role.
+
+    A tied head counts as embedding. Raises ValueError for a parameter that fits no role, rather than guess.
+    """
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    heads = {id(p) for p in head.parameters()} if head is not None else set()
+    linears = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    roles = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            roles[name] = _role(name, id(parameter), embeddings, heads, linears)
+    unknown = [name for name, role in roles.items() if role is None]
+    if unknown:
+        raise ValueError(f"no optimizer group for the parameters {', '.join(unknown)}: name their role in optim/groups.py")
+    return roles
+
+
+def _role(name: str, key: int, embeddings: set[int], heads: set[int], linears: set[int]) -> str | None:
+    parts = name.split(".")
+    if key in embeddings:
+        return "value_embedding" if any("value_embed" in part for part in parts) else "embedding"
+    if key in heads:
+        return "head"
+    for part in parts:
+        if part in SCALAR_ROLES:
+            return SCALAR_ROLES[part]
+    if "layers" in parts and (key in linears or parts[-1].startswith("lora_")):
+        return "matrix"
+    if "layers" in parts or "norm" in parts[-2:]:  # norms and biases of other architectures (SFT of any Hub model)
+        return "resid_lambdas"
+    return None
+
+
+def build_param_groups(
+    model: nn.Module,
+    *,
+    unembedding_lr: float = 0.008,
+    embedding_lr: float = 0.3,
+    matrix_lr: float = 0.02,
+    weight_decay: float = 0.28,
+    scalar_lr: float = 0.5,
+    smear_lr: float = 0.2,
+    variant: str = "modern",
+    hidden_size: int | None = None,
+    eps: float = 1e-10,
+) -> list[dict]:
+    """Makes the parameter groups of `MuonAdamW`; every trainable parameter is in exactly one.
+
+    Args:
+        unembedding_lr, embedding_lr, scalar_lr, smear_lr: peak AdamW rates; those of head, embeddings and value
+            embeddings are multiplied here by (hidden_size / 768)^-0.5.
+        matrix_lr, weight_decay: peak Muon rate and Muon's cautious decay, already scaled for the batch size.
+        variant: "modern" (July 2026) or "classic" (October 2025).
+        hidden_size: width for that factor; default the model's own.
+    """
+    if variant not in ("modern", "classic"):
+        raise ValueError(f"unknown optimizer variant {variant!r}: use 'modern' or 'classic'")
+    rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr}
+    rates |= {"scalar_lr": scalar_lr, "smear_lr": smear_lr}
+    width_factor = ((hidden_size or model.config.hidden_size) / 768) ** -0.5
+    named, roles = dict(model.named_parameters()), parameter_roles(model)
+    groups = []
+    for role, setting in (MODERN_ROLES if variant == "modern" else CLASSIC_ROLES).items():
+        members = [(name, named[name]) for name, found in roles.items() if found == role]
+        if members:
+            lr = rates[setting.base] * setting.lr * (width_factor if setting.width_scaled else 1.0)
+            group = {"name": role, "kind": "adamw", "params": members, "lr": lr, "betas": setting.betas}
+            groups.append({**group, "eps": eps, "weight_decay": setting.weight_decay})
+    matrices = [(name, named[name]) for name, found in roles.items() if found == "matrix"]
+    for shape in sorted({tuple(p.shape) for _, p in matrices}):
+        group = {"name": f"matrix {shape[0]}x{shape[1]}", "kind": "muon", "variant": variant, "lr": matrix_lr}
+        group["params"] = [(name, p) for name, p in matrices if tuple(p.shape) == shape]
+        groups.append({**group, "momentum": 0.95, "beta2": 0.9, "weight_decay": weight_decay})
+    return groups
+
+
+def build_optimizer(model: nn.Module, **hyper) -> MuonAdamW:
+    """Makes the optimizer of a model; `hyper` as in `build_param_groups`."""
+    return MuonAdamW(build_param_groups(model, **hyper))

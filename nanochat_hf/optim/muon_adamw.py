@@ -1,0 +1,201 @@
+"""The optimizer: Muon for matrices, AdamW for the rest, its work and state shared out over all processes."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import kernels
+from .buckets import ElementBucket, MatrixBucket, Ranks, StatePiece
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon and AdamW in one `torch.optim.Optimizer`, for one process and for many.
+
+    With an initialized process group, `step` itself averages the gradients over the ranks: each rank gets only the
+    gradients whose update it owns, updates those, and the new weights are gathered. So the model must *not* be wrapped
+    in `DistributedDataParallel` (its all-reduce would be paid on top); `NanochatTrainer` takes care of that.
+
+    A step has three phases, so that communication runs behind computation: all reductions are launched, then each
+    bucket is updated as its gradients arrive and its weights are sent off, then the weights are awaited. With
+    `overlap_backward` the reductions are launched even earlier, as soon as a bucket's gradients are complete.
+
+    Args:
+        params: groups as `build_param_groups` makes them: dicts with `kind` "muon" or "adamw", `params` as
+            (name, parameter) pairs, and the hyper-parameters of the kind.
+        process_group: the ranks that share the step; default: all of them.
+        matmul_dtype: precision of Muon's matrix products; default bf16 on GPUs that have it, else fp32.
+        compile: compile Muon's kernel, once per shape; hyper-parameters are tensors, so they never cause a
+            recompilation. Default: on CUDA only (on CPU it saved nothing for the shapes of a d4).
+        bucket_mb: size of a communication bucket of matrices, with more than one rank.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict],
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        matmul_dtype: torch.dtype | None = None,
+        compile: bool | None = None,
+        bucket_mb: float = 32.0,
+    ):
+        super().__init__(params, defaults={})
+        for group in self.param_groups:
+            if group["kind"] not in ("muon", "adamw"):
+                raise ValueError(f"unknown kind {group['kind']!r} of a parameter group: use 'muon' or 'adamw'")
+            group.setdefault("initial_lr", group["lr"])
+            group.setdefault("initial_weight_decay", group["weight_decay"])
+        self._process_group, self._bucket_mb = process_group, bucket_mb
+        self._matmul_dtype, self._compile = matmul_dtype, compile
+        self._buckets: list[MatrixBucket | ElementBucket] | None = None
+        self._pending: dict[int, set[int]] = {}
+        self._launched: set[int] = set()
+        self._hooks: list = []
+        self._armed = False
+        self.measure_norms = False
+        self.norms: dict[str, float] = {}
+
+    @property
+    def buckets(self) -> list[MatrixBucket | ElementBucket]:
+        """Made on first use, when parameters are on their device and the process group exists."""
+        if self._buckets is None:
+            ranks = Ranks.current(self._process_group)
+            self._buckets = []
+            for group in self.param_groups:
+                self._buckets += self._split(group, ranks)
+        return self._buckets
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Averages the gradients over the ranks and updates all weights. Every rank must call it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for number, bucket in enumerate(self.buckets):
+            if number not in self._launched:
+                bucket.launch()
+        self._launched.clear()
+        self._armed = False
+        for bucket in self.buckets:
+            bucket.update()
+        for bucket in self.buckets:
+            bucket.finish()
+        return loss
+
+    # -- overlap with the backward pass --------------------------------------------------------------------------
+
+    def overlap_backward(self) -> None:
+        """Lets reductions start during the backward pass; `arm` has to precede the last backward of each step."""
+        if self._hooks or Ranks.current(self._process_group).world_size == 1:
+            return
+        for number, bucket in enumerate(self.buckets):
+            for p in bucket.params:
+                hook = functools.partial(self._gradient_ready, number)
+                self._hooks.append(p.register_post_accumulate_grad_hook(hook))
+
+    def arm(self) -> None:
+        """Announces that the next backward pass completes the gradients of this step."""
+        if self._hooks:
+            self._armed = True
+            self._pending = {number: {id(p) for p in bucket.params} for number, bucket in enumerate(self.buckets)}
+
+    @torch.no_grad()
+    def _gradient_ready(self, number: int, p: Tensor) -> None:
+        if not self._armed:
+            return
+        self._pending[number].discard(id(p))
+        # Collectives must be launched in the same order on every rank: only ever the next bucket in line.
+        while (following := len(self._launched)) < len(self.buckets) and not self._pending[following]:
+            self.buckets[following].launch()
+            self._launched.add(following)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state_pieces(self) -> list[StatePiece]:
+        """This rank's part of the optimizer state. The parts of all ranks together hold every element once or more."""
+        return [piece for bucket in self.buckets for piece in bucket.pieces()]
+
+    @torch.no_grad()
+    def load_state_pieces(self, saved: Mapping[str, list[tuple[int, int, Callable[[], Tensor]]]]) -> None:
+        """Fills this rank's state from pieces saved by any number of ranks.
+
+        Args:
+            saved: "parameter|state" → list of (start, stop, function that reads that flat part).
+
+        Raises:
+            KeyError: a needed element is in none of the pieces.
+        """
+        for piece in self.state_pieces():
+            name = f"{piece.parameter}|{piece.state}"
+            target, filled = piece.tensor.view(-1), 0
+            for start, stop, read in saved.get(name, ()):
+                low, high = max(start, piece.start), min(stop, piece.stop)
+                if low < high:
+                    part = read().reshape(-1)[low - start : high - start]
+                    target[low - piece.start : high - piece.start].copy_(part)
+                    filled += high - low
+            if filled < target.numel():
+                raise KeyError(f"the saved optimizer state lacks {name}[{piece.start}:{piece.stop}]")
+
+    def state_dict(self) -> dict:
+        """Plain tensors and values. On several ranks it holds this rank's part; see `nanochat_hf.optim.checkpoint`."""
+        state = {piece.key: piece.tensor.clone() for piece in self.state_pieces()} if self._buckets else {}
+        hyper = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        return {"state": state, "param_groups": hyper}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Loads what `state_dict` returned, on any number of ranks if the parts of all ranks were merged."""
+        if state_dict["state"]:
+            self.load_state_pieces(index_pieces({key: lambda t=t: t for key, t in state_dict["state"].items()}))
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            if group["name"] != saved["name"]:
+                raise ValueError(f"the saved optimizer has the group {saved['name']!r} where this has {group['name']!r}")
+            group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
+
+    # -- construction ------------------------------------------------------------------------------------------------
+
+    def _split(self, group: dict, ranks: Ranks) -> list[MatrixBucket | ElementBucket]:
+        everything = list(range(len(group["params"])))
+        if group["kind"] == "adamw":
+            return [ElementBucket(group, everything, ranks)]
+        kernel = self._muon_kernel(group["variant"], group["params"][0].device)
+        if ranks.world_size == 1:
+            return [MatrixBucket(group, everything, ranks, 0, kernel)]
+        matrix_mb = group["params"][0].numel() * 4 / 2**20
+        rounds = max(1, round(self._bucket_mb / (matrix_mb * ranks.world_size)))
+        size = rounds * ranks.world_size
+        order = everything[::-1]  # the backward pass reaches the last layer first
+        cuts = [order[start : start + size] for start in range(0, len(order), size)]
+        return [MatrixBucket(group, cut, ranks, len(self._buckets), kernel) for cut in cuts]
+
+    def _muon_kernel(self, variant: str, device: torch.device) -> Callable:
+        dtype = self._matmul_dtype
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        kernel = kernels.muon_modern if variant == "modern" else kernels.muon_classic
+        if self._compile if self._compile is not None else device.type == "cuda":
+            return _compiled(kernel, dtype)
+        return functools.partial(kernel, matmul_dtype=dtype)
+
+
+@functools.cache
+def _compiled(kernel: Callable, dtype: torch.dtype) -> Callable:
+    """Compiles a Muon kernel; numbers are handed over as 0-D tensors so that a new value is not a new graph."""
+    compiled = torch.compile(functools.partial(kernel, matmul_dtype=dtype), dynamic=False, fullgraph=True)
+
+    def call(*arguments: Tensor | float) -> None:
+        compiled(*(a if isinstance(a, Tensor) else torch.tensor(float(a)) for a in arguments))
+
+    return call
+
+
+def index_pieces(read: Mapping[str, Callable[[], Tensor]]) -> dict[str, list[tuple[int, int, Callable[[], Tensor]]]]:
+    """Sorts saved pieces by parameter and state, each range once. Keys are those of `StatePiece.key`."""
+    found: dict[str, dict[tuple[int, int], Callable[[], Tensor]]] = {}
+    for key, function in read.items():
+        parameter, state, start, stop, _ = key.rsplit("|", 4)
+        found.setdefault(f"{parameter}|{state}", {}).setdefault((int(start), int(stop)), function)
+    return {name: [(*span, function) for span, function in spans.items()] for name, spans in found.items()}
