@@ -22,7 +22,8 @@ SPEC = re.compile(
 NAMES = (
     "smoltalk", "conversations", "gsm8k", "mmlu", "arc-easy", "arc-challenge", "humaneval",
     "spelling", "spelling-bee",
-    "microworld-chat", "microworld-exam", "microworld-problems", "microworld-spelling", "microworld-code",
+    "microworld-chat", "microworld-identity", "microworld-exam", "microworld-problems", "microworld-spelling",
+    "microworld-code",
 )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def _make(name: str, options: dict[str, Any]) -> Any:
             from nanochat_hf.tasks.spelling import SpellingBee
 
             return SpellingBee(**options)
-        case "microworld-chat" | "microworld-exam" | "microworld-problems" | "microworld-spelling" | "microworld-code":
+        case _ if name.startswith("microworld-") and name in NAMES:
             from nanochat_hf.tasks import microworld
 
             return microworld.make(name.removeprefix("microworld-"), **options)

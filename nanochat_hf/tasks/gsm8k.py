@@ -1,0 +1,63 @@
+"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168): school word problems whose solutions mark what to calculate.
+
+    Natalia sold 48/2 = <<48/2=24>>24 clips in May. ... #### 72
+
+Each mark becomes a call of the calculator and its result, so that a model learns to leave arithmetic to the tool.
+"""
+
+import os
+import re
+from typing import Any
+
+from nanochat_hf.tasks.common import Task, final_number, load_rows, message_text
+from nanochat_hf.tools.calculator import calculate
+
+CALCULATOR_MARK = re.compile(r"<<([^<>]+)>>")
+
+
+class GSM8K(Task):
+    """Args: `source` a folder with train.jsonl and test.jsonl, a file, or a Hub id; `split` train or test."""
+
+    name = "gsm8k"
+
+    def __init__(self, source: str | os.PathLike = "openai/gsm8k", split: str = "test", limit: int | None = None):
+        super().__init__(load_rows(source, f"{split}.jsonl", subset="main", split=split), limit)
+
+    def example(self, row: dict[str, str]) -> dict[str, Any]:
+        return word_problem(row["question"], row["answer"])
+
+    def score(self, example: dict[str, Any], completion: str) -> float:
+        return score_final_number(example, completion)
+
+
+def word_problem(question: str, solution: str) -> dict[str, Any]:
+    """Builds the example for a question and a solution with calculator marks."""
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": solution_parts(solution)}]
+    return {"messages": messages, "answer": final_number(solution)}
+
+
+def solution_parts(solution: str) -> list[dict[str, str]]:
+    """Splits a solution at its `<<expression=result>>` marks into parts text, python and python_output.
+
+    The output is what our calculator returns, not what the mark says: training must show what inference will show. A
+    mark that the calculator refuses is left out, for such a call would teach the model to wait for nothing.
+    """
+    parts = []
+    pieces = CALCULATOR_MARK.split(solution)  # text, mark, text, mark, ..., text
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:
+            if piece:
+                parts.append({"type": "text", "text": piece})
+            continue
+        expression = piece.rsplit("=", 1)[0]
+        output = calculate(expression)
+        if output is not None:
+            parts.append({"type": "python", "text": expression})
+            parts.append({"type": "python_output", "text": output})
+    return parts
+
+
+def score_final_number(example: dict[str, Any], completion: str) -> float:
+    """1.0 where the number after the first `#### ` is the reference's, as in the official evaluation."""
+    reference = final_number(message_text(example["messages"][-1]))
+    return float(reference is not None and final_number(completion) == reference)

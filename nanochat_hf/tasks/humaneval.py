@@ -1,0 +1,56 @@
+"""HumanEval (Chen et al. 2021, arXiv:2107.03374): complete a Python function so that its tests pass."""
+
+import os
+import re
+from typing import Any
+
+from nanochat_hf.tasks.common import Task, load_rows
+
+CODE_BLOCK = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
+
+
+class HumanEval(Task):
+    """Args: `source` a folder with HumanEval.jsonl, a file, or a Hub id. There is only a test split."""
+
+    name = "humaneval"
+
+    def __init__(
+        self, source: str | os.PathLike = "openai/openai_humaneval", split: str = "test", limit: int | None = None
+    ):
+        super().__init__(load_rows(source, "HumanEval*.jsonl", subset="openai_humaneval", split=split), limit)
+
+    def example(self, row: dict[str, str]) -> dict[str, Any]:
+        messages = [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["prompt"] + row["canonical_solution"]},
+        ]
+        return {"messages": messages, "entry_point": row["entry_point"], "test": row["test"]}
+
+    def score(self, example: dict[str, Any], completion: str) -> float:
+        return score_program(example, completion)
+
+
+def score_program(example: dict[str, Any], completion: str) -> float:
+    """Runs the completion with the example's tests in the sandbox; 1.0 where they pass."""
+    from nanochat_hf.tools.sandbox import run_program
+
+    stub = example["messages"][-2]["content"]
+    program = [leading_imports(stub), code_of(completion), example["test"], f"check({example['entry_point']})"]
+    return float(run_program("\n\n".join(program) + "\n").ok)
+
+
+def code_of(completion: str) -> str:
+    """Returns the first fenced code block, or the whole completion where there is none."""
+    block = CODE_BLOCK.search(completion)
+    return block.group(1) if block else completion
+
+
+def leading_imports(stub: str) -> str:
+    """Returns the import lines a stub opens with: an answer often repeats the function, but not its imports."""
+    imports = []
+    for line in map(str.strip, stub.splitlines()):
+        if line.startswith(("import ", "from ")):
+            imports.append(line)
+        elif line and not line.startswith("#"):
+            break
+    return "\n".join(imports)
