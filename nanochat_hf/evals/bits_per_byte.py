@@ -1,0 +1,117 @@
+"""Bits per byte: the loss in units that do not depend on the tokenizer.
+
+The sum of -log2 p(token) divided by the number of UTF-8 bytes that the tokens stand for. Two ways to measure, with two
+names, because their numbers must not be compared with each other:
+
+- `bits_per_byte` scores every document from its own beginning, nothing cropped. Fits every model and tokenizer.
+- `packed_bits_per_byte` scores rows as the pretraining loader packs them (nanochat's validation number): a document
+  may be cropped, and its tokens see the documents before it in the row.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat_hf.evals.scoring import distributed_rank, gather_sum, pad_right, plan_batches
+
+IGNORED = -100
+
+
+@torch.inference_mode()
+def packed_bits_per_byte(
+    model: torch.nn.Module,
+    batches: Iterable[dict[str, Tensor]],
+    byte_lengths: Sequence[int] | Tensor,
+    *,
+    steps: int | None = None,
+) -> float:
+    """Bits per byte over packed rows, summed over all processes.
+
+    Args:
+        batches: `input_ids` [B, T] with either `shift_labels` [B, T], the next tokens as the pretraining loader gives
+            them, or `labels` [B, T] in the transformers convention, shifted here. -100 marks what is not scored.
+        byte_lengths: bytes of each token of the vocabulary, 0 for control tokens, which are then not counted.
+        steps: number of batches taken; default all.
+
+    Returns:
+        Bits per byte; infinity if no token with bytes was scored.
+    """
+    device = next(model.parameters()).device
+    byte_lengths = torch.as_tensor(byte_lengths).to(device=device, dtype=torch.long)
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    count = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in islice(batches, steps):
+        ids_BT = batch["input_ids"].to(device)
+        targets = batch["shift_labels"] if "shift_labels" in batch else batch.get("labels", batch["input_ids"])[:, 1:]
+        targets = targets.to(device)
+        logits = model(input_ids=ids_BT, use_cache=False).logits[:, : targets.shape[1]]
+        bytes_BT = torch.where(targets >= 0, byte_lengths[targets.clamp(min=0)], 0)
+        for row in range(len(ids_BT)):  # a row at a time: a float32 copy of all logits would be the memory peak
+            losses = F.cross_entropy(logits[row].float(), targets[row], reduction="none", ignore_index=IGNORED)
+            nats += losses[bytes_BT[row] > 0].sum(dtype=torch.float64)
+        count += bytes_BT.sum()
+    return _ratio(gather_sum(torch.stack([nats, count])))
+
+
+@torch.inference_mode()
+def bits_per_byte(
+    model: torch.nn.Module,
+    encode: Callable[[list[str]], list[list[int]]],
+    documents: Iterable[str],
+    *,
+    max_length: int,
+    max_tokens: int = 16384,
+    progress: Callable[[int], Any] | None = None,
+) -> dict[str, float]:
+    """Bits per byte of whole documents, for any model and tokenizer.
+
+    A document longer than the context is cut into consecutive windows of `max_length` targets; every token is scored
+    exactly once, the first of a window given the last token of the window before. Bytes are those of the text itself.
+
+    Args:
+        encode: texts → token ids, each beginning with the token that begins a document for this model.
+        documents: the texts; with several processes, each takes its share by index.
+        max_length: longest input in tokens.
+        progress: called with the number of sequences scored after each batch.
+
+    Returns:
+        `bits_per_byte`, `nats_per_token`, `bytes_per_token`, `documents`, `bytes`.
+    """
+    device = next(model.parameters()).device
+    rank, world = distributed_rank()
+    texts = [text for index, text in enumerate(documents) if index % world == rank and text]
+    windows = []
+    for ids in encode(texts) if texts else []:
+        windows += [ids[at : at + max_length + 1] for at in range(0, len(ids) - 1, max_length)]
+    nats = torch.zeros((), dtype=torch.float64)
+    for batch in plan_batches([len(window) for window in windows], max_tokens):
+        rows = [windows[index] for index in batch]
+        ids_BT = pad_right(rows, 0, device)
+        targets = pad_right([row[1:] for row in rows], IGNORED, device)
+        logits = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
+        for row in range(len(rows)):
+            losses = F.cross_entropy(logits[row].float(), targets[row], reduction="sum", ignore_index=IGNORED)
+            nats += losses.double().cpu()
+        if progress:
+            progress(len(batch))
+    size = sum(len(text.encode("utf-8")) for text in texts)
+    tokens = sum(len(window) - 1 for window in windows)
+    sums = torch.tensor([float(nats), size, tokens, len(texts)], dtype=torch.float64)
+    nats_all, bytes_all, tokens_all, texts_all = gather_sum(sums.to(device)).tolist()
+    return {
+        "bits_per_byte": nats_all / (math.log(2) * bytes_all) if bytes_all else math.inf,
+        "nats_per_token": nats_all / max(1.0, tokens_all),
+        "bytes_per_token": bytes_all / max(1.0, tokens_all),
+        "documents": texts_all,
+        "bytes": bytes_all,
+    }
+
+
+def _ratio(nats_and_bytes: Tensor) -> float:
+    nats, count = nats_and_bytes.tolist()
+    return nats / (math.log(2) * count) if count else math.inf
