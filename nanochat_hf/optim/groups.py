@@ -58,7 +58,7 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
             roles[name] = _role(name, id(parameter), embeddings, heads, linears)
     unknown = [name for name, role in roles.items() if role is None]
     if unknown:
-        raise ValueError(f"no optimizer group for the parameters {', '.join(unknown)}: name their role in optim/groups.py")
+        raise ValueError(f"no optimizer group for {', '.join(unknown)}: name their role in optim/groups.py")
     return roles
 
 

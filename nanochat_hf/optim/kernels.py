@@ -111,7 +111,7 @@ def muon_classic(
     weight_decay: float | Tensor,
     matmul_dtype: torch.dtype,
 ) -> None:
-    """One step of the October 2025 Muon: Nesterov momentum, fixed Newton-Schulz coefficients, plain decoupled decay."""
+    """One step of the October 2025 Muon: Nesterov momentum, fixed Newton-Schulz coefficients, plain decay."""
     momentum_buffer.lerp_(grads, 1 - momentum)
     update = grads.lerp_(momentum_buffer, momentum).to(matmul_dtype)
     update = orthogonalize(update, NEWTON_SCHULZ, margin=1.0, eps=1e-7).to(params.dtype)

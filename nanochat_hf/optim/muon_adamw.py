@@ -152,7 +152,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self.load_state_pieces(index_pieces({key: lambda t=t: t for key, t in state_dict["state"].items()}))
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             if group["name"] != saved["name"]:
-                raise ValueError(f"the saved optimizer has the group {saved['name']!r} where this has {group['name']!r}")
+                raise ValueError(f"the saved optimizer has group {saved['name']!r} where this has {group['name']!r}")
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
 
     # -- construction ------------------------------------------------------------------------------------------------
