@@ -81,7 +81,7 @@ def shape_from_depth(
     key_value_heads: int | None = None,
     window_pattern: str = "SSSL",
 ) -> Shape:
-    """Modern: width depth · aspect_ratio, rounded up to whole heads. Classic: ⌈width / head_dim⌉ heads, no rounding."""
+    """Modern: width depth · aspect_ratio, rounded up to whole heads. Classic: ⌈width / head_dim⌉ heads."""
     if depth < 1:
         raise ValueError(f"depth must be at least 1, not {depth}")
     base = depth * aspect_ratio
