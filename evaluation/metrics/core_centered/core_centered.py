@@ -1,4 +1,4 @@
-"""Mean centred accuracy (CORE, ChatCORE) as an `evaluate` module: `evaluate.load("evaluation/metrics/core_centered")`."""
+"""Mean centred accuracy as an `evaluate` module: `evaluate.load("evaluation/metrics/core_centered")`."""
 
 import datasets
 import evaluate

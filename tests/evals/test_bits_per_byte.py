@@ -1,0 +1,77 @@
+import math
+
+import pytest
+import torch
+from byte_tokens import BOS, encode_bytes
+
+from nanochat_hf.evals.bits_per_byte import bits_per_byte, packed_bits_per_byte
+
+
+def nats_of(model, ids):
+    """Loss of each token given all before it, one forward pass for the whole sequence."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    return -logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+
+
+def test_documents_equal_the_definition(tiny_model):
+    texts = ["short", "a somewhat longer document, with ünïcödé and 日本語 🙂", "x", ""]
+    seen = []
+    found = bits_per_byte(
+        tiny_model, encode_bytes, texts, max_length=500, max_tokens=70, progress=lambda n: seen.append(n)
+    )
+    nats = sum(nats_of(tiny_model, ids).sum().item() for ids in encode_bytes(texts[:3]))
+    size = sum(len(text.encode()) for text in texts)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    assert found["bytes"] == size and found["documents"] == 3 and sum(seen) == 3
+    assert found["bytes_per_token"] == 1.0
+
+
+def test_long_documents_count_every_token_once(tiny_model):
+    text = "abcdefghij" * 5
+    (ids,) = encode_bytes([text])
+    found = bits_per_byte(tiny_model, encode_bytes, [text], max_length=20)
+    windows = [ids[0:21], ids[20:41], ids[40:]]
+    nats = sum(nats_of(tiny_model, window).sum().item() for window in windows)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 50)
+
+
+def test_packed_rows_skip_control_tokens_and_masked_targets(tiny_model):
+    row = [BOS, 65, 66, BOS, 67, 68, 69]
+    lengths = torch.tensor([1] * 256 + [0] * 4)
+    ids = torch.tensor([row])
+    losses = nats_of(tiny_model, row)
+    counted = [0, 1, 3, 4, 5]  # not the second BOS
+    expected = losses[counted].sum().item() / math.log(2) / 5
+    assert packed_bits_per_byte(tiny_model, [{"input_ids": ids}], lengths) == pytest.approx(expected)
+
+    masked = torch.tensor([[BOS, 65, -100, BOS, 67, 68, 69]])
+    expected = losses[[0, 3, 4, 5]].sum().item() / math.log(2) / 4
+    assert packed_bits_per_byte(tiny_model, [{"input_ids": ids, "labels": masked}], lengths) == pytest.approx(expected)
+
+    shifted = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:], "labels": ids[:, :-1]}
+    expected = losses[counted].sum().item() / math.log(2) / 5
+    assert packed_bits_per_byte(tiny_model, [shifted], lengths) == pytest.approx(expected)
+
+
+def test_tokens_weigh_by_their_bytes(tiny_model):
+    row = [BOS, 65, 66, 67]
+    lengths = torch.zeros(260, dtype=torch.long)
+    lengths[65], lengths[66] = 3, 7
+    expected = nats_of(tiny_model, row)[:2].sum().item() / math.log(2) / 10
+    assert packed_bits_per_byte(tiny_model, [{"input_ids": torch.tensor([row])}], lengths) == pytest.approx(expected)
+
+
+def test_nothing_to_score_is_infinite(tiny_model):
+    batch = {"input_ids": torch.tensor([[BOS, BOS]])}
+    assert packed_bits_per_byte(tiny_model, [batch], torch.tensor([1] * 256 + [0] * 4)) == math.inf
+
+
+def test_steps_limit_an_endless_loader(tiny_model):
+    def endless():
+        while True:
+            yield {"input_ids": torch.tensor([[BOS, 65, 66]])}
+
+    lengths = torch.tensor([1] * 256 + [0] * 4)
+    once = packed_bits_per_byte(tiny_model, endless(), lengths, steps=1)
+    assert packed_bits_per_byte(tiny_model, endless(), lengths, steps=3) == pytest.approx(once)

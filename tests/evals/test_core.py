@@ -1,0 +1,172 @@
+"""CORE: batched evaluation against one item a forward pass, nanochat's sampling rules, awkward bundles."""
+
+import json
+import random
+
+import pytest
+import torch
+from byte_tokens import encode_bytes
+
+from nanochat_hf.evals import core
+from nanochat_hf.evals.scoring import Span, plan_batches, score_spans
+from nanochat_hf.settings import UserError
+
+
+def reference_outcomes(model, task):
+    """The rules of spec order, one item and one sequence at a time, without any of the code under test."""
+    right = []
+    for index, item in enumerate(task.items):
+        pool = [i for i in range(len(task.items)) if i != index]
+        shots = [task.items[i] for i in random.Random(1234 + index).sample(pool, min(task.num_fewshot, len(pool)))]
+        if task.kind == "multiple_choice":
+            head = "".join(s["query"] + task.delimiter + s["choices"][s["gold"]] + "\n\n" for s in shots)
+            options = [head + item["query"] + task.delimiter + choice for choice in item["choices"]]
+            rows = encode_bytes(options)
+            start = next(i for i in range(min(map(len, rows)) + 1) if len({tuple(row[: i + 1]) for row in rows}) > 1)
+            starts = [start] * len(rows)
+        elif task.kind == "schema":
+            rows = encode_bytes([c + task.delimiter + item["continuation"] for c in item["context_options"]])
+            shared = next(i for i in range(1, 999) if len({tuple(row[-i:]) for row in rows}) > 1) - 1
+            starts = [len(row) - shared for row in rows]
+        else:
+            head = "".join(s["context"].strip() + task.delimiter + s["continuation"] + "\n\n" for s in shots)
+            bare = head + item["context"].strip() + task.delimiter
+            rows = encode_bytes([bare + item["continuation"]])
+            starts = [len(encode_bytes([bare.strip()])[0])]
+        losses, greedy = [], []
+        for row, start in zip(rows, starts, strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([row])).logits[0]
+            surprise = -logits.log_softmax(-1)[range(len(row) - 1), row[1:]]
+            losses.append(surprise[start - 1 :].mean().item())
+            greedy.append(bool((logits[start - 1 : -1].argmax(-1) == torch.tensor(row[start:])).all()))
+        right.append(
+            float(greedy[0] if task.kind == "language_modeling" else losses.index(min(losses)) == item["gold"])
+        )
+    return right
+
+
+@pytest.mark.parametrize("label", ["choice", "schema", "language"])
+@pytest.mark.parametrize("max_tokens", [1, 3000])
+def test_batched_outcomes_equal_one_item_a_forward(tiny_model, bundle, label, max_tokens):
+    (task,) = core.load_bundle(bundle, labels=[label])
+    result = core.evaluate_task(tiny_model, encode_bytes, task, max_tokens=max_tokens)
+    assert result.outcomes == reference_outcomes(tiny_model, task)
+    assert result.truncated == 0
+    if label != "language":
+        assert 0 < result.accuracy < 1, "the fixture must have right and wrong items, or equality says nothing"
+
+
+def test_greedy_continuations_are_recognised(tiny_model):
+    """A random model never hits by chance, so the right continuation is taken from the model itself."""
+    contexts, items = ["one two", "three", "four five six seven"], []
+    for context in contexts:
+        ids = torch.tensor(encode_bytes([context]))
+        for _ in range(3):  # "context" + delimiter is cut to "context" by the rule, so the blank is predicted too
+            ids = torch.cat([ids, tiny_model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        items.append((ids[0].tolist(), len(context) + 1))
+    spans = [Span(ids, start, len(ids)) for ids, start in items]
+    spans.append(Span([*items[0][0][:-1], (items[0][0][-1] + 1) % 256], items[0][1], len(items[0][0])))
+    scores = dict(pair for batch in score_spans(tiny_model, spans) for pair in batch)
+    assert [scores[i].is_greedy for i in range(4)] == [True, True, True, False]
+
+
+def test_scores_do_not_depend_on_the_batch(tiny_model):
+    rng = random.Random(1)
+    spans = []
+    for _ in range(20):
+        ids = [rng.randrange(260) for _ in range(rng.randint(3, 60))]
+        start = rng.randint(1, len(ids) - 1)
+        spans.append(Span(ids, start, len(ids)))
+    alone = dict(pair for batch in score_spans(tiny_model, spans, max_tokens=1) for pair in batch)
+    together = dict(pair for batch in score_spans(tiny_model, spans, max_tokens=10**6) for pair in batch)
+    assert alone.keys() == together.keys() == set(range(20))
+    for index in alone:
+        assert alone[index].mean_loss == pytest.approx(together[index].mean_loss, abs=1e-10)
+        assert alone[index].is_greedy == together[index].is_greedy
+
+
+def test_few_shot_draw_is_that_of_sampling_from_the_other_items():
+    items = [{"n": n} for n in range(40)]
+    task = core.CoreTask("t", "language_modeling", 10, " ", 0.0, items)
+    for index in (0, 1, 20, 39):
+        others = [item for i, item in enumerate(items) if i != index]
+        assert core.fewshot_examples(task, index) == random.Random(1234 + index).sample(others, 10)
+
+
+def test_few_shot_pool_smaller_than_asked(tiny_model, bundle):
+    (task,) = core.load_bundle(bundle, max_per_task=3, labels=["choice"])
+    assert task.num_fewshot == 3 and len(task.items) == 3
+    assert len(core.fewshot_examples(task, 0)) == 2
+    assert core.evaluate_task(tiny_model, encode_bytes, task).outcomes == reference_outcomes(tiny_model, task)
+    (single,) = core.load_bundle(bundle, max_per_task=1, labels=["choice"])
+    assert len(core.evaluate_task(tiny_model, encode_bytes, single).outcomes) == 1
+
+
+def test_crop_is_the_prefix_of_the_fixed_shuffle(bundle):
+    lines = (bundle / "eval_data" / "sub" / "language.jsonl").read_text(encoding="utf-8").splitlines()
+    items = [json.loads(line) for line in lines]
+    random.Random(1337).shuffle(items)
+    (task,) = core.load_bundle(bundle, max_per_task=5, labels=["language"])
+    assert task.items == items[:5]
+
+
+def test_long_prompts_keep_their_end_and_are_counted(tiny_model, bundle):
+    (task,) = core.load_bundle(bundle, labels=["choice"])
+    longest = [max(map(len, encode_bytes(core.render(task, x, core.fewshot_examples(task, i)))))
+               for i, x in enumerate(task.items)]  # fmt: skip
+    limit = sorted(longest)[len(longest) // 2]
+    result = core.evaluate_task(tiny_model, encode_bytes, task, max_length=limit)
+    assert result.truncated == sum(length > limit for length in longest) > 0
+    assert Span([1, 2, 3, 4, 5], 3, 5).crop(4) == Span([2, 3, 4, 5], 2, 4)
+    assert Span([1, 2, 3, 4, 5], 1, 5).crop(3) == Span([3, 4, 5], 1, 3), "one token of context always stays"
+
+
+def test_published_and_corrected_baselines(tiny_model, bundle):
+    results = [core.evaluate_task(tiny_model, encode_bytes, task) for task in core.load_bundle(bundle)]
+    metrics = core.summarize(results)
+    choice, schema, language = (result.accuracy for result in results)
+    published = ((choice - 0.62) / 0.38 + (schema - 0.5) / 0.5 + language) / 3
+    corrected = ((choice - 1 / 3) / (2 / 3) + (schema - 0.5) / 0.5 + language) / 3
+    assert metrics["core"] == pytest.approx(published)
+    assert metrics["core_corrected"] == pytest.approx(corrected)
+    assert metrics["core_low"] < metrics["core"] < metrics["core_high"]
+
+
+def test_tokenizer_that_merges_across_the_border():
+    """Where the prompt's tokens are no prefix of the whole, scoring begins at the first difference."""
+    task = core.CoreTask("t", "language_modeling", 0, " ", 0.0, [])
+    assert core.spans_of(task, [[9, 1, 2], [9, 1, 7, 8]]) == [Span([9, 1, 7, 8], 2, 4)]
+
+
+def test_batches_respect_the_token_limit():
+    lengths = [5, 1, 9, 3, 3, 30]
+    batches = plan_batches(lengths, 12)
+    assert sorted(index for batch in batches for index in batch) == list(range(6))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 12 for batch in batches)
+    assert batches[0] == [5], "the longest comes first, even when it alone is over the limit"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "core.yaml").unlink(), "no core.yaml"),
+        (lambda folder: (folder / "eval_data/sub/choice.jsonl").unlink(), "missing from the bundle"),
+        (lambda folder: (folder / "eval_data/sub/choice.jsonl").write_text("{oops"), "not JSON"),
+        (lambda folder: (folder / "eval_data/sub/choice.jsonl").write_text("\n"), "is empty"),
+        (lambda folder: (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\n"), "chance accuracy"),
+    ],
+)
+def test_damaged_bundles_are_named(bundle, tmp_path, damage, words):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=words):
+        core.load_bundle(folder)
+
+
+def test_unknown_task_label_is_named(bundle):
+    with pytest.raises(UserError, match="no task nonsense"):
+        core.load_bundle(bundle, labels=["nonsense"])
