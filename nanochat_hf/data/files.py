@@ -1,0 +1,198 @@
+"""Documents out of one file: parquet, JSON lines or plain text, the latter two also compressed (.gz, .zst).
+
+A file is read in groups of documents, the units of sharding and of resuming: a parquet file's own row groups, 1,024
+documents of any other file. Whatever is wrong with a file is raised as `UserError` with one sentence that names it.
+"""
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nanochat_hf.settings import UserError
+
+GROUP_SIZE = 1024  # documents a group where the file has no groups of its own; also upstream's row group
+TEXT_COLUMNS = ("text", "content", "document", "raw_content", "body")  # tried in this order
+COMPRESSIONS = (".gz", ".zst")
+FORMATS = (".parquet", ".jsonl", ".json", ".txt", ".md")
+END_OF_TEXT = "<|endoftext|>"  # the line that separates documents in text corpora such as TinyStories
+TEXT_DOCUMENT_CHARS = 4000  # about the mean length of a web document; a text file has no other bounds
+
+Group = tuple[int, int, list[str]]  # index of the group, index of its first document in the file, its documents
+
+
+def file_format(path: str | os.PathLike) -> str | None:
+    """Returns the suffix in `FORMATS` that says how to read `path`, None for a foreign file."""
+    name = Path(path).name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    suffix = Path(name).suffix
+    compressed_parquet = suffix == ".parquet" and name != Path(path).name.lower()
+    return suffix if suffix in FORMATS and not compressed_parquet else None
+
+
+def num_groups(path: str | os.PathLike) -> int | None:
+    """Returns how many groups the file has where that is known without reading it (parquet), else None."""
+    if file_format(path) != ".parquet":
+        return None
+    with _named_faults(path):
+        return _parquet(path).num_row_groups
+
+
+def read_groups(
+    path: str | os.PathLike, text_column: str | None = None, start: int = 0, step: int = 1
+) -> Iterator[Group]:
+    """Yields the groups `start`, `start + step`, ... of the file.
+
+    Args:
+        path: a file of one of the `FORMATS`.
+        text_column: the column (parquet) or key (JSON lines) of the text; default: found.
+
+    Raises:
+        UserError: the file is missing, foreign, empty, truncated, or has no such column.
+    """
+    kind = file_format(path)
+    if kind is None:
+        raise UserError(f"{path} is not a file of text that can be read; give {', '.join(FORMATS)} (.gz, .zst)")
+    with _named_faults(path):
+        if os.path.getsize(path) == 0:
+            raise UserError(f"{path} is empty; remove it or fetch it again")
+        if kind == ".parquet":
+            yield from _parquet_groups(path, text_column, start, step)
+            return
+        with _open_text(path) as lines:
+            documents = _text_documents(lines) if kind in (".txt", ".md") else _jsonl_lines(lines, path)
+            for index, first, group in chunks(documents, start, step):
+                if kind in (".jsonl", ".json"):
+                    group = _jsonl_texts(group, path, text_column)
+                yield index, first, group
+
+
+def _parquet(path: str | os.PathLike) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path)
+
+
+def _parquet_groups(path: str | os.PathLike, text_column: str | None, start: int, step: int) -> Iterator[Group]:
+    with _parquet(path) as file:
+        texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")]
+        column = _find_column(path, file.schema_arrow.names, texts, text_column)
+        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        for index in range(start, len(sizes), step):
+            group = file.read_row_group(index, columns=[column]).column(column).to_pylist()
+            yield index, sum(sizes[:index]), [text or "" for text in group]
+
+
+def _find_column(path: Any, columns: Iterable[str], texts: list[str], wanted: str | None) -> str:
+    """Chooses the column of text: the one asked for, a customary name, or the only one that holds text."""
+    names = ", ".join(columns) or "none"
+    if wanted is not None:
+        if wanted in texts:
+            return wanted
+        raise UserError(f"{path} has no text column {wanted!r} (it has: {names}); name the right one as text_column")
+    for name in TEXT_COLUMNS:
+        if name in texts:
+            return name
+    if len(texts) == 1:
+        return texts[0]
+    raise UserError(f"{path}: cannot tell which column is the text (it has: {names}); name it as text_column")
+
+
+def chunks(documents: Iterator[Any], start: int, step: int) -> Iterator[tuple[int, int, list[Any]]]:
+    index = 0
+    while group := list(islice(documents, GROUP_SIZE)):
+        if index >= start and (index - start) % step == 0:
+            yield index, index * GROUP_SIZE, group
+        index += 1
+
+
+def _jsonl_lines(lines: Iterable[str], path: Any) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(lines, start=1):
+        if number == 1 and line.lstrip().startswith("["):
+            raise UserError(f"{path} holds one JSON array; write it as JSON lines, one object a line")
+        if line.strip():
+            yield number, line
+
+
+def _jsonl_texts(lines: list[tuple[int, str]], path: Any, text_column: str | None) -> list[str]:
+    texts = []
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not JSON ({error.msg}); is the file whole?") from None
+        if not isinstance(row, dict):
+            raise UserError(f'{path}, line {number} is not an object such as {{"text": "..."}}')
+        if text_column not in row:
+            strings = [key for key, value in row.items() if isinstance(value, str)]
+            text_column = _find_column(f"{path}, line {number}", row, strings, text_column)
+        text = row[text_column]
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"{path}, line {number}: {text_column!r} is not text but {type(text).__name__}")
+        texts.append(text or "")
+    return texts
+
+
+def _text_documents(lines: Iterable[str]) -> Iterator[str]:
+    """Cuts plain text at lines that hold `END_OF_TEXT`, or, where there are none, at paragraphs.
+
+    Paragraphs are joined to documents of about `TEXT_DOCUMENT_CHARS` characters.
+    """
+    document: list[str] = []
+    chars, marked = 0, False
+    for line in lines:
+        before, mark, after = line.partition(END_OF_TEXT)
+        paragraph_ends = not line.strip()
+        if mark or (paragraph_ends and not marked and chars >= TEXT_DOCUMENT_CHARS):
+            marked = marked or bool(mark)
+            document.append(before)
+            if text := "".join(document).strip():
+                yield text
+            document, chars = [after], len(after)
+        else:
+            document.append(line)
+            chars += len(line)
+    if text := "".join(document).strip():
+        yield text
+
+
+@contextmanager
+def _open_text(path: str | os.PathLike) -> Iterator[io.TextIOBase]:
+    name = str(path).lower()
+    if name.endswith(".gz"):
+        raw: Any = gzip.open(path, "rb")
+    elif name.endswith(".zst"):
+        import zstandard
+
+        raw = zstandard.open(path, "rb")
+    else:
+        raw = open(path, "rb")  # noqa: SIM115 (closed below, with its wrapper)
+    with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as text:
+        yield text
+
+
+@contextmanager
+def _named_faults(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever a reader raises on a bad file into one sentence with the file's name."""
+    try:
+        yield
+    except (UserError, GeneratorExit):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's errors are OSError and ValueError
+        fault = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"{path} cannot be read ({fault}); is it whole? Fetch or make it again") from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "zstandard":
+            raise
+        raise UserError(f"{path} cannot be read ({error}); is it whole? Fetch or make it again") from None

@@ -1,0 +1,198 @@
+"""Rows of one length out of documents of all lengths.
+
+Pretraining rows are full to the last token and begin with a document's first token (nanochat's "BOS best-fit"). Chat
+rows are never cropped: what does not fit is padded.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+IGNORED = -100  # the label of a token that is not trained on, as everywhere in torch and transformers
+BUFFER_DOCUMENTS = 1000
+REFILL_DOCUMENTS = 128  # upstream tokenizes and refills in batches of this size
+MIN_TAIL = 16  # tokens; a shorter rest of a document teaches little but costs a start token
+
+Packing = Literal["best_fit", "keep_tails"]
+
+
+class BestFitPacker:
+    """Documents waiting to be packed, and the rule that picks the next one.
+
+    A row is filled with the largest document that still fits, again and again (of equal ones the oldest). When none
+    fits, what is left of the row is filled with the beginning of a document:
+
+    - `"best_fit"`, upstream's rule: of the shortest one, and the rest of it is thrown away (a third of all tokens
+      of web text at rows of 2,048);
+    - `"keep_tails"`: of the longest one, and the rest waits in the buffer as a document of its own, with the start
+      token before it, so that nothing but rests of less than `MIN_TAIL` tokens is lost.
+
+    Both picks take O(log n) time in the number of documents: those that fit into a row stand in queues by length, with
+    a bit mask of the lengths that are present; those that do not stand in a heap.
+
+    Args:
+        row_length: tokens a row, for a language model one more than its sequence length.
+        packing: what becomes of the rest of a cropped document.
+    """
+
+    def __init__(self, row_length: int, packing: Packing = "best_fit"):
+        if row_length < 2:
+            raise ValueError(f"rows of {row_length} tokens cannot be trained on")
+        if packing not in ("best_fit", "keep_tails"):
+            raise ValueError(f"packing is best_fit or keep_tails, not {packing!r}")
+        self.row_length, self.packing = row_length, packing
+        self._documents: dict[int, np.ndarray] = {}  # by arrival: dicts keep that order
+        self._arrivals = 0
+        self._queues: list[deque[int]] = [deque() for _ in range(row_length + 1)]
+        self._present = 0  # bit n is set where self._queues[n] is not empty
+        self._up_to = [(1 << (length + 1)) - 1 for length in range(row_length + 1)]
+        self._long: list[tuple[int, int]] = []  # heap of (length, arrival), or (-length, arrival) with keep_tails
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @property
+    def documents(self) -> list[np.ndarray]:
+        """The waiting documents, oldest first. Adding them to a new packer makes one that goes on like this one."""
+        return list(self._documents.values())
+
+    def add(self, document: np.ndarray) -> None:
+        """Adds a document of token ids; the packer keeps a reference."""
+        length = len(document)
+        if not length:
+            return
+        arrival = self._arrivals
+        self._arrivals += 1
+        self._documents[arrival] = document
+        if length <= self.row_length:
+            self._queues[length].append(arrival)
+            self._present |= 1 << length
+        else:
+            heapq.heappush(self._long, (length if self.packing == "best_fit" else -length, arrival))
+
+    def place(self, space: np.ndarray) -> int:
+        """Puts the next document at the beginning of `space`; returns how many tokens that took.
+
+        Raises:
+            IndexError: no document is waiting.
+        """
+        fitting = (self._present & self._up_to[len(space)]).bit_length() - 1
+        if fitting > 0:
+            document = self._take_queued(fitting)
+            space[:fitting] = document
+            return fitting
+        document = self._take_to_crop()
+        space[:] = document[: len(space)]
+        if self.packing == "keep_tails" and len(document) - len(space) >= MIN_TAIL:
+            self.add(np.concatenate([document[:1], document[len(space) :]]))
+        return len(space)
+
+    def fits(self, space: int) -> bool:
+        """Whether a waiting document fits into `space` tokens."""
+        return bool(self._present & self._up_to[space])
+
+    def _take_queued(self, length: int) -> np.ndarray:
+        queue = self._queues[length]
+        arrival = queue.popleft()
+        if not queue:
+            self._present ^= 1 << length
+        return self._documents.pop(arrival)
+
+    def _take_to_crop(self) -> np.ndarray:
+        if self.packing == "best_fit":  # the shortest, to throw little away
+            if self._present:
+                return self._take_queued((self._present & -self._present).bit_length() - 1)
+            return self._documents.pop(heapq.heappop(self._long)[1])
+        if self._long:  # the longest: it has to be cut anyway
+            return self._documents.pop(heapq.heappop(self._long)[1])
+        if self._present:
+            return self._take_queued(self._present.bit_length() - 1)
+        raise IndexError("no document is waiting")
+
+
+def pack_best_fit(
+    documents: Iterable[Sequence[int] | np.ndarray],
+    row_length: int,
+    *,
+    packing: Packing = "best_fit",
+    buffer_documents: int = BUFFER_DOCUMENTS,
+    refill_documents: int = REFILL_DOCUMENTS,
+) -> Iterator[np.ndarray]:
+    """Packs documents into rows by upstream's rule; see `BestFitPacker`.
+
+    Args:
+        documents: token ids of each document, beginning with the start token.
+        row_length: tokens a row.
+        packing: `"best_fit"` is upstream's rule, `"keep_tails"` loses nothing.
+        buffer_documents: the buffer is refilled, `refill_documents` at a time, whenever it holds fewer than these.
+
+    Yields:
+        int64 arrays [row_length]. A last row that cannot be filled is not yielded.
+    """
+    packer, documents = BestFitPacker(row_length, packing), iter(documents)
+    while True:
+        row, filled = np.empty(row_length, dtype=np.int64), 0
+        while filled < row_length:
+            while len(packer) < buffer_documents:
+                batch = list(islice(documents, refill_documents))
+                for document in batch:
+                    packer.add(np.asarray(document))
+                if not batch:
+                    break
+            if not packer:
+                return
+            filled += packer.place(row[filled:])
+        yield row
+
+
+def pack_conversations(
+    rendered: Iterable[tuple[Sequence[int], Sequence[int]]],
+    row_length: int,
+    pad_id: int,
+    *,
+    buffer_conversations: int = 100,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Packs whole conversations into rows; the room that is left when none fits is padded.
+
+    Args:
+        rendered: (ids, mask) of each conversation, mask 1 where the token is trained on; at most `row_length` ids,
+            since the place to shorten a conversation is where it is rendered. One with no 1 in its mask is left out.
+        row_length: tokens a row.
+        pad_id: the token in the padding.
+        buffer_conversations: how many conversations to choose from.
+
+    Yields:
+        `input_ids` and `labels`, int64 [row_length]; labels are the ids (not shifted), -100 in padding and where the
+        mask is 0. Each row has at least one label.
+
+    Raises:
+        ValueError: a conversation is longer than a row, or its mask not as long as its ids.
+    """
+    packer = BestFitPacker(row_length)
+    conversations = (_signed(ids, mask, row_length) for ids, mask in rendered if any(mask[1:]))
+    while True:
+        row, filled = np.full(row_length, ~pad_id, dtype=np.int64), 0
+        while filled < row_length:
+            for conversation in islice(conversations, buffer_conversations - len(packer)):
+                packer.add(conversation)
+            if not packer.fits(row_length - filled):
+                break
+            filled += packer.place(row[filled:])
+        if not filled:
+            return
+        ids = np.where(row < 0, ~row, row)
+        yield {"input_ids": ids, "labels": np.where(row < 0, IGNORED, row)}
+
+
+def _signed(ids: Sequence[int], mask: Sequence[int], row_length: int) -> np.ndarray:
+    """One array for ids and mask: a token that is not trained on is stored as its complement, which is negative."""
+    if len(ids) > row_length:
+        raise ValueError(f"a conversation of {len(ids)} tokens for rows of {row_length}: shorten it when rendering")
+    if len(ids) != len(mask):
+        raise ValueError(f"a conversation has {len(ids)} tokens but a mask of {len(mask)}")
+    ids_array = np.asarray(ids, dtype=np.int64)
+    return np.where(np.asarray(mask, dtype=bool), ids_array, ~ids_array)

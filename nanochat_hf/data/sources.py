@@ -1,0 +1,417 @@
+"""Where documents come from, and who reads which.
+
+A source is written as one string, the same in every recipe and on every command line:
+
+- `microworld`: the built-in data;
+- a file or folder of parquet, JSON lines or text (`.gz`, `.zst`);
+- anything else of the form `owner/name` or `owner/name:config`: a data set of the Hub, fetched file by file as needed;
+- several of these with weights, `"web:0.7,code:0.3"` or a list: shares of the characters read.
+
+`open_documents` gives each process its own documents: no two read the same one and none is left out, whatever the
+number of processes. What it returns is an iterator whose position can be saved and restored to the document.
+"""
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from nanochat_hf.data import files
+from nanochat_hf.settings import UserError
+
+DEFAULT_SOURCE = "karpathy/climbmix-400b-shuffle"  # its last shard, shard_06542, is the validation split
+MICROWORLD = "microworld"
+VALIDATION_EVERY = 20  # a source of one file: each 20th document is for validation
+
+Split = Literal["train", "validation"]
+OnBadFile = Literal["stop", "skip"]
+
+
+class Part(Protocol):
+    """A file's worth of documents."""
+
+    name: str
+
+    def num_groups(self) -> int | None: ...
+
+    def groups(self, start: int, step: int) -> Iterator[files.Group]: ...
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file on disk."""
+
+    path: Path
+    text_column: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def num_groups(self) -> int | None:
+        return files.num_groups(self.path)
+
+    def groups(self, start: int, step: int) -> Iterator[files.Group]:
+        return files.read_groups(self.path, self.text_column, start, step)
+
+
+@dataclass(frozen=True)
+class MicroworldPart:
+    """The built-in data, made while it is read."""
+
+    split: Split
+    name: str = MICROWORLD
+
+    def num_groups(self) -> int | None:
+        return None
+
+    def groups(self, start: int, step: int) -> Iterator[files.Group]:
+        from nanochat_hf.data import microworld
+
+        return files.chunks(iter(microworld.documents(self.split)), start, step)
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """The training or the validation documents of a single file, told apart by their place in it."""
+
+    part: Part
+    split: Split
+
+    @property
+    def name(self) -> str:
+        return self.part.name
+
+    def num_groups(self) -> int | None:
+        return self.part.num_groups()
+
+    def groups(self, start: int, step: int) -> Iterator[files.Group]:
+        held_out = self.split == "validation"
+        for index, first, texts in self.part.groups(start, step):
+            numbered = enumerate(texts, start=first)
+            yield index, first, [text for i, text in numbered if (i % VALIDATION_EVERY == 0) == held_out]
+
+
+def find_parts(source: str | Path, split: Split = "train", text_column: str | None = None) -> list[Part]:
+    """Returns the files of `source` that belong to `split`, in reading order.
+
+    Files whose names or folders say `train`, `validation`, `valid`, `val`, `dev` or `test` are taken at their word.
+    Otherwise the last file in order of names is the validation split; a single file is cut by `VALIDATION_EVERY`.
+    """
+    if split not in ("train", "validation"):
+        raise UserError(f"there is no split {split!r}; choose train or validation")
+    if str(source) == MICROWORLD:
+        return [MicroworldPart(split)]
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and files.file_format(p) and not _hidden(p, path))
+        if not found:
+            raise UserError(f"the folder {path} holds no {', '.join(files.FORMATS)} file; check the path of the data")
+        parts: list[Part] = [FilePart(p, text_column) for p in found]
+        return split_parts(parts, [p.relative_to(path).as_posix() for p in found], split)
+    if path.is_file():
+        return [Sliced(FilePart(path, text_column), split)]
+    if _looks_like_hub_id(str(source)):
+        from nanochat_hf.data.hub_files import find_hub_parts
+
+        return find_hub_parts(str(source), split, text_column)
+    raise UserError(f"no data at {source}; give a file, a folder, a Hub data set such as owner/name, or {MICROWORLD}")
+
+
+def split_parts(parts: list[Part], names: list[str], split: Split) -> list[Part]:
+    """Takes from all files of a source those of `split`, by the rule of `find_parts`."""
+    words = [_split_word(name) for name in names]
+    held_out = next((word for word in ("validation", "test") if word in words), None)
+    if "train" in words and held_out:
+        wanted = "train" if split == "train" else held_out
+        return [part for part, word in zip(parts, words, strict=True) if word == wanted]
+    if len(parts) == 1:
+        return [Sliced(parts[0], split)]
+    return parts[:-1] if split == "train" else parts[-1:]
+
+
+def _split_word(name: str) -> str | None:
+    """The split that a file's name or folder announces."""
+    for word in reversed(name.lower().replace("-", "/").replace("_", "/").replace(".", "/").split("/")):
+        if word in ("validation", "valid", "val", "dev", "eval"):
+            return "validation"
+        if word in ("train", "training", "test"):
+            return word.removesuffix("ing")
+    return None
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(name.startswith((".", "_")) for name in path.relative_to(root).parts)
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    owner, slash, name = source.partition("/")
+    return bool(slash and owner and name) and "/" not in name and not source.startswith((".", "~", "/"))
+
+
+class DocumentStream:
+    """The documents of one source that one of `num_streams` readers gets.
+
+    A file with at least `num_streams` groups is dealt out by groups, so that each reader decodes only its own; any
+    other file is dealt out by documents. The deal starts one reader further in each file, so that many small files
+    are dealt evenly too.
+
+    Args:
+        parts: the files, see `find_parts`.
+        stream: which reader this is, from 0.
+        num_streams: how many readers there are.
+        repeat: begin again at the end (a new epoch).
+        seed: shuffles files, groups and the documents within a group anew in each epoch; None keeps the order.
+        on_bad_file: `"stop"` raises `UserError` at a bad file, `"skip"` warns and goes on with the next one.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        stream: int = 0,
+        num_streams: int = 1,
+        repeat: bool = False,
+        seed: int | None = None,
+        on_bad_file: OnBadFile = "stop",
+    ):
+        if not 0 <= stream < num_streams:
+            raise ValueError(f"reader {stream} of {num_streams} readers does not exist")
+        self.parts, self.stream, self.num_streams = list(parts), stream, num_streams
+        self.repeat, self.seed, self.on_bad_file = repeat, seed, on_bad_file
+        names = hashlib.sha256("\n".join(part.name for part in self.parts).encode()).hexdigest()
+        self._identity = {"files": names, "seed": seed, "num_streams": num_streams}
+        self._seek(epoch=0, file=0, group=0, offset=0)
+
+    def _seek(self, epoch: int, file: int, group: int, offset: int) -> None:
+        self._epoch, self._file, self._group, self._offset = epoch, file, group, offset
+        self._texts: list[str] | None = None
+        self._groups: Iterator[list[str]] | None = None
+        self._found_in_epoch = epoch > 0 or file > 0 or group > 0  # an empty source must not repeat for ever
+
+    @property
+    def epoch(self) -> int:
+        """How many times the whole source has been read."""
+        return self._epoch
+
+    @property
+    def position(self) -> dict[str, int]:
+        """Where the next document is."""
+        return {"epoch": self._epoch, "file": self._file, "group": self._group, "offset": self._offset}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the next document, and what it is a position in."""
+        return {**self.position, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position.
+
+        Raises:
+            UserError: the position is one in other files or in another order.
+        """
+        if any(state[key] != value for key, value in self._identity.items()):
+            raise UserError(
+                "the saved position is one in other data files or in another order of them; "
+                "resume with the same data and data seed, or start afresh"
+            )
+        self._seek(**{key: int(state[key]) for key in self.position})
+
+    def next_batch(self, size: int = 128) -> list[str]:
+        """Returns the next 1 to `size` documents, never across the end of a group; [] at the end of the source."""
+        while True:
+            if self._texts is None and not self._load_group():
+                return []
+            batch = self._texts[self._offset : self._offset + size]
+            self._offset += len(batch)
+            if self._offset >= len(self._texts):
+                self._group, self._offset, self._texts = self._group + 1, 0, None
+            if batch:
+                self._found_in_epoch = True
+                return batch
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        batch = self.next_batch(1)
+        if not batch:
+            raise StopIteration
+        return batch[0]
+
+    def _load_group(self) -> bool:
+        """Reads this reader's next group into `self._texts`; False at the end of the source."""
+        while True:
+            if self._file >= len(self.parts):
+                if not self._found_in_epoch:
+                    names = ", ".join(part.name for part in self.parts[:3])
+                    raise UserError(
+                        f"no documents for reader {self.stream} of {self.num_streams} in {names}; "
+                        "give more documents or use fewer processes"
+                    )
+                if not self.repeat:
+                    return False
+                self._seek(self._epoch + 1, 0, 0, 0)
+                self._found_in_epoch = False
+            try:
+                if self._groups is None:
+                    self._groups = self._own_groups(self._order()[self._file], self._group)
+                self._texts = next(self._groups, None)
+            except UserError as error:
+                if self.on_bad_file == "stop":
+                    raise
+                warnings.warn(f"skipped the rest of a file: {error}", stacklevel=2)
+            if self._texts is not None:
+                return True
+            self._file, self._group, self._offset, self._groups = self._file + 1, 0, 0, None
+
+    def _order(self) -> np.ndarray:
+        """The order of files in this epoch."""
+        if self.seed is None:
+            return np.arange(len(self.parts))
+        return np.random.default_rng((self.seed, self._epoch)).permutation(len(self.parts))
+
+    def _own_groups(self, file: int, start: int) -> Iterator[list[str]]:
+        """Yields this reader's groups of a file, without the first `start` of them."""
+        part, deal = self.parts[file], (self.stream - int(file)) % self.num_streams
+        total = part.num_groups()
+        if total is not None and total >= self.num_streams:
+            own = range(deal, total, self.num_streams)
+            if self.seed is None:
+                for _, _, texts in part.groups(own.start + start * self.num_streams, self.num_streams):
+                    yield self._clean(texts, file, 0, 1)
+            else:
+                order = np.random.default_rng((self.seed, self._epoch, int(file))).permutation(own)
+                for group in order[start:]:
+                    _, _, texts = next(part.groups(int(group), total))
+                    yield self._shuffle(self._clean(texts, file, 0, 1), file, int(group))
+            return
+        for group, _, texts in part.groups(start, 1):
+            own_texts = self._clean(texts, file, (deal - group) % self.num_streams, self.num_streams)
+            yield own_texts if self.seed is None else self._shuffle(own_texts, file, group)
+
+    def _clean(self, texts: list[str], file: int, start: int, step: int) -> list[str]:
+        return [text for text in texts if text][start::step]
+
+    def _shuffle(self, texts: list[str], file: int, group: int) -> list[str]:
+        order = np.random.default_rng((self.seed, self._epoch, int(file), group)).permutation(len(texts))
+        return [texts[index] for index in order]
+
+
+class MixedStream:
+    """Several streams read in given shares of the characters.
+
+    The next batch always comes from the stream that is furthest behind its share, which needs no random numbers and
+    keeps the shares exact to within a batch.
+    """
+
+    def __init__(self, streams: Sequence[DocumentStream], weights: Sequence[float]):
+        self.streams = list(streams)
+        self.weights = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self._chars = np.zeros(len(self.streams))
+        self._ended = np.zeros(len(self.streams), dtype=bool)
+
+    @property
+    def epoch(self) -> int:
+        """How many times the source that is read fastest has been read."""
+        return max(stream.epoch for stream in self.streams)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The positions of all streams and what was read of each."""
+        return {
+            "streams": [stream.state_dict() for stream in self.streams],
+            "chars": self._chars.tolist(),
+            "ended": self._ended.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position."""
+        if len(state["streams"]) != len(self.streams):
+            raise UserError("the saved position is one in other sources; resume with the same data or start afresh")
+        for stream, own in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(own)
+        self._chars, self._ended = np.array(state["chars"], dtype=np.float64), np.array(state["ended"], dtype=bool)
+
+    def next_batch(self, size: int = 128) -> list[str]:
+        """Returns the next 1 to `size` documents, all of one source; [] when every source has ended."""
+        while not self._ended.all():
+            lag = np.where(self._ended, -np.inf, self.weights * self._chars.sum() - self._chars)
+            choice = int(np.argmax(lag + 1e-9 * self.weights))  # at the very start: the heaviest
+            batch = self.streams[choice].next_batch(min(size, 32))
+            if batch:
+                self._chars[choice] += sum(map(len, batch))
+                return batch
+            self._ended[choice] = True
+        return []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        batch = self.next_batch(1)
+        if not batch:
+            raise StopIteration
+        return batch[0]
+
+
+def parse_sources(source: str | Path | Sequence[str]) -> list[tuple[str, float]]:
+    """Splits `"a:0.7,b:0.3"` or `["a:0.7", "b:0.3"]` into names and weights; a source without a weight has 1."""
+    if isinstance(source, Path):
+        return [(str(source), 1.0)]
+    words = [source] if isinstance(source, str) else [str(word) for word in source]
+    if len(words) == 1 and not Path(words[0]).exists():
+        words = words[0].split(",")
+    found = []
+    for word in (word.strip() for word in words):
+        name, colon, weight = word.rpartition(":")
+        try:
+            found.append((name, float(weight)) if colon and not Path(word).exists() else (word, 1.0))
+        except ValueError:
+            found.append((word, 1.0))
+    if not all(name and weight > 0 for name, weight in found):
+        raise UserError(f"cannot read the data sources {source!r}; write NAME or NAME:WEIGHT,NAME:WEIGHT")
+    return found
+
+
+def open_documents(
+    source: str | Path | Sequence[str] = DEFAULT_SOURCE,
+    split: Split = "train",
+    text_column: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    repeat: bool = False,
+    seed: int | None = None,
+    on_bad_file: OnBadFile = "stop",
+) -> DocumentStream | MixedStream:
+    """Opens a source (see the module's head) and returns an iterator of its documents.
+
+    Inside a worker of a torch `DataLoader` the documents of the rank are dealt out to the workers as well.
+
+    Args:
+        split: `"train"` or `"validation"`, disjoint, see `find_parts`.
+        text_column: column or key of the text; default: found.
+        rank, world_size: this process and how many there are.
+        repeat, seed, on_bad_file: see `DocumentStream`.
+
+    Raises:
+        UserError: there is no such source, or nothing in it can be read.
+    """
+    worker, workers = _worker()
+    streams, weights = [], []
+    for name, weight in parse_sources(source):
+        parts = find_parts(name, split, text_column)
+        deal = {"stream": rank * workers + worker, "num_streams": world_size * workers}
+        streams.append(DocumentStream(parts, **deal, repeat=repeat, seed=seed, on_bad_file=on_bad_file))
+        weights.append(weight)
+    return streams[0] if len(streams) == 1 else MixedStream(streams, weights)
+
+
+def _worker() -> tuple[int, int]:
+    torch_data = sys.modules.get("torch.utils.data")
+    info = torch_data.get_worker_info() if torch_data is not None else None
+    return (0, 1) if info is None else (info.id, info.num_workers)
