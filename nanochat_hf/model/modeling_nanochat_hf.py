@@ -1,0 +1,528 @@
+"""The nanochat decoder for transformers: upstream's July 2026 architecture, with October 2025 as a preset.
+
+Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicSlidingWindowLayer,
+    StaticCache,
+    StaticSlidingWindowLayer,
+)
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_nanochat_hf import NanochatHFConfig
+
+# Channels of the normed input that feed the two kinds of gate (upstream's choice: enough for a gate, and cheap).
+VALUE_GATE_CHANNELS = 12
+SMEAR_GATE_CHANNELS = 24
+IGNORE_INDEX = -100
+
+
+class Linear(nn.Linear):
+    """A bias-free projection that works in the activation's dtype while its master weight keeps its own."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class NanochatHFRotaryEmbedding(nn.Module):
+    """Angles of the rotary positions, computed for the positions at hand, so no table has to grow."""
+
+    def __init__(self, config: NanochatHFConfig):
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        default = self.rope_type == "default"
+        init_function = self.compute_default_rope_parameters if default else ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = init_function(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: NanochatHFConfig, device=None, **_: Any) -> tuple[torch.Tensor, float]:
+        """Returns the inverse frequencies [D/2] and the factor on cos and sin."""
+        channels = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device)
+        return 1.0 / (config.rope_parameters["rope_theta"] ** (channels / config.head_dim)), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, T] positions -> cos and sin [B, 1, T, D/2] in the activation's dtype."""
+        angles = position_ids[:, None, :, None].float() * self.inv_freq.to(x.device, torch.float)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the channel pairs (i, i + D/2) by minus the angle, nanochat's convention."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention spelled out; returns [B, T, H, D] and the weights [B, H, T, keys]."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class NanochatHFAttention(nn.Module):
+    """Causal grouped-query attention: rotary, then parameter-free norm on queries and keys; gated value embeddings."""
+
+    def __init__(self, config: NanochatHFConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.layer_type = config.layer_types[layer_idx]
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        # Upstream multiplies queries and keys by qk_scale; on the scores it is one factor, and spares two roundings.
+        self.scaling = config.head_dim**-0.5 * config.qk_scale**2
+        self.sliding_window = config.sliding_window if self.layer_type == "sliding_attention" else None
+        self.is_causal = True
+        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * config.head_dim)
+        self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size)
+        if config.has_value_embedding(layer_idx):
+            self.ve_gate = Linear(min(VALUE_GATE_CHANNELS, config.hidden_size), config.num_key_value_heads)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        value_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # [B, H, T, D]
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)  # [B, K, T, D]
+        value = self.v_proj(hidden_states).view(heads)  # [B, T, K, D]
+        if value_embeds is not None:
+            gate = 3 * torch.sigmoid(self.ve_gate(hidden_states[..., : self.ve_gate.in_features]))  # [B, T, K]
+            value = value + gate.unsqueeze(-1) * value_embeds.view(heads)
+        value = value.transpose(1, 2)
+
+        cos, sin = position_embeddings
+        eps = self.config.rms_norm_eps
+        query = F.rms_norm(rotate(query, cos, sin), (self.head_dim,), eps=eps)
+        key = F.rms_norm(rotate(key, cos, sin), (self.head_dim,), eps=eps)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+class NanochatHFMLP(nn.Module):
+    """Up projection, squared ReLU (Primer, arXiv:2109.08668), down projection."""
+
+    def __init__(self, config: NanochatHFConfig):
+        super().__init__()
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.relu(self.up_proj(hidden_states)).square())
+
+
+class NanochatHFDecoderLayer(GradientCheckpointingLayer):
+    """Residual scales, attention, MLP; parameter-free pre-norms."""
+
+    def __init__(self, config: NanochatHFConfig, layer_idx: int):
+        super().__init__()
+        self.norm_shape, self.eps = (config.hidden_size,), config.rms_norm_eps
+        self.self_attn = NanochatHFAttention(config, layer_idx)
+        self.mlp = NanochatHFMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        initial_states: torch.Tensor | None = None,
+        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if scales is not None:
+            hidden_states = scales[0] * hidden_states + scales[1] * initial_states
+        attended, _ = self.self_attn(F.rms_norm(hidden_states, self.norm_shape, eps=self.eps), **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(F.rms_norm(hidden_states, self.norm_shape, eps=self.eps))
+
+
+class NanochatHFPreTrainedModel(PreTrainedModel):
+    """What the base model and the causal language model share: flags, and upstream's initialisation."""
+
+    config: NanochatHFConfig
+    config_class = NanochatHFConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NanochatHFDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": NanochatHFDecoderLayer, "attentions": NanochatHFAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Upstream's initialisation. Works on real tensors after a load through the meta device: `init` leaves alone
+        what the checkpoint has filled."""
+        classic, width = self.config.preset == "classic", self.config.hidden_size
+        uniform = (3 / width) ** 0.5  # U(-b, b) has the standard deviation of N(0, 1/sqrt(width))
+        if isinstance(module, NanochatHFAttention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                if classic:
+                    fan_out, fan_in = projection.weight.shape
+                    init.normal_(projection.weight, std=fan_in**-0.5 * min(1.0, (fan_out / fan_in) ** 0.5))
+                else:
+                    init.uniform_(projection.weight, -uniform, uniform)
+            init.zeros_(module.o_proj.weight)
+            if hasattr(module, "ve_gate"):
+                init.uniform_(module.ve_gate.weight, 0.0, 0.02)
+        elif isinstance(module, NanochatHFMLP):
+            if classic:
+                init.normal_(module.up_proj.weight, std=width**-0.5)
+            else:
+                init.uniform_(module.up_proj.weight, -0.4 * uniform, 0.4 * uniform)
+            init.zeros_(module.down_proj.weight)
+        elif isinstance(module, NanochatHFModel):
+            self._init_base(module, classic, uniform)
+        elif isinstance(module, NanochatHFForCausalLM):
+            if classic:
+                init.zeros_(module.lm_head.weight)
+            else:
+                init.normal_(module.lm_head.weight, std=0.001)
+        elif isinstance(module, NanochatHFRotaryEmbedding):
+            super()._init_weights(module)
+
+    def _init_base(self, module: "NanochatHFModel", classic: bool, uniform: float) -> None:
+        init.normal_(module.embed_tokens.weight, std=1.0 if classic else 0.8)
+        if self.config.value_embeddings:
+            for table in module.value_embeds.values():
+                init.uniform_(table.weight, -uniform, uniform)
+        if self.config.residual_scalars:
+            # Early layers carry more of the residual stream and of the initial embedding than late ones.
+            layers = self.config.num_hidden_layers
+            steps = torch.arange(layers, dtype=torch.float) / max(layers - 1, 1)
+            init.copy_(module.resid_lambdas, 1.15 - 0.10 * steps)
+            init.copy_(module.x0_lambdas, 0.20 - 0.15 * steps)
+        if self.config.smear:
+            init.uniform_(module.smear_gate.weight, 0.0, 0.02)
+            init.zeros_(module.smear_lambda)
+        if self.config.backout:
+            init.constant_(module.backout_lambda, 0.2)
+
+
+class NanochatHFModel(NanochatHFPreTrainedModel):
+    """The decoder up to and including the final norm."""
+
+    def __init__(self, config: NanochatHFConfig):
+        super().__init__(config)
+        width, layers = config.hidden_size, config.num_hidden_layers
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.layers = nn.ModuleList(NanochatHFDecoderLayer(config, index) for index in range(layers))
+        if config.value_embeddings:
+            value_width = config.num_key_value_heads * config.head_dim
+            self.value_embeds = nn.ModuleDict(
+                {
+                    str(index): nn.Embedding(config.vocab_size, value_width)
+                    for index in range(layers)
+                    if config.has_value_embedding(index)
+                }
+            )
+        if config.residual_scalars:
+            self.resid_lambdas = nn.Parameter(torch.ones(layers))
+            self.x0_lambdas = nn.Parameter(torch.zeros(layers))
+        if config.smear:
+            self.smear_gate = Linear(min(SMEAR_GATE_CHANNELS, width), 1)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
+        self.rotary_emb = NanochatHFRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the decoder.
+
+        Args:
+            input_ids: [B, T] tokens. Value embeddings look tokens up in every second layer, so a model that has them
+                cannot run from `inputs_embeds` alone.
+            attention_mask: [B, past + T] with 0 for padding, or transformers' prepared masks by layer type.
+            position_ids: [B, T]; a position of 0 begins a document (smear does not reach over it). Default: counted
+                from the mask, else from the cache.
+            past_key_values: any transformers cache; when smear is on, its state is kept there in one more layer.
+
+        Returns:
+            `last_hidden_state` [B, T, C] after backout and the final norm.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if input_ids is None and self.config.value_embeddings:
+            raise ValueError("this model has value embeddings, which need input_ids; inputs_embeds is not enough")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None and not (self.training and torch.is_grad_enabled()):
+            past_key_values = DynamicCache(config=self.config)
+
+        padded_or_packed = position_ids is not None or isinstance(attention_mask, torch.Tensor)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
+
+        hidden_states = self._norm(self._to_compute_dtype(inputs_embeds))
+        if self.config.smear:
+            starts = position_ids == 0 if padded_or_packed or past_key_values is not None else None
+            hidden_states = self._smear(hidden_states, starts, past_key_values)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+
+        initial_states = hidden_states
+        middle = self.config.num_hidden_layers // 2
+        for index, layer in enumerate(self.layers):
+            scales = None
+            if self.config.residual_scalars:
+                scales = (self.resid_lambdas[index], self.x0_lambdas[index])
+            value_embeds = None
+            if self.config.has_value_embedding(index):
+                value_embeds = self.value_embeds[str(index)](input_ids).to(hidden_states.dtype)
+            hidden_states = layer(
+                hidden_states,
+                initial_states,
+                scales,
+                position_embeddings=position_embeddings,
+                attention_mask=masks[self.config.layer_types[index]],
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                value_embeds=value_embeds,
+                **kwargs,
+            )
+            if index == middle:
+                middle_states = hidden_states
+        if self.config.backout:
+            hidden_states = hidden_states - self.backout_lambda.to(hidden_states.dtype) * middle_states
+        return BaseModelOutputWithPast(last_hidden_state=self._norm(hidden_states), past_key_values=past_key_values)
+
+    def _norm(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+
+    @staticmethod
+    def _to_compute_dtype(x: torch.Tensor) -> torch.Tensor:
+        """The residual stream runs in the embedding table's dtype, or in autocast's: autocast alone would leave the
+        residual stream in fp32, because embedding and norm keep their input's dtype."""
+        if torch.is_autocast_enabled(x.device.type):
+            return x.to(torch.get_autocast_dtype(x.device.type))
+        return x
+
+    @staticmethod
+    def _positions(x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None) -> torch.Tensor:
+        """Positions [B or 1, T]: padding does not count, where a 2-D mask tells of it."""
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -x.shape[1] :]
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return (torch.arange(x.shape[1], device=x.device) + seen).unsqueeze(0)
+
+    def _masks(self, x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: torch.Tensor):
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        arguments = (self.config, x, attention_mask, past_key_values, position_ids)
+        masks = {}
+        if "full_attention" in self.config.layer_types:
+            masks["full_attention"] = create_causal_mask(*arguments)
+        if "sliding_attention" in self.config.layer_types:
+            masks["sliding_attention"] = create_sliding_window_causal_mask(*arguments)
+        return masks
+
+    def _smear(self, x: torch.Tensor, starts: torch.Tensor | None, past_key_values: Cache | None) -> torch.Tensor:
+        """x_t + lambda * sigmoid(w . x_t) * x_(t-1), on the normed embeddings [B, T, C]; nothing reaches a start."""
+        if past_key_values is None:
+            previous = F.pad(x[:, :-1], (0, 0, 1, 0))
+        else:
+            previous = previous_states(x, past_key_values, layer_idx=self.config.num_hidden_layers)
+        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., : self.smear_gate.in_features]))
+        if starts is not None:
+            gate = gate.masked_fill(starts.unsqueeze(-1), 0)
+        return x + gate * previous
+
+
+def previous_states(x: torch.Tensor, past_key_values: Cache, layer_idx: int) -> torch.Tensor:
+    """Each token's predecessor [B, T, C]; the first one's comes from the cache, into which the last one goes.
+
+    The state is a stock key/value layer of window two at `layer_idx`, behind the model's own layers: whatever is done
+    to a cache (reorder, crop, repeat, select, reset) is done to it too. A cache without that layer gets it here.
+    """
+    if len(past_key_values.layers) <= layer_idx:
+        add_state_layer(past_key_values, layer_idx)
+    keys = x.unsqueeze(1)  # [B, 1, T, C]
+    states, _ = past_key_values.update(keys, keys[..., :0], layer_idx)
+    states, tokens = states.squeeze(1), x.shape[1]
+    if states.shape[1] > tokens:  # the last T + 1 states are the cached one and the new ones
+        return states[:, -tokens - 1 : -1]
+    return F.pad(states[:, :-1], (0, 0, 1, 0))
+
+
+def add_state_layer(past_key_values: Cache, layer_idx: int) -> None:
+    """Gives a cache the layer that holds smear's state."""
+    layers = past_key_values.layers
+    while len(layers) < layer_idx:  # a cache that was made without a configuration grows its layers on first use
+        layers.append(past_key_values.layer_class_to_replicate())
+    if isinstance(past_key_values, StaticCache):
+        layers.append(StaticSlidingWindowLayer(max_cache_len=2, sliding_window=2))
+    else:
+        layers.append(DynamicSlidingWindowLayer(sliding_window=2))
+        if any(past_key_values.is_recording_past(index) for index in range(layer_idx)):
+            layers[-1].activate_past_recording()
+
+
+class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
+    """The decoder with its language-modelling head: one linear map and a soft cap."""
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: NanochatHFConfig):
+        super().__init__(config)
+        self.model = NanochatHFModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model; see [`NanochatHFModel.forward`] for what is not described here.
+
+        Args:
+            labels: [B, T] token ids, -100 where nothing is to be learned; shifted inside.
+            logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
+            num_items_in_batch: what the summed loss is divided by; default the number of supervised tokens here.
+            shift_labels: [B, T] labels that are shifted already, instead of `labels`.
+
+        Returns:
+            `loss`, and `logits` [B, T, V] in fp32.
+        """
+        supervised = labels is not None or shift_labels is not None
+        if supervised and use_cache is None:
+            use_cache = False
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = soft_cap(self.lm_head(hidden_states).float(), self.config.final_logit_softcapping)
+        loss = None
+        if supervised:
+            if shift_labels is None:
+                shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+            loss = causal_loss(logits, shift_labels, num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Squashes logits smoothly into (-cap, cap)."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def causal_loss(logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Summed cross-entropy over the supervised tokens, divided by their number (or by `num_items_in_batch`).
+
+    An all-masked batch gives 0, not NaN: packed chat rows can consist of prompt alone.
+    """
+    targets = targets.to(logits.device).reshape(-1)
+    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+NanochatHFConfig.register_for_auto_class()
+NanochatHFModel.register_for_auto_class("AutoModel")
+NanochatHFForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = ["NanochatHFForCausalLM", "NanochatHFModel", "NanochatHFPreTrainedModel"]
