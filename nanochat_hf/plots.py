@@ -1,0 +1,135 @@
+"""Curves of a run as PNG: loss, bits per byte, reward, and the scores of the stages side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from nanochat_hf.report import Stage
+
+# Colour-blind safe (Okabe and Ito 2008), one colour a stage everywhere.
+COLOURS = {"base": "#0072B2", "mid": "#E69F00", "sft": "#009E73", "rl": "#CC79A7"}
+MARKERS = "osD^vP*X"
+
+
+def draw_plots(models: "list[Stage]", folder: Path) -> list[tuple[str, str]]:
+    """Draws what there is to draw; returns (file name, caption) of each picture."""
+    drawn = []
+    for name, caption, draw in (
+        ("loss.png", "Training loss of each stage", _draw_losses),
+        ("bits_per_byte.png", "Bits per byte on validation text", _draw_bits_per_byte),
+        ("reward.png", "Mean reward during reinforcement learning", _draw_rewards),
+        ("scores.png", "Scores after each stage, with 95 % intervals", _draw_scores),
+    ):
+        figure = draw(models)
+        if figure is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / name, dpi=130)
+            drawn.append((name, caption))
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier report
+    return drawn
+
+
+def _curve(stage: "Stage", *keys: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the first of `keys` that the stage's history has."""
+    for key in keys:
+        rows = [row for row in stage.history if isinstance(row.get(key), int | float) and "step" in row]
+        if rows:
+            return [row["step"] for row in rows], [row[key] for row in rows]
+    return [], []
+
+
+def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
+    """One panel a stage, side by side, for the stages that have the curve."""
+    curves = [(stage, *_curve(stage, *keys)) for stage in models]
+    curves = [curve for curve in curves if curve[1]]
+    if not curves:
+        return None
+    figure = _figure(width=0.8 + 3.2 * len(curves), height=3.0)
+    for number, (stage, steps, values) in enumerate(curves, start=1):
+        axes = figure.add_subplot(1, len(curves), number)
+        colour = COLOURS[stage.name]
+        if len(steps) > 60:  # the trend over the noise of single batches
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _smooth(values, len(values) // 30), color=colour, linewidth=1.6)
+        else:
+            axes.plot(steps, values, color=colour, linewidth=1.6, marker="." if len(steps) < 30 else None)
+        axes.set_title(stage.name.upper(), fontsize=10)
+        axes.set_xlabel("step")
+        if number == 1:
+            axes.set_ylabel(label)
+        _plain_axes(axes)
+    return figure
+
+
+def _draw_losses(models: "list[Stage]") -> Any:
+    return _draw_curves([stage for stage in models if stage.name != "rl"], "loss (nats a token)", "loss", "train_loss")
+
+
+def _draw_bits_per_byte(models: "list[Stage]") -> Any:
+    keys = ("bits_per_byte", "eval_bits_per_byte", "packed_bits_per_byte", "eval_packed_bits_per_byte", "val_bpb")
+    return _draw_curves(models, "bits per byte", *keys)
+
+
+def _draw_rewards(models: "list[Stage]") -> Any:
+    return _draw_curves([stage for stage in models if stage.name == "rl"], "mean reward", "reward", "mean_reward")
+
+
+def _draw_scores(models: "list[Stage]") -> Any:
+    """Share of right answers by stage: a line a task, the interval as a bar."""
+    stages = [stage for stage in models if stage.tasks("chat")]
+    names = list(dict.fromkeys(task for stage in stages for task in stage.tasks("chat")))
+    if not names:
+        return None
+    figure = _figure(width=7.2, height=3.8)
+    axes = figure.add_subplot()
+    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
+    for number, name in enumerate(names):
+        points = [(at, stage.tasks("chat")[name]) for at, stage in enumerate(stages) if name in stage.tasks("chat")]
+        shift = (number - (len(names) - 1) / 2) * 0.03  # so that intervals do not cover each other
+        values = [100 * row["accuracy"] for _, row in points]
+        below = [max(0.0, value - 100 * row["accuracy_low"]) for value, (_, row) in zip(values, points, strict=True)]
+        above = [max(0.0, 100 * row["accuracy_high"] - value) for value, (_, row) in zip(values, points, strict=True)]
+        axes.errorbar(
+            [at + shift for at, _ in points],
+            values,
+            yerr=[below, above],
+            label=name,
+            color=palette[number % len(palette)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=5,
+            linewidth=1.4,
+            elinewidth=0.8,
+            capsize=2,
+        )
+    axes.set_xticks(range(len(stages)), [stage.name.upper() for stage in stages])
+    axes.set_xlim(-0.3, len(stages) - 0.7)
+    axes.set_ylim(-3, 103)
+    axes.set_ylabel("right answers (%)")
+    _plain_axes(axes)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _plain_axes(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _smooth(values: list[float], window: int) -> list[float]:
+    """Mean over the `window` values up to and including each."""
+    window = max(1, window)
+    sums, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - window] if index >= window else 0.0)
+        sums.append(total / min(index + 1, window))
+    return sums

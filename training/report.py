@@ -1,0 +1,26 @@
+"""The report of a run: results, curves, samples, cost and settings on one page, `report.md`.
+
+    python training/report.py --run_dir runs/quickstart
+
+Reads what the stages and evaluations left in the run folder; what is missing shows as "–".
+"""
+
+from dataclasses import dataclass, field
+
+from nanochat_hf import report, settings
+
+
+@dataclass
+class ReportConfig:
+    run_dir: str = field(default="runs/quickstart", metadata={"help": "run folder"})
+    title: str | None = field(default=None, metadata={"help": "the report's title; default: the folder's name"})
+
+
+def main() -> None:
+    config = settings.parse_stage("report", ReportConfig)
+    path, table = report.write_report(config.run_dir, config.title)
+    print(f"\n{table}\n\nreport: {path}")
+
+
+if __name__ == "__main__":
+    settings.run_main(main)
