@@ -103,7 +103,8 @@ class NanochatHFConfig(PreTrainedConfig):
             self.layer_types = window_pattern_to_layer_types(pattern, self.num_hidden_layers)
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             self.sliding_window = default_sliding_window(self.max_position_embeddings)
-        self.default_theta = ROPE_THETA[self.preset]
+        rope = {"rope_type": "default", "rope_theta": ROPE_THETA[self.preset]}
+        self.rope_parameters = {**rope, **(self.rope_parameters or {})}
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -386,13 +386,16 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
     def _masks(self, x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: torch.Tensor):
         if isinstance(attention_mask, dict):
             return attention_mask
-        arguments = (self.config, x, attention_mask, past_key_values, position_ids)
-        masks = {}
-        if "full_attention" in self.config.layer_types:
-            masks["full_attention"] = create_causal_mask(*arguments)
-        if "sliding_attention" in self.config.layer_types:
-            masks["sliding_attention"] = create_sliding_window_causal_mask(*arguments)
-        return masks
+        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        layer_types = self.config.layer_types
+        # The layer that sizes the mask is named: smear's state, too, is a sliding layer of the cache.
+        return {
+            kind: make(
+                self.config, x, attention_mask, past_key_values, position_ids, layer_idx=layer_types.index(kind)
+            )
+            for kind, make in makers.items()
+            if kind in layer_types
+        }
 
     def _smear(self, x: torch.Tensor, starts: torch.Tensor | None, past_key_values: Cache | None) -> torch.Tensor:
         """x_t + lambda * sigmoid(w . x_t) * x_(t-1), on the normed embeddings [B, T, C]; nothing reaches a start."""
