@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from nanochat_hf.data import files
+from nanochat_hf.data.hub_files import DownloadError, find_hub_parts
 from nanochat_hf.settings import UserError
 
 DEFAULT_SOURCE = "karpathy/climbmix-400b-shuffle"  # its last shard, shard_06542, is the validation split
@@ -33,7 +34,7 @@ OnBadFile = Literal["stop", "skip"]
 
 
 class Part(Protocol):
-    """A file's worth of documents."""
+    """A file's worth of documents. Its kinds inherit from it what is the same for most."""
 
     name: str
 
@@ -41,9 +42,12 @@ class Part(Protocol):
 
     def groups(self, start: int, step: int) -> Iterator[files.Group]: ...
 
+    def prefetch(self) -> None:
+        """Begins to fetch what has to be fetched, in the background."""
+
 
 @dataclass(frozen=True)
-class FilePart:
+class FilePart(Part):
     """A file on disk."""
 
     path: Path
@@ -61,7 +65,7 @@ class FilePart:
 
 
 @dataclass(frozen=True)
-class MicroworldPart:
+class MicroworldPart(Part):
     """The built-in data, made while it is read."""
 
     split: Split
@@ -77,7 +81,7 @@ class MicroworldPart:
 
 
 @dataclass(frozen=True)
-class Sliced:
+class Sliced(Part):
     """The training or the validation documents of a single file, told apart by their place in it."""
 
     part: Part
@@ -89,6 +93,9 @@ class Sliced:
 
     def num_groups(self) -> int | None:
         return self.part.num_groups()
+
+    def prefetch(self) -> None:
+        self.part.prefetch()
 
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
         held_out = self.split == "validation"
@@ -117,13 +124,11 @@ def find_parts(source: str | Path, split: Split = "train", text_column: str | No
     if path.is_file():
         return [Sliced(FilePart(path, text_column), split)]
     if _looks_like_hub_id(str(source)):
-        from nanochat_hf.data.hub_files import find_hub_parts
-
-        return find_hub_parts(str(source), split, text_column)
+        return split_parts(*find_hub_parts(str(source), text_column), split)
     raise UserError(f"no data at {source}; give a file, a folder, a Hub data set such as owner/name, or {MICROWORLD}")
 
 
-def split_parts(parts: list[Part], names: list[str], split: Split) -> list[Part]:
+def split_parts(parts: Sequence[Part], names: Sequence[str], split: Split) -> list[Part]:
     """Takes from all files of a source those of `split`, by the rule of `find_parts`."""
     words = [_split_word(name) for name in names]
     held_out = next((word for word in ("validation", "test") if word in words), None)
@@ -132,7 +137,7 @@ def split_parts(parts: list[Part], names: list[str], split: Split) -> list[Part]
         return [part for part, word in zip(parts, words, strict=True) if word == wanted]
     if len(parts) == 1:
         return [Sliced(parts[0], split)]
-    return parts[:-1] if split == "train" else parts[-1:]
+    return list(parts[:-1] if split == "train" else parts[-1:])
 
 
 def _split_word(name: str) -> str | None:
@@ -259,10 +264,13 @@ class DocumentStream:
                 self._found_in_epoch = False
             try:
                 if self._groups is None:
-                    self._groups = self._own_groups(self._order()[self._file], self._group)
+                    order = self._order()
+                    self._groups = self._own_groups(order[self._file], self._group)
+                    if self._file + 1 < len(order):
+                        self.parts[order[self._file + 1]].prefetch()
                 self._texts = next(self._groups, None)
             except UserError as error:
-                if self.on_bad_file == "stop":
+                if self.on_bad_file == "stop" or isinstance(error, DownloadError):
                     raise
                 warnings.warn(f"skipped the rest of a file: {error}", stacklevel=2)
             if self._texts is not None:
