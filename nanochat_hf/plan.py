@@ -1,0 +1,91 @@
+"""What a run will need before it is started: parameters, tokens, FLOPs, memory by part, time and money."""
+
+from nanochat_hf.scaling import DepthDial, depth_dial, fit_batch
+
+# Dense bf16 matrix throughput in FLOP/s, memory in GB and a customary price in dollars an hour. Throughputs are the
+# vendors' data sheets without sparsity; longer names stand before the shorter ones they contain.
+DEVICES = {
+    "gb200": (2500e12, 186, 8.0),
+    "b200": (2250e12, 180, 6.0),
+    "h200": (989.4e12, 141, 3.5),
+    "h100 pcie": (756e12, 80, 2.5),
+    "h100": (989.4e12, 80, 3.0),
+    "h20": (148e12, 96, 1.5),
+    "a100": (312e12, 80, 1.79),
+    "l40s": (362e12, 48, 1.0),
+    "l4": (121e12, 24, 0.7),
+    "a10g": (70e12, 24, 1.0),
+    "rtx 5090": (209.5e12, 32, 0.7),
+    "rtx 4090": (165.2e12, 24, 0.5),
+    "rtx 3090": (71e12, 24, 0.3),
+    "v100": (125e12, 16, 0.55),
+    "t4": (65e12, 16, 0.35),
+    "mi300x": (1307e12, 192, 3.0),
+}
+
+
+def device_facts(name: str) -> tuple[float, float, float] | None:
+    """(peak FLOP/s, memory GB, dollars an hour) of a device by its name, or None where it is unknown."""
+    name = name.lower().replace("-", " ")
+    words = set(name.split())
+    for known, facts in DEVICES.items():
+        if known == name or set(known.split()) <= words:
+            return facts
+    return None
+
+
+def peak_flops(name: str) -> float:
+    """Dense bf16 FLOP/s of one device; 0 where unknown."""
+    facts = device_facts(name)
+    return facts[0] if facts else 0.0
+
+
+def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int) -> dict[str, float]:
+    """Bytes on one device by part, for fp32 weights, bf16 activations and the sharded optimizer.
+
+    Weights, gradients and optimizer state are counted; activations are an estimate (18 bytes · width a token and layer
+    and 7 bytes · vocabulary a token for the logits), fitted to upstream's published peaks for the classic d20.
+    """
+    shape, counts = dial.shape, dial.shape.parameter_counts()
+    matrices = counts["matrices"]
+    others = counts["total"] - matrices
+    tokens = device_batch_size * shape.sequence_length
+    return {
+        "weights": 4.0 * counts["total"],
+        "gradients": 4.0 * counts["total"],
+        "optimizer state": (4.0 * matrices + 8.0 * others) / world_size,
+        "activations": 18.0 * shape.hidden_size * shape.depth * tokens,
+        "logits": 7.0 * shape.padded_vocab * tokens,
+    }
+
+
+def plan(
+    depth: int, *, gpus: int = 8, gpu: str = "h100", mfu: float = 0.5, device_batch_size: int = 16, **dial
+) -> str:
+    """The plan as text; `dial` goes to `depth_dial`.
+
+    Raises:
+        ValueError: the device is not in the table.
+    """
+    facts = device_facts(gpu)
+    if facts is None:
+        raise ValueError(f"no figures for the device {gpu!r}; known are {', '.join(sorted(DEVICES))}")
+    turned = depth_dial(depth, **dial)
+    batch = fit_batch(turned.total_batch_size, turned.shape.sequence_length, gpus, device_batch_size)
+    turned = turned.with_batch(batch.total_batch_size)
+    peak, memory_gb, price = facts
+    memory = memory_plan(turned, gpus, device_batch_size)
+    hours = turned.total_flops / (peak * gpus * mfu) / 3600
+    total_gb = sum(memory.values()) / 1e9
+    lines = [f"depth {depth}: width {turned.hidden_size}, {turned.heads} heads", "", "parameters"]
+    lines += [f"  {part:18s}{count:>18,}" for part, count in turned.shape.parameter_counts().items()]
+    lines += ["", "run", f"  {batch.describe()}", f"  {turned.num_iterations:,} steps, {turned.total_tokens:,} tokens"]
+    lines += [f"  {turned.flops_per_token:.4g} FLOPs a token, {turned.total_flops:.3g} FLOPs in all"]
+    lines += [f"  data: about {turned.total_tokens * 4.8 / 1e9:.1f} GB of text (4.8 bytes a token)"]
+    lines += ["", f"memory of each of {gpus} devices (GB of {memory_gb})"]
+    lines += [f"  {part:18s}{size / 1e9:>8.1f}" for part, size in memory.items()]
+    lines += [f"  {'total':18s}{total_gb:>8.1f}"]
+    lines += ["", f"time at {mfu:.0%} MFU: {hours * 60:.0f} minutes; cost at ${price}/h: ${hours * gpus * price:.0f}"]
+    if total_gb > memory_gb:
+        lines += [f"this does not fit: lower the device batch of {device_batch_size}"]
+    return "\n".join(lines)

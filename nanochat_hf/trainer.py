@@ -1,0 +1,263 @@
+"""transformers' `Trainer` with nanochat's optimizer: `MuonAdamWMixin` for any, `NanochatTrainer` to pretrain."""
+
+import functools
+import math
+import shutil
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import DistributedType
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+
+from nanochat_hf import checkpoints
+from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
+from nanochat_hf.settings import UserError
+
+STAGING = "incomplete"  # a checkpoint in the making; what is left of one after a crash is overwritten
+
+
+class MuonAdamWMixin:
+    """Gives a `Trainer` (TRL's too) MuonAdamW, its schedules, and checkpoints that are whole and fit any world size.
+
+    Put it before the trainer in the bases: `class MyTrainer(MuonAdamWMixin, SFTTrainer)`.
+
+    The optimizer averages gradients itself, so with several processes the model stays unwrapped (no
+    `DistributedDataParallel`, hence no second copy of the gradients and no all-reduce on top). Gradients are never
+    clipped: upstream found clipping inactive, and local gradients are not what would have to be clipped.
+
+    Args:
+        hyper: arguments of `build_optimizer`.
+        schedule: learning rate factor, momentum and decay by step; default the modern one over all steps.
+    """
+
+    def __init__(self, *args, hyper: dict[str, Any] | None = None, schedule: Schedule | None = None, **kwargs):
+        self.optimizer_hyper, self.schedule = dict(hyper or {}), schedule
+        self._staging: Path | None = None
+        super().__init__(*args, **kwargs)
+        if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)  # place, do not wrap
+
+    # -- optimizer and schedule --------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.accelerator.unwrap_model(self.model if model is None else model)
+            if dist.is_available() and dist.is_initialized():
+                for tensor in [*model.parameters(), *model.buffers()]:
+                    dist.broadcast(tensor.data, src=0)
+            self.optimizer = build_optimizer(model, **self.optimizer_hyper)
+            self.optimizer.overlap_backward()
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        if self.schedule is None:
+            self.schedule = Schedule(num_training_steps)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.schedule.lr_factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    @property
+    def muon_adamw(self) -> MuonAdamW:
+        """The optimizer without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.accelerator.sync_gradients:  # the last micro-batch of the step
+            apply_schedule(self.muon_adamw, self.schedule, self.state.global_step)
+            self.muon_adamw.arm()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        return None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        return None
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes aside, seals with checksums, renames, then deletes what is too old."""
+        output = Path(self.args.output_dir)
+        name = f"{checkpoints.PREFIX}{self.state.global_step}"
+        staged = output / STAGING / name
+        if self.args.should_save:
+            shutil.rmtree(output / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = output / STAGING
+        try:
+            staged.mkdir(parents=True, exist_ok=True)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and run.json says it all
+                checkpoints.seal(staged, output / name)
+                checkpoints.rotate(output, self.args.save_total_limit)
+        except Exception as error:
+            if not _is_write_error(error):
+                raise
+            shutil.rmtree(output / STAGING, ignore_errors=True)
+            before, _ = checkpoints.newest_intact(output)
+            raise UserError(
+                f"cannot write the checkpoint of step {self.state.global_step} to {output} ({error}); make room and "
+                f"run the same command again, it goes on from {before or 'the beginning'}"
+            ) from error
+        finally:
+            self._staging = None
+        if self.args.should_save:
+            shutil.rmtree(output / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        checkpoints.save_optimizer(self.muon_adamw, output_dir, self.args.process_index, self.args.world_size)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads state saved by any number of processes. The schedule needs no state but the step."""
+        if checkpoint is None:
+            return
+        checkpoints.load_optimizer(self.muon_adamw, checkpoint)
+        step = self.state.global_step
+        self.lr_scheduler.last_epoch, self.lr_scheduler._step_count = step, step + 1
+        rates = [base * self.schedule.lr_factor(step) for base in self.lr_scheduler.base_lrs]
+        for group, rate in zip(self.muon_adamw.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.lr_scheduler._last_lr = rates
+
+
+def _is_write_error(error: Exception) -> bool:
+    """Full disks and the like; PyTorch and safetensors wrap the operating system's error in their own."""
+    words = ("No space left", "File too large", "Disk quota", "write failed", "PytorchStreamWriter")
+    return isinstance(error, OSError) or any(word in str(error) for word in words)
+
+
+class NanochatTrainer(MuonAdamWMixin, Trainer):
+    """Pretraining on packed rows.
+
+    Args:
+        loader: an endless iterator of batches with `state_dict` and `load_state_dict` (`PackedLoader`).
+        validation: batches to measure bits per byte on, re-iterable; None switches evaluation off.
+        byte_lengths: bytes of each token of the vocabulary.
+        flops_per_token: forward and backward, for MFU.
+        peak_flops: of one device, in the dtype of the matrix products; 0 where unknown, then MFU is left out.
+        spike_threshold: nats by which a loss may exceed the running mean before the run is stopped; 0 never stops.
+    """
+
+    def __init__(
+        self,
+        *args,
+        loader: Any,
+        validation: Any = None,
+        byte_lengths: Any = None,
+        flops_per_token: float = 0.0,
+        peak_flops: float = 0.0,
+        spike_threshold: float = 0.0,
+        **kwargs,
+    ):
+        self.loader, self.validation, self.byte_lengths = loader, validation, byte_lengths
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.spike_threshold = spike_threshold
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = False  # rows are full, so the mean of the micro-batches' means is exact
+        self._mean_loss: float | None = None
+        self._unchecked: deque[tuple[int, torch.Tensor, dict]] = deque()
+        self._clock: tuple[int, float] | None = None
+        self._paused = 0.0
+
+    def get_train_dataloader(self) -> Any:
+        return self.loader
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean loss in nats a token over a micro-batch."""
+        outputs = model(input_ids=inputs["input_ids"], shift_labels=inputs["shift_labels"], use_cache=False)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        return None  # every row is full: nothing to count, nothing to gather
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        return self.flops_per_token * inputs["input_ids"].numel()
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._unchecked.append((self.state.global_step, loss, inputs))
+        # On a GPU the newest loss is still being computed: look at an older one, so as not to wait.
+        while len(self._unchecked) > (0 if loss.device.type == "cpu" else 1):
+            self._check_loss(*self._unchecked.popleft())
+        return loss
+
+    def _check_loss(self, step: int, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Stops on a loss that is not finite or far above the running mean, and keeps the batch for study."""
+        value = float(loss) * self.current_gradient_accumulation_steps
+        mean = value if self._mean_loss is None else self._mean_loss
+        spike = self.spike_threshold > 0 and value - mean > self.spike_threshold
+        if not math.isfinite(value) or spike:
+            path = Path(self.args.output_dir) / f"bad-batch-step{step}-rank{self.args.process_index}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.cpu().contiguous() for name, tensor in inputs.items()}, path)
+            what = f"rose to {value:.3f} from a mean of {mean:.3f}" if math.isfinite(value) else f"is {value}"
+            raise UserError(
+                f"stopped at step {step}: the loss {what}; the batch is in {path}. Run again to go on from the last "
+                "checkpoint, with a lower learning rate or a higher --spike_threshold if it happens again"
+            )
+        self._mean_loss = 0.95 * mean + 0.05 * value
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Bits per byte on the validation batches; the time it takes does not count as training."""
+        from nanochat_hf.evals.bits_per_byte import packed_bits_per_byte
+
+        started = time.perf_counter()
+        model = self.model_wrapped if self.is_in_train else self.model
+        model.eval()
+        with self.compute_loss_context_manager():
+            value = packed_bits_per_byte(model, self.validation, self.byte_lengths)
+        model.train()
+        metrics = {"val_bpb": value}
+        self._paused += time.perf_counter() - started
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @property
+    def tokens_per_step(self) -> int:
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return rows * self.loader.sequence_length
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds tokens seen, tokens a second, MFU and the time left to a row of training losses."""
+        if "loss" in logs:
+            now, step = time.perf_counter(), self.state.global_step
+            logs["tokens"] = step * self.tokens_per_step
+            if self._clock is not None and step > self._clock[0]:
+                seconds = max(1e-9, now - self._clock[1] - self._paused) / (step - self._clock[0])
+                speed = self.tokens_per_step / seconds
+                logs["tokens_per_second"] = speed
+                logs["eta_seconds"] = seconds * (self.state.max_steps - step)
+                if self.peak_flops:
+                    logs["mfu"] = speed * self.flops_per_token / (self.peak_flops * self.args.world_size)
+            self._clock, self._paused = (step, now), 0.0
+        super().log(logs)
+
+    # -- the loader's place in the data ------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        checkpoints.save_loader(self.loader.state_dict(), output_dir, self.args.process_index)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.loader.load_state_dict(checkpoints.load_loaders(checkpoint))
