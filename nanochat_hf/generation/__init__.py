@@ -14,6 +14,7 @@ batch, `chat.py` holds the two entry points.
 from nanochat_hf.generation.chat import (
     Chunk,
     Rollout,
+    context_length_of,
     fit_conversation,
     generate_with_tools,
     load_for_chat,
@@ -25,6 +26,7 @@ __all__ = [
     "Chunk",
     "Rollout",
     "Sampling",
+    "context_length_of",
     "fit_conversation",
     "generate_with_tools",
     "load_for_chat",
