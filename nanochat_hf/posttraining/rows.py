@@ -1,0 +1,146 @@
+"""Conversations → rows of one length, made once and kept on disk until the stage is finished.
+
+So every process reads the same rows in the same order, and so does a run that is resumed.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nanochat_hf.data.mixtures import TaskMixture
+from nanochat_hf.data.packing import IGNORED, pack_conversations
+from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import render_conversation
+
+TrainOn = Literal["all", "assistant"]
+Rendered = tuple[list[int], list[int]]
+CHUNK = 64  # conversations handed to a rendering process at a time
+
+
+def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int, train_on: TrainOn) -> Rendered:
+    """Renders one conversation, cut to `max_length` tokens here and nowhere later: (ids, mask of trained tokens)."""
+    ids, mask = render_conversation(tokenizer, mixture[position]["messages"], max_length=max_length)
+    return ids, mask if train_on == "assistant" else [1] * len(ids)
+
+
+def render_all(
+    mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn, num_workers: int = 0
+) -> Iterator[Rendered]:
+    """Renders a mixture in its order, on several processes where that pays (0: as many as there are CPU cores)."""
+    num_workers = num_workers or os.cpu_count() or 1
+    if num_workers == 1 or len(mixture) < 20 * CHUNK or "fork" not in multiprocessing.get_all_start_methods():
+        yield from (render(mixture, at, tokenizer, max_length, train_on) for at in range(len(mixture)))
+        return
+    shared = (mixture, tokenizer, max_length, train_on)
+    with multiprocessing.get_context("fork").Pool(num_workers, _start_worker, shared) as pool:
+        yield from pool.imap(_render_shared, range(len(mixture)), chunksize=CHUNK)
+
+
+def _start_worker(*shared) -> None:
+    global _shared  # of the worker process, which does nothing else
+    _shared = shared
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _render_shared(position: int) -> Rendered:
+    mixture, tokenizer, max_length, train_on = _shared
+    return render(mixture, position, tokenizer, max_length, train_on)
+
+
+def make_rows(
+    tasks: Sequence[tuple[Any, int]],
+    tokenizer: Any,
+    row_length: int,
+    *,
+    train_on: TrainOn,
+    seed: int = 42,
+    epochs: int | None = 1,
+    num_rows: int | None = None,
+    num_workers: int = 0,
+    title: str = "packing",
+) -> dict[str, np.ndarray]:
+    """Packs the conversations of `tasks` into rows: best fit, padded, never cropped.
+
+    Args:
+        tasks: (task, repeat) pairs.
+        row_length: tokens a row.
+        train_on: `"assistant"` puts -100 on all that the assistant does not say; `"all"` only on padding.
+        epochs: passes over the tasks, each shuffled anew; None means as many as `num_rows` needs.
+        num_rows: stop after so many rows.
+
+    Returns:
+        `input_ids` and `labels`, int32 [rows, row_length], labels not shifted. Each row has at least one label.
+    """
+
+    def conversations() -> Iterator[Rendered]:
+        for epoch in range(epochs) if epochs is not None else count():
+            mixture = TaskMixture(tasks, seed=seed + epoch)
+            yield from tqdm(
+                render_all(mixture, tokenizer, row_length, train_on, num_workers),
+                total=len(mixture), desc=title, unit=" conversations", unit_scale=True, mininterval=1.0,
+            )  # fmt: skip
+
+    rows = list(islice(pack_conversations(conversations(), row_length, tokenizer.pad_token_id), num_rows))
+    if not rows:
+        raise UserError("the tasks hold nothing to train on: no conversation has an assistant's token within the row")
+    return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("input_ids", "labels")}
+
+
+def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, is_main: bool, barrier: Any) -> Any:
+    """Makes the rows on the main process, once, and opens them on all.
+
+    Args:
+        folder: where they are kept, under a name made from `fingerprint`, so that other settings make other rows.
+        make: function without arguments that returns the columns.
+        is_main: whether this process is the one that makes them.
+        barrier: function that waits for all processes.
+
+    Returns:
+        a `datasets.Dataset`, memory-mapped.
+    """
+    import datasets
+
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"rows-{digest}"
+    if is_main and not path.exists():
+        part = path.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        datasets.disable_progress_bars()
+        datasets.Dataset.from_dict(make()).save_to_disk(str(part))
+        part.rename(path)
+    barrier()
+    return datasets.load_from_disk(str(path)).with_format("numpy")
+
+
+def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Makes the batch for rows of T + 1 tokens: T inputs and, shifted by one, T targets.
+
+    Padding stands at a row's end, where a causal model never looks, so the attention mask is all ones (TRL counts
+    tokens by it). `labels` repeats the inputs' own labels for Trainer, which asks whether a batch has any.
+    """
+    ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows])).long()
+    labels = torch.from_numpy(np.stack([row["labels"] for row in rows])).long()
+    return {
+        "input_ids": ids[:, :-1],
+        "attention_mask": torch.ones_like(ids[:, :-1]),
+        "labels": labels[:, :-1],
+        "shift_labels": labels[:, 1:],
+    }
+
+
+def pad_with_empty_rows(columns: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
+    """Adds rows without labels, so that processes share the rows evenly and no row is counted twice."""
+    missing = -len(columns["input_ids"]) % multiple
+    ids = np.concatenate([columns["input_ids"], np.repeat(columns["input_ids"][:1], missing, axis=0)])
+    empty = np.full((missing, ids.shape[1]), IGNORED, dtype=columns["labels"].dtype)
+    return {"input_ids": ids, "labels": np.concatenate([columns["labels"], empty])}

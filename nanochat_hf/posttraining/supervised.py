@@ -1,0 +1,157 @@
+"""Training on conversations with TRL's `SFTTrainer`: what midtraining and SFT have in common."""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+from trl import SFTConfig, SFTTrainer
+
+from nanochat_hf.posttraining.rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
+from nanochat_hf.posttraining.stage import (
+    StageConfig,
+    StageTrainerMixin,
+    add_callbacks,
+    distributed_state,
+    load_tasks,
+    trainer_arguments,
+)
+from nanochat_hf.scaling import BatchPlan, fit_batch
+from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import token_byte_lengths
+from nanochat_hf.trainer import MuonAdamWMixin
+
+
+@dataclass
+class SupervisedConfig(StageConfig):
+    max_seq_len: int = field(default=0, metadata={"help": "tokens a row; 0: the model's context length"})
+    total_batch_size: int = field(default=524288, metadata={"help": "tokens an optimizer step, over all processes"})
+    epochs: int = field(default=1, metadata={"help": "passes over the tasks, where num_iterations does not decide"})
+    val_tasks: list[str] = field(
+        default_factory=list, metadata={"help": "held-out tasks for the validation loss, written like tasks"}
+    )
+
+
+class PackedRowsTrainer(MuonAdamWMixin, StageTrainerMixin, SFTTrainer):
+    """`SFTTrainer` on ready-made rows.
+
+    TRL divides the summed loss of a step by the number of trained tokens over all micro-batches and processes (at
+    least 1), so a micro-batch in which nothing is trained adds nothing, and no average of averages arises.
+
+    Args:
+        mask_name: what the validation metrics are named by, since losses over different tokens do not compare.
+    """
+
+    def __init__(self, *args, mask_name: str, **kwargs):
+        self.mask_name = mask_name
+        super().__init__(*args, data_collator=collate, **kwargs)
+
+    @torch.no_grad()
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Mean loss (nats a token) and bits per byte over the trained tokens of the validation rows."""
+        device = self.args.device
+        bytes_of = torch.as_tensor(token_byte_lengths(self.processing_class)).to(device, torch.float64)
+        sums = torch.zeros(4, dtype=torch.float64, device=device)  # nats, tokens, nats of tokens with bytes, bytes
+        was_training = self.model.training
+        self.model.eval()
+        for batch in self.get_eval_dataloader():
+            batch = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                nats = -self.model(**batch, fused_lm_head=True).log_probs.double()  # [B, T], 0 where not trained
+            targets = batch["shift_labels"]
+            sizes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
+            sums += torch.stack([nats.sum(), (targets >= 0).sum(), nats[sizes > 0].sum(), sizes.sum()])
+        sums = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self.model.train(was_training)
+        metrics = {
+            f"val_loss_{self.mask_name}": sums[0] / max(1.0, sums[1]),
+            f"val_bpb_{self.mask_name}": sums[2] / (math.log(2) * max(1.0, sums[3])),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def sequence_length(config: SupervisedConfig, model_config: PretrainedConfig) -> int:
+    longest = model_config.max_position_embeddings
+    if config.max_seq_len > longest:
+        raise UserError(f"max_seq_len {config.max_seq_len} is more than the {longest} tokens the model was built for")
+    return config.max_seq_len or longest
+
+
+def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on: TrainOn) -> PackedRowsTrainer:
+    """Packs the conversations and builds the trainer on them."""
+    length = sequence_length(config, model.config)
+    state = distributed_state()
+    plan = fit_batch(config.total_batch_size, length, state.num_processes, config.device_batch_size)
+    train_rows, val_rows, steps = load_rows(config, tokenizer, length, train_on, plan, state)
+    arguments = trainer_arguments(config, steps) | {
+        "per_device_train_batch_size": plan.device_batch_size,
+        "per_device_eval_batch_size": plan.device_batch_size,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "train_sampling_strategy": "sequential",  # the rows are shuffled already
+        "dataloader_drop_last": True,
+        "max_length": None,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "eval_strategy": "steps" if val_rows is not None and config.eval_every > 0 else "no",
+        "eval_steps": config.eval_every or None,
+    }
+    if state.is_main_process:
+        print(f"{steps:,} steps; {plan.describe()}", flush=True)
+    trainer = PackedRowsTrainer(
+        model=model,
+        args=SFTConfig(**arguments),
+        train_dataset=train_rows,
+        eval_dataset=val_rows,
+        processing_class=tokenizer,
+        hyper=config.hyper(),
+        schedule=config.schedule(steps),
+        mask_name=f"{train_on}_tokens",
+    )
+    add_callbacks(trainer)
+    return trainer
+
+
+def load_rows(
+    config: SupervisedConfig, tokenizer: Any, length: int, train_on: TrainOn, plan: BatchPlan, state: Any
+) -> tuple[Any, Any, int]:
+    """Makes or opens the rows: (training rows, validation rows or None, optimizer steps)."""
+    per_step = plan.device_batch_size * plan.accumulation_steps * plan.world_size
+    wanted = config.num_iterations * per_step if config.num_iterations > 0 else None
+    folder = Path(config.output_dir)
+    settings = {"tokenizer": hash_of(tokenizer), "length": length, "train_on": train_on}
+    waiting = {"is_main": state.is_main_process, "barrier": state.wait_for_everyone}
+
+    def train() -> dict:
+        return make_rows(
+            load_tasks(config.tasks, "train"), tokenizer, length + 1, train_on=train_on, seed=config.seed,
+            epochs=None if wanted else config.epochs, num_rows=wanted, num_workers=config.num_threads,
+        )  # fmt: skip
+
+    def validation() -> dict:
+        columns = make_rows(
+            load_tasks(config.val_tasks, "validation"), tokenizer, length + 1, train_on=train_on,
+            num_workers=config.num_threads, title="packing validation",
+        )  # fmt: skip
+        return pad_with_empty_rows(columns, plan.device_batch_size * plan.world_size)
+
+    seen = {"tasks": config.tasks, "epochs": config.epochs, "wanted": wanted, "seed": config.seed}
+    train_rows = stored_rows(folder, settings | seen, train, **waiting)
+    val_rows = None
+    if config.val_tasks:
+        seen = {"tasks": config.val_tasks, "multiple": plan.device_batch_size * plan.world_size}
+        val_rows = stored_rows(folder, settings | seen, validation, **waiting)
+    steps = len(train_rows) // per_step
+    if not steps:
+        raise UserError(
+            f"the tasks fill only {len(train_rows)} rows of {length} tokens, fewer than the {per_step} of one step: "
+            "lower total_batch_size or raise epochs"
+        )
+    return train_rows.select(range(steps * per_step)), val_rows, steps
+
+
+def hash_of(tokenizer: Any) -> str:
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""Midtraining: the base model learns what a conversation looks like, from every token of it.
+
+    python training/midtrain.py --config training/recipes/quickstart.yaml --model runs/quickstart/base \\
+        --output_dir runs/quickstart/mid                                                          # CPU or one GPU
+    accelerate launch --config_file accelerate_config.yaml training/midtrain.py \\
+        --config training/recipes/classic-d20.yaml --model runs/d20/base --output_dir runs/d20/mid   # 8×H100
+
+The mixture is one's own choice: --tasks smoltalk gsm8k*2 conversations=my_chats.jsonl. Running the same command again
+goes on from the newest checkpoint (--save_every).
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from nanochat_hf import settings
+from nanochat_hf.posttraining.stage import finish_stage, last_checkpoint, load_model, open_stage
+from nanochat_hf.posttraining.supervised import SupervisedConfig, make_trainer
+
+
+@dataclass
+class MidtrainConfig(SupervisedConfig):
+    """Upstream's values of October 2025 are the defaults; see SupervisedConfig and StageConfig for the names."""
+
+    tasks: list[str] = field(
+        default_factory=lambda: ["smoltalk", "mmlu", "gsm8k", "spelling@200000", "spelling-bee@80000"],
+        metadata={"help": "what to train on: name[/split][=source][@limit][*repeat] …"},
+    )
+
+
+def main() -> None:
+    config = settings.parse_stage("midtrain", MidtrainConfig)
+    started = time.time()
+    open_stage(config)
+    model, tokenizer = load_model(config.model)
+    trainer = make_trainer(config, model, tokenizer, train_on="all")
+    trainer.train(resume_from_checkpoint=last_checkpoint(config))
+    metrics = trainer.evaluate() if config.val_tasks else {}
+    finish_stage(config, "midtrain", trainer, started, metrics)
+
+
+if __name__ == "__main__":
+    settings.run_main(main)

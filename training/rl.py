@@ -1,0 +1,41 @@
+"""Reinforcement learning: the model answers problems, calculator in hand, and learns from which answers were right.
+
+    python training/rl.py --config training/recipes/quickstart.yaml --model runs/quickstart/sft \\
+        --output_dir runs/quickstart/rl                                                           # CPU or one GPU
+    accelerate launch --config_file accelerate_config.yaml training/rl.py --config training/recipes/speedrun.yaml \\
+        --model runs/speedrun/sft --output_dir runs/speedrun/rl                                   # 8×H100
+
+Each step samples `num_generations` answers to each of `prompts_per_step` prompts; an answer's advantage is its reward
+less the mean of its group. Running the same command again goes on from the newest checkpoint (--save_every).
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from nanochat_hf import settings
+from nanochat_hf.posttraining.rollouts import RolloutConfig, make_trainer
+from nanochat_hf.posttraining.stage import finish_stage, last_checkpoint, load_model, open_stage
+
+
+@dataclass
+class RLConfig(RolloutConfig):
+    """Defaults: upstream's GSM8K run; see RolloutConfig and StageConfig for the names."""
+
+    tasks: list[str] = field(
+        default_factory=lambda: ["gsm8k"],
+        metadata={"help": "problems to learn from: name[/split][=source][@limit][*repeat] …"},
+    )
+
+
+def main() -> None:
+    config = settings.parse_stage("rl", RLConfig)
+    started = time.time()
+    open_stage(config)
+    model, tokenizer = load_model(config.model)
+    trainer = make_trainer(config, model, tokenizer)
+    trainer.train(resume_from_checkpoint=last_checkpoint(config))
+    finish_stage(config, "rl", trainer, started, trainer.pass_at_k.latest)
+
+
+if __name__ == "__main__":
+    settings.run_main(main)
