@@ -89,7 +89,10 @@ class HubPart:
 def find_hub_parts(source: str, text_column: str | None = None) -> tuple[list[HubPart], list[str]]:
     """Lists the files of a data set `owner/name` or `owner/name:config`.
 
-    Returns the files and, for each, the name that says which split it belongs to. A config is one that the data set's card names, or a folder in it.
+    A config is one that the data set's card names, or a folder in it.
+
+    Returns:
+        The files and, for each, the name that says which split it belongs to.
 
     Raises:
         UserError: the data set does not exist, cannot be reached, or has no such config or no files of text.
