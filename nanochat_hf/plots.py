@@ -126,10 +126,10 @@ def _plain_axes(axes: "Axes") -> None:
 
 
 def _smooth(values: list[float], window: int) -> list[float]:
-    """Mean over the `window` values up to and including each."""
-    window = max(1, window)
-    sums, total = [], 0.0
-    for index, value in enumerate(values):
-        total += value - (values[index - window] if index >= window else 0.0)
-        sums.append(total / min(index + 1, window))
-    return sums
+    """Mean over the values at most `window` steps away; less near the ends, so that nothing is shifted."""
+    smoothed = []
+    for index in range(len(values)):
+        reach = min(max(1, window), index, len(values) - 1 - index)
+        near = values[index - reach : index + reach + 1]
+        smoothed.append(sum(near) / len(near))
+    return smoothed

@@ -93,9 +93,9 @@ def input_limit(subject: Subject, config: EvaluationConfig) -> int | None:
 
 
 def run_bits_per_byte(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
-    from nanochat_hf.data.sources import DocumentStream, find_parts
+    from nanochat_hf.data.sources import open_documents
 
-    texts = DocumentStream(find_parts(config.data, "validation"))
+    texts = open_documents(config.data, "validation")
     texts = list(texts if config.max_documents < 0 else islice(texts, config.max_documents))
     if not texts:
         raise UserError(f"{config.data} has no validation documents; give another --data")

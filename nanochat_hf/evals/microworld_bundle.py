@@ -1,0 +1,86 @@
+"""A small CORE bundle about the microworld, in the layout of nanochat's: so that CORE runs without any download.
+
+Its number says what a base model knows of the microworld; it is not comparable with CORE on the 22 real tasks.
+"""
+
+import csv
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nanochat_hf.data.microworld import exam, world
+from nanochat_hf.data.microworld.prose import introduce
+
+Item = dict[str, Any]
+
+
+def facts(rng: random.Random, split: str) -> Item:
+    """Multiple choice: the end of a sentence of the world's encyclopaedia."""
+    relation, subject = world.asked_fact(rng, split)
+    statement = next(form for form in relation.statements if form.endswith("{v}."))
+    right = relation.facts[subject]
+    wrong = rng.sample([value for value in relation.values if value != right], 3)
+    choices = [f"{value}." for value in (right, *wrong)]
+    rng.shuffle(choices)
+    query = statement.format(s=subject, v="").removesuffix(" .")
+    return {"query": query, "choices": choices, "gold": choices.index(f"{right}.")}
+
+
+def passages(rng: random.Random, split: str) -> Item:
+    """Multiple choice: a question about two people who have just been introduced."""
+    text, right, wrong = exam.passage(rng, split)
+    choices = [right, *rng.sample(sorted(set(wrong) - {right}), 3)]
+    rng.shuffle(choices)
+    return {"query": f"Question: {text}", "choices": choices, "gold": choices.index(right)}
+
+
+def owners(rng: random.Random, split: str) -> Item:
+    """Schema: whose pet is it? The two contexts differ in one name."""
+    one, two = world.people(rng, split, 2)
+    told = f"{introduce(rng, one)} {introduce(rng, two)}"
+    about, other = (one, two) if rng.random() < 0.5 else (two, one)
+    options = [f"{told} {name} is the" for name in (about.name, other.name)]
+    right = options[0]
+    rng.shuffle(options)
+    return {"context_options": options, "continuation": f"{about.job}.", "gold": options.index(right)}
+
+
+def recall(rng: random.Random, split: str) -> Item:
+    """Language modelling: the last word of an encyclopaedia sentence, exactly."""
+    relation, subject = world.asked_fact(rng, split)
+    statement = next(form for form in relation.statements if form.endswith("{v}."))
+    return {"context": statement.format(s=subject, v="").removesuffix(" ."), "continuation": relation.facts[subject]}
+
+
+# Label → maker, kind, few-shot examples, delimiter, chance in percent.
+TASKS: dict[str, tuple[Callable[[random.Random, str], Item], str, int, str, float]] = {
+    "microworld_facts": (facts, "multiple_choice", 0, " ", 25),
+    "microworld_passages": (passages, "multiple_choice", 2, "\nAnswer: ", 25),
+    "microworld_owners": (owners, "schema", 0, " ", 50),
+    "microworld_recall": (recall, "language_modeling", 2, " ", 0),
+}
+
+
+def write_bundle(folder: str | Path, *, items: int = 100, split: str = "test", seed: int = 0) -> Path:
+    """Writes the bundle into `folder` and returns it; the same arguments give the same bytes."""
+    import yaml
+
+    folder = Path(folder)
+    data = folder / "eval_data" / "microworld"
+    data.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for label, (make, kind, num_fewshot, delimiter, _) in TASKS.items():
+        rng = random.Random(f"{label} {split} {seed}")
+        lines = [json.dumps(make(rng, split), ensure_ascii=False) + "\n" for _ in range(items)]
+        (data / f"{label}.jsonl").write_text("".join(lines), encoding="utf-8")
+        entry = {"label": label, "dataset_uri": f"microworld/{label}.jsonl", "num_fewshot": [num_fewshot]}
+        entries.append(entry | {"icl_task_type": kind, "continuation_delimiter": delimiter})
+    (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": entries}, sort_keys=False), encoding="utf-8")
+    with open(folder / "eval_meta_data.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["Eval Task", "Task Type", "#shots", "#datapoints", "Random baseline"])
+        for label, (_, kind, num_fewshot, _, chance) in TASKS.items():
+            table.writerow([label, kind, num_fewshot, items, chance])
+    return folder
