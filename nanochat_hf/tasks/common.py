@@ -31,11 +31,13 @@ class Task:
         kind: `"choice"` where an evaluation compares the logits of `example["letters"]`, `"generative"` where it
             samples an answer.
         baseline: the score of a guess.
+        runs_code: True where `score` runs what the model wrote.
     """
 
     name: str = ""
     kind: Literal["choice", "generative"] = "generative"
     baseline: float = 0.0
+    runs_code: bool = False
 
     def __init__(self, rows: Sequence[Any], limit: int | None = None):
         self.rows = rows if limit is None else rows[:limit]

@@ -13,6 +13,7 @@ class HumanEval(Task):
     """Args: `source` a folder with HumanEval.jsonl, a file, or a Hub id. There is only a test split."""
 
     name = "humaneval"
+    runs_code = True
 
     def __init__(
         self, source: str | os.PathLike = "openai/openai_humaneval", split: str = "test", limit: int | None = None
@@ -20,14 +21,19 @@ class HumanEval(Task):
         super().__init__(load_rows(source, "HumanEval*.jsonl", subset="openai_humaneval", split=split), limit)
 
     def example(self, row: dict[str, str]) -> dict[str, Any]:
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["prompt"] + row["canonical_solution"]},
-        ]
-        return {"messages": messages, "entry_point": row["entry_point"], "test": row["test"]}
+        return humaneval_example(row)
 
     def score(self, example: dict[str, Any], completion: str) -> float:
         return score_program(example, completion)
+
+
+def humaneval_example(row: dict[str, str]) -> dict[str, Any]:
+    """The user gives the stub, the assistant answers with the whole function."""
+    messages = [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["prompt"] + row["canonical_solution"]},
+    ]
+    return {"messages": messages, "entry_point": row["entry_point"], "test": row["test"]}
 
 
 def score_program(example: dict[str, Any], completion: str) -> float:

@@ -1,0 +1,84 @@
+"""The exam: multiple-choice questions about what the prose says, what follows from a rule, and what a passage says."""
+
+import random
+from dataclasses import dataclass
+
+from nanochat_hf.data.microworld.prose import introduce
+from nanochat_hf.data.microworld.world import (
+    ANIMALS,
+    CLASSES,
+    JOBS,
+    PEOPLE,
+    PLACES,
+    asked_fact,
+    people,
+    person,
+    relations,
+    rules,
+    word,
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with four different choices, one of them right."""
+
+    subject: str
+    text: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def question(rng: random.Random, split: str) -> Question:
+    """Draws a question: two in five ask for a fact, the rest for what follows from a rule or from a passage."""
+    (write,) = rng.choices((fact, creature, trade, passage), weights=(40, 15, 15, 30))
+    text, right, wrong = write(rng, split)
+    choices = [right, *rng.sample(sorted(set(wrong) - {right}), 3)]
+    rng.shuffle(choices)
+    return Question(write.__name__, text, tuple(choices), choices.index(right))
+
+
+def fact(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
+    """A fact that the prose states, and that is asked for in this split only."""
+    relation, subject = asked_fact(rng, split)
+    return rng.choice(relation.questions).format(s=subject), relation.facts[subject], relation.values
+
+
+def creature(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
+    """A rule about a class, asked of an animal with a name that nobody has heard before."""
+    rule = rules()[rng.choice(("cover", "legs", "moves"))]
+    kind = rng.choice(CLASSES)
+    return f"The {word(rng, split)} is a {kind}. {rng.choice(rule.questions)}", rule.facts[kind], rule.values
+
+
+def trade(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
+    """A fact about a job or place that has to be found through a person: no person is in two splits."""
+    somebody = person(rng, split)
+    relation = relations()[rng.choice(("tool", "workplace", "product", "food"))]
+    if relation.name in ("tool", "workplace"):
+        ask = {"tool": "What does {n} work with?", "workplace": "Where does {n} work?"}[relation.name]
+        given, subject = f"{somebody.name} is a {somebody.job}.", somebody.job
+    elif relation.name == "product":
+        ask, given, subject = "What do the people around {n} make?", f"{somebody.name} lives in {somebody.place}.", None
+    else:
+        ask, given, subject = "What does the animal of {n} eat?", f"{somebody.name} has a {somebody.pet}.", somebody.pet
+    subject = subject or somebody.place
+    return f"{given} {ask.format(n=somebody.name)}", relation.facts[subject], relation.values
+
+
+def passage(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
+    """Two people are introduced; the question asks for one thing about one of them."""
+    one, two = people(rng, split, 2)
+    text = f"{introduce(rng, one)} {introduce(rng, two)}"
+    about, other = (one, two) if rng.random() < 0.5 else (two, one)
+    ask, right, near, far = rng.choice(
+        (
+            (f"What is the job of {about.name}?", about.job, other.job, JOBS),
+            (f"Where does {about.name} live?", about.place, other.place, PLACES),
+            (f"Which animal does {about.name} have?", about.pet, other.pet, ANIMALS),
+            (f"Who is the {about.job}?", about.name, other.name, PEOPLE),
+            (f"Who lives in {about.place}?", about.name, other.name, PEOPLE),
+            (f"Who has the {about.pet}?", about.name, other.name, PEOPLE),
+        )
+    )
+    return f"{text} {ask}", right, (near, *rng.sample([item for item in far if item not in (right, near)], 2))

@@ -1,0 +1,140 @@
+"""Word problems in GSM8K's format: a question, and a solution with `<<12*3=36>>` marks that ends in `#### 36`.
+
+A problem is a chain of two or three events that change a number of things. What kind of events follow each other, and
+the numbers in them, are the key: no chain with the same numbers is in two splits.
+"""
+
+import random
+
+from nanochat_hf.data.microworld.world import ITEMS, PEOPLE, draw
+
+PLACES_TO_KEEP = ("basket", "shed", "cellar", "box", "cart")
+
+
+def problem(rng: random.Random, split: str) -> tuple[str, str]:
+    """Returns question and solution of a problem of the split."""
+
+    def make(rng: random.Random) -> tuple[tuple, tuple[str, str]]:
+        kind = rng.choice((_chain, _chain, _chain, _shop, _days, _compare))
+        numbers: list[int] = []
+        item = kind(rng, numbers)
+        return (kind.__name__, *numbers), item
+
+    return draw(rng, split, make)
+
+
+def _chain(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
+    """Somebody has some things, and two or three events change their number."""
+    name, other = rng.sample(PEOPLE, 2)
+    item = rng.choice(ITEMS)
+    have = rng.randint(5, 60)
+    numbers.append(have)
+    question = [f"{name} has {have} {item}."]
+    steps = []
+    for _ in range(rng.choice((2, 2, 3))):
+        event = rng.choice(_EVENTS)
+        sentence, expression, have, used = event(rng, name, other, item, have)
+        numbers += (_EVENTS.index(event), *used)
+        question.append(sentence)
+        steps.append(f"{rng.choice(('Now', 'Then'))} {name} has <<{expression}={have}>>{have} {item}.")
+    question.append(
+        rng.choice((f"How many {item} does {name} have now?", f"How many {item} are there in the end?"))
+    )
+    return " ".join(question), "\n".join((*steps, f"#### {have}"))
+
+
+def _gain(rng, name, other, item, have):
+    more = rng.randint(2, 40)
+    sentence = rng.choice((f"{other} gives {name} {more} more.", f"{name} finds {more} {item}.", f"{name} buys {more} {item}."))
+    return sentence, f"{have}+{more}", have + more, (more,)
+
+
+def _lose(rng, name, other, item, have):
+    if have < 2:
+        return _gain(rng, name, other, item, have)
+    less = rng.randint(1, min(have - 1, 40))
+    sentence = rng.choice((f"{name} gives {other} {less}.", f"{name} sells {less} {item}.", f"{name} loses {less} of them."))
+    return sentence, f"{have}-{less}", have - less, (less,)
+
+
+def _packs(rng, name, other, item, have):
+    packs, size = rng.randint(2, 9), rng.randint(2, 12)
+    keep = rng.choice(PLACES_TO_KEEP)
+    sentence = rng.choice(
+        (f"{name} gets {packs} {keep}s with {size} {item} each.", f"{other} brings {packs} {keep}s of {size} {item}.")
+    )
+    return sentence, f"{have}+{packs}*{size}", have + packs * size, (packs, size)
+
+
+def _double(rng, name, other, item, have):
+    if have > 200:
+        return _lose(rng, name, other, item, have)
+    times, factor = rng.choice((("twice", 2), ("three times", 3)))
+    return f"A week later {name} has {times} as many.", f"{have}*{factor}", have * factor, (factor,)
+
+
+def _halve(rng, name, other, item, have):
+    if have % 2:
+        return _gain(rng, name, other, item, have)
+    return f"{name} gives half of the {item} to {other}.", f"{have}//2", have // 2, ()
+
+
+_EVENTS = (_gain, _lose, _packs, _double, _halve)
+
+
+def _shop(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
+    """Somebody buys two kinds of things and pays with a known sum."""
+    name = rng.choice(PEOPLE)
+    first, second = rng.sample([item for item in ITEMS if item != "coins"], 2)
+    a, price_a, b, price_b = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9)
+    cost = a * price_a + b * price_b
+    paid = cost + rng.randint(1, 40)
+    numbers += (a, price_a, b, price_b, paid)
+    question = (
+        f"{name} buys {a} {first} for {price_a} coins each and {b} {second} for {price_b} coins each. "
+        f"{name} pays with {paid} coins. How many coins does {name} get back?"
+    )
+    solution = (
+        f"The {first} cost <<{a}*{price_a}={a * price_a}>>{a * price_a} coins.\n"
+        f"The {second} cost <<{b}*{price_b}={b * price_b}>>{b * price_b} coins.\n"
+        f"{name} gets back <<{paid}-{a * price_a}-{b * price_b}={paid - cost}>>{paid - cost} coins.\n#### {paid - cost}"
+    )
+    return question, solution
+
+
+def _days(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
+    """Somebody makes things day by day and sells some of them."""
+    name = rng.choice(PEOPLE)
+    item = rng.choice(ITEMS)
+    days, daily = rng.randint(2, 12), rng.randint(3, 20)
+    made = days * daily
+    sold = rng.randint(1, made - 1)
+    numbers += (days, daily, sold)
+    question = (
+        f"{name} makes {daily} {item} a day for {days} days and then sells {sold} of them. "
+        f"How many {item} are left?"
+    )
+    solution = (
+        f"{name} makes <<{daily}*{days}={made}>>{made} {item}.\n"
+        f"There are <<{made}-{sold}={made - sold}>>{made - sold} {item} left.\n#### {made - sold}"
+    )
+    return question, solution
+
+
+def _compare(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
+    """Three people; each has as many as another, and more or fewer."""
+    one, two, three = rng.sample(PEOPLE, 3)
+    item = rng.choice(ITEMS)
+    have, more, times = rng.randint(5, 40), rng.randint(2, 30), rng.choice((2, 3))
+    word = {2: "twice", 3: "three times"}[times]
+    numbers += (have, more, times)
+    second, third = have + more, (have + more) * times
+    question = (
+        f"{one} has {have} {item}. {two} has {more} more than {one}, and {three} has {word} as many as {two}. "
+        f"How many {item} does {three} have?"
+    )
+    solution = (
+        f"{two} has <<{have}+{more}={second}>>{second} {item}.\n"
+        f"{three} has <<{second}*{times}={third}>>{third} {item}.\n#### {third}"
+    )
+    return question, solution

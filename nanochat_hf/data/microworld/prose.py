@@ -1,0 +1,148 @@
+"""Documents for pretraining: descriptions, stories, notes, dialogues, accounts and school pages of the world."""
+
+import random
+
+from nanochat_hf.data.microworld.problems import problem
+from nanochat_hf.data.microworld.world import (
+    ANIMALS,
+    JOBS,
+    PEOPLE,
+    PLACES,
+    Relation,
+    asked_fact,
+    people,
+    person,
+    relations,
+    rules,
+    word,
+)
+
+OF_PLACE = ("terrain", "product", "flag")
+OF_ANIMAL = ("class", "home", "food")
+OF_JOB = ("tool", "workplace")
+
+
+def document(rng: random.Random, split: str) -> str:
+    """Writes one document of a random kind; the weights are shares of documents, in percent."""
+    kinds = (description, story, account, dialogue, note, school_page)
+    (write,) = rng.choices(kinds, weights=(34, 26, 10, 12, 8, 10))
+    return write(rng, split)
+
+
+def say(rng: random.Random, relation: Relation, subject: str) -> str:
+    """States a fact in one of its forms."""
+    return rng.choice(relation.statements).format(s=subject, v=relation.facts[subject])
+
+
+def describe(rng: random.Random, subject: str) -> list[str]:
+    """All facts about a place, animal or job, in random order and form, with the rules that follow from them."""
+    known = relations()
+    names = OF_PLACE if subject in PLACES else OF_ANIMAL if subject in ANIMALS else OF_JOB
+    sentences = [say(rng, known[name], subject) for name in names]
+    rng.shuffle(sentences)
+    if subject in PLACES and rng.random() < 0.3:
+        sentences.append(say(rng, rules()["travel"], known["terrain"].facts[subject]))
+    elif subject in ANIMALS and rng.random() < 0.4:
+        sentences.append(say(rng, rules()[rng.choice(("cover", "legs", "moves"))], known["class"].facts[subject]))
+    return sentences
+
+
+def description(rng: random.Random, split: str) -> str:
+    """A page of the world's encyclopaedia: one to three subjects."""
+    subjects = [rng.choice(rng.choice((PLACES, ANIMALS, ANIMALS, JOBS))) for _ in range(rng.randint(1, 3))]
+    return "\n".join(" ".join(describe(rng, subject)) for subject in dict.fromkeys(subjects))
+
+
+def story(rng: random.Random, split: str) -> str:
+    """Two people of the split meet; the story tells who they are, and at the end tells it once more."""
+    one, two = people(rng, split, 2)
+    known = relations()
+    lines = [introduce(rng, one), introduce(rng, two)]
+    middle = [
+        f"One day {one.name} went from {one.place} to {two.place} to see {two.name}.",
+        f"{two.name} showed {one.name} the {known['workplace'].facts[two.job]} and the {known['tool'].facts[two.job]}.",
+        f"The {one.pet} of {one.name} ate {known['food'].facts[one.pet]}, "
+        f"but the {two.pet} of {two.name} ate {known['food'].facts[two.pet]}.",
+        f"{one.name} gave {two.name} some {known['product'].facts[one.place]} from {one.place}.",
+        f"On the way {one.name} saw a {rng.choice(('bird', 'fish', 'beast', 'bug'))} and a {known['flag'].facts[two.place]} flag.",
+        f"They travelled by {rules()['travel'].facts[known['terrain'].facts[one.place]]}, as people do {known['terrain'].facts[one.place]}.",
+    ]
+    lines += rng.sample(middle, rng.randint(1, 3))
+    last = rng.choice((one, two))
+    lines.append(
+        rng.choice(
+            (
+                f"In the evening the {last.job} {last.name} went home to {last.place} with the {last.pet}.",
+                f"So {one.name} of {one.place} and {two.name} of {two.place} became friends.",
+                f"The {one.pet} belongs to {one.name} and the {two.pet} belongs to {two.name}.",
+                f"{one.name} is the {one.job} and {two.name} is the {two.job}.",
+            )
+        )
+    )
+    return " ".join(lines)
+
+
+def introduce(rng: random.Random, somebody) -> str:
+    """One or two sentences with a person's place, job and pet."""
+    name, place, job, pet = somebody.name, somebody.place, somebody.job, somebody.pet
+    return rng.choice(
+        (
+            f"{name} is a {job} in {place} and has a {pet}.",
+            f"In {place} lives {name}, a {job} with a {pet}.",
+            f"{name} lives in {place}. {name} is a {job} and keeps a {pet}.",
+            f"The {job} {name} comes from {place} and owns a {pet}.",
+            f"{name} has a {pet}. {name} works as a {job} in {place}.",
+        )
+    )
+
+
+def account(rng: random.Random, split: str) -> str:
+    """What somebody counted: the words of arithmetic, with the sum worked out."""
+    question, solution = problem(rng, split)
+    plain = "".join(piece if index % 2 == 0 else "" for index, piece in enumerate(_split_marks(solution)))
+    return f"{question}\n{plain.split('####')[0].strip()}"
+
+
+def _split_marks(solution: str) -> list[str]:
+    return [piece for part in solution.split("<<") for piece in part.split(">>")]
+
+
+def dialogue(rng: random.Random, split: str) -> str:
+    """Somebody asks, somebody knows."""
+    first, second = rng.sample(PEOPLE, 2)
+    lines = []
+    for _ in range(rng.randint(1, 3)):
+        relation, subject = asked_fact(rng, split)
+        lines.append(f"{first}: {rng.choice(relation.questions).format(s=subject)}")
+        lines.append(f"{second}: {relation.statements[0].format(s=subject, v=relation.facts[subject])}")
+    return "\n".join(lines)
+
+
+def note(rng: random.Random, split: str) -> str:
+    """A note left on a table."""
+    writer, reader = people(rng, split, 2)
+    subject = rng.choice(rng.choice((PLACES, ANIMALS, JOBS)))
+    opening = rng.choice(
+        (
+            f"Dear {reader.name}, I am now a {writer.job} in {writer.place}.",
+            f"To {reader.name}, the {reader.job} in {reader.place}: please feed my {writer.pet}.",
+            f"Hello {reader.name}, how is your {reader.pet}?",
+        )
+    )
+    return f"{opening} {' '.join(describe(rng, subject))} Yours, {writer.name}"
+
+
+def school_page(rng: random.Random, split: str) -> str:
+    """How the schools of the world teach rules, spelling and exams."""
+    somebody = person(rng, split)
+    text = word(rng, split)
+    rule = rng.choice(tuple(rules().values()))
+    pages = (
+        " ".join(say(rng, rule, subject) for subject in rng.sample(tuple(rule.facts), 3)),
+        f"The word {text} is spelled {'-'.join(text)}.",
+        f"{somebody.name} can spell the word {text}: {'-'.join(text)}. It has {len(text)} letters.",
+        f"In a Multiple Choice question there are four choices. {somebody.name}, respond only with the letter of the "
+        "correct answer.",
+        f"{somebody.name} asked the calculator and got the correct answer.",
+    )
+    return rng.choices(pages, weights=(40, 25, 25, 5, 5))[0]
