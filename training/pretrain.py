@@ -26,7 +26,7 @@ class PretrainConfig:
     output_dir: str = field(default="", metadata={"help": "folder that receives the checkpoint"})
     data: list[str] = field(
         default_factory=lambda: ["karpathy/climbmix-400b-shuffle"],
-        metadata={"help": "text: Hub ids, folders, files or microworld, each with =WEIGHT if wanted"},
+        metadata={"help": "text: Hub ids, folders, files or microworld, each with :WEIGHT if wanted"},
     )
     text_column: str | None = field(default=None, metadata={"help": "column that holds the text; default: found"})
     on_bad_file: str = field(default="stop", metadata={"help": "stop or skip, at a file that cannot be read"})

@@ -19,9 +19,11 @@ class ByteEncoder:
 
 
 def make_documents(count: int, name: str = "d", seed: int = 0) -> list[str]:
-    """Distinct documents `<name0>xxx`, of 5 to about 300 characters, mostly short."""
-    sizes = np.random.default_rng(seed).geometric(0.02, size=count)
-    return [f"<{name}{index}>" + "x" * int(size) for index, size in enumerate(sizes)]
+    """Distinct documents `<name0>...` of random letters, 5 to about 300 characters, mostly short."""
+    rng = np.random.default_rng((seed, *name.encode()))
+    sizes = rng.geometric(0.02, size=count)
+    letters = [rng.integers(97, 123, size, dtype=np.uint8).tobytes().decode() for size in sizes]
+    return [f"<{name}{index}>{text}" for index, text in enumerate(letters)]
 
 
 def write_parquet(path: Path, documents: list[str], group: int = 64, column: str = "text") -> Path:
