@@ -104,8 +104,8 @@ class RemoteModel:
                     whole += text
                     yield "text", text
         except Exception as error:  # requests', httpx's and the client's own: all mean that the server did not answer
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self.url} does not answer a chat request ({reason}); is a server running there?") from None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.url} does not answer ({reason}); is a server running there?") from None
         yield "message", {"role": "assistant", "content": whole}
 
 
@@ -113,10 +113,8 @@ def main(argv: list[str]) -> None:
     """The `chat` command."""
     options = _parse(argv)
     sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
-    conversation = Conversation(
-        sampling={name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")},
-        system=options.system,
-    )
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    conversation = Conversation({name: getattr(options, name) for name in names}, options.system)
     _check_sampling(conversation.sampling)
     if options.url:
         model = RemoteModel(options.url, options.checkpoint)
@@ -178,7 +176,7 @@ def obey(line: str, conversation: Conversation) -> str:
     if command == "/system":
         conversation.system = argument or None
         conversation.messages.clear()
-        return "(system message set, conversation cleared)" if argument else "(no system message, conversation cleared)"
+        return f"({'system message set' if argument else 'no system message'}, conversation cleared)"
     if command in settings:
         name, kind = settings[command]
         if argument:
@@ -197,25 +195,34 @@ def reply(model: LocalModel | RemoteModel, conversation: Conversation, out: Any)
     dropped = model.fit(conversation)
     if dropped:
         print(f"(the context is full: the oldest {dropped} messages were left out)", file=out)
-    said, message = "", None
+    said, message, before = "", None, "text"
     try:
         for kind, content in model.answer(conversation):
             if kind == "message":
                 message = content
-            else:
-                if kind == "text":
-                    said += content
-                print(_shown(kind, content), end="", file=out, flush=True)
+                break
+            if kind == "text":
+                said += content
+            print(_brackets(before, kind) + _printable(content), end="", file=out, flush=True)
+            before = kind
     except KeyboardInterrupt:
         print(" (stopped)", end="", file=out)
-    print(file=out, flush=True)
+    print(_brackets(before, "text"), file=out, flush=True)
     conversation.messages.append(message or {"role": "assistant", "content": said})
 
 
-def _shown(kind: str, text: str) -> str:
-    """Text fit for a terminal: tool calls in brackets, and no control characters a model could steer it with."""
-    text = "".join(char for char in text if char in "\n\t" or (char.isprintable() or char.isspace()) and char >= " ")
-    return {"python": f"⟨{text}⟩", "python_output": f"⟨= {text}⟩"}.get(kind, text)
+def _brackets(before: str, after: str) -> str:
+    """What stands between two kinds of text, so that a tool call reads ⟨12*3 = 36⟩."""
+    if before == after:
+        return ""
+    if (before, after) == ("python", "python_output"):
+        return " = "
+    return ("" if before == "text" else "⟩") + {"python": "⟨", "python_output": "⟨= "}.get(after, "")
+
+
+def _printable(text: str) -> str:
+    """Text without the control characters through which a model could steer the terminal."""
+    return "".join(char for char in text if char in "\n\t" or char.isprintable() or (char.isspace() and char > " "))
 
 
 def _check_sampling(sampling: dict[str, Any]) -> None:
@@ -231,7 +238,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="nanochat-hf chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="checkpoint folder or Hub id (with --url: the model's name there)")
+    parser.add_argument("checkpoint", nargs="?", help="folder or Hub id (with --url: the model's name there)")
     parser.add_argument("--url", help="talk to an OpenAI-compatible server instead")
     parser.add_argument("--prompt", help="answer this one message and leave")
     parser.add_argument("--system", help="system message")

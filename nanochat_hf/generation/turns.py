@@ -109,7 +109,8 @@ class Turn:
                 return
             result = self.tool(decode(self.tokenizer, expression))
             if result is not None:
-                answer = self.tokenizer.encode(result, add_special_tokens=False)
+                # A result that spells a control token is text, not that token.
+                answer = self.tokenizer.encode(result, add_special_tokens=False, split_special_tokens=True)
                 self._forced.extend([self.vocabulary.output_start, *answer, self.vocabulary.output_end])
         elif self._expression is not None:
             self._expression.append(token)

@@ -1,0 +1,96 @@
+"""A tiny model and a byte-level tokenizer with nanochat's control tokens: ids 0-255 are bytes, control tokens follow."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+
+CONTROL = [
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(CONTROL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|bos|>", eos_token="<|assistant_end|>", pad_token="<|bos|>"
+    )
+
+
+def tiny_model(seed=0, **fields):
+    """Random weights big enough that every feature and every position matters to the next token."""
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=320, sequence_length=192, head_dim=16, aspect_ratio=16, sliding_window=9)
+    model = NanochatHFForCausalLM(NanochatHFConfig.from_depth(4, **{**shape, **fields})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.1)
+        model.lm_head.weight.mul_(10)
+        if model.config.smear:
+            model.model.smear_lambda.fill_(0.5)
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def model():
+    return tiny_model()
+
+
+class Scripted(torch.nn.Module):
+    """A model that says fixed tokens: row by row, whatever was forced in between, the next token of its script.
+
+    Tells what it will say from the number of tokens it has read, so forced tokens cost script tokens too.
+    """
+
+    def __init__(self, scripts, vocab_size=320):
+        super().__init__()
+        from transformers import LlamaConfig
+
+        self.config = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=8,
+            max_position_embeddings=256,
+        )
+        self.scripts, self.vocab_size = scripts, vocab_size
+        self.device = torch.device("cpu")
+        self.seen = []
+
+    def forward(self, input_ids, position_ids, past_key_values, **_):
+        states = input_ids[:, None, :, None].float()  # the cache remembers the tokens themselves
+        keys, _ = past_key_values.update(states, states, 0)
+        logits = torch.full((len(input_ids), 1, self.vocab_size), -50.0)
+        for row, tokens in enumerate(keys[:, 0, :, 0].long().tolist()):
+            script = self.scripts[tokens[-1 - int(position_ids[row, -1])]]  # the prompt's first token names the script
+            step = int(position_ids[row, -1])
+            logits[row, 0, script[min(step, len(script) - 1)]] = 50.0
+            self.seen.append(tokens)
+        return type("Output", (), {"logits": logits})()
+
+
+@pytest.fixture
+def scripted():
+    return Scripted
