@@ -117,16 +117,22 @@ class CoreMetric(TrainerCallback):
 
     def __init__(self, tokenizer: Any, bundle: str | None, every: int, max_per_task: int = 500) -> None:
         self.tokenizer, self.bundle, self.every, self.max_per_task = tokenizer, bundle, every, max_per_task
+        self.tasks = None
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        bos = [self.tokenizer.bos_token_id]
+        return [bos + ids for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
-        from nanochat_hf.evals.core import evaluate_core
-        from nanochat_hf.evals.subject import Subject
+        from nanochat_hf.evals.core import evaluate_task, load_bundle, summarize
 
+        if self.tasks is None:
+            self.tasks = load_bundle(self.bundle, max_per_task=self.max_per_task)
         model.eval()
-        results = evaluate_core(Subject("base", model, self.tokenizer), self.bundle, max_per_task=self.max_per_task)
+        results = summarize([evaluate_task(model, self.encode, task) for task in self.tasks])
         model.train()
         if state.is_world_process_zero:
-            state.log_history.append({"step": state.global_step, "core": results["core_metric"]})
-            tqdm.write(f"step {state.global_step}: CORE {results['core_metric']:.4f}")
+            state.log_history.append({"step": state.global_step, "core": results["core"]})
+            tqdm.write(f"step {state.global_step}: CORE {results['core']:.4f}")
