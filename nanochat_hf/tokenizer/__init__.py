@@ -1,0 +1,25 @@
+"""Byte-pair encoding from training to chat: one vocabulary file, `tokenizer.json`, from which all else is built."""
+
+from .chat import CHAT_TEMPLATE, render_conversation, render_prompt
+from .corpus import CorpusEncoder
+from .vocabulary import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    from_mergeable_ranks,
+    mergeable_ranks,
+    token_byte_lengths,
+    train,
+)
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "SPECIAL_TOKENS",
+    "SPLIT_PATTERN",
+    "CorpusEncoder",
+    "from_mergeable_ranks",
+    "mergeable_ranks",
+    "render_conversation",
+    "render_prompt",
+    "token_byte_lengths",
+    "train",
+]
