@@ -30,7 +30,6 @@ from nanochat_hf.posttraining.stage import (
     trainer_arguments,
 )
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.common import message_text
 from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainer import MuonAdamWMixin
 
@@ -132,18 +131,17 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list]:
             max_new_tokens=trainer.sampling.max_new_tokens,
         )
     samples = [rollout for samples in rollouts for rollout in samples]
-    prompt_ids = [render_prompt(trainer.processing_class, conversation) for conversation in conversations]
     return {
-        "prompt_ids": [ids for ids in prompt_ids for _ in range(group)],
+        "prompt_ids": [list(rollout.prompt_ids) for rollout in samples],
         "completion_ids": [list(rollout.token_ids) for rollout in samples],
         "logprobs": None,
         "env_mask": [[int(chosen) for chosen in rollout.sampled] for rollout in samples],
-        "answer": [message_text(rollout.messages[-1]) for rollout in samples],
+        "answer": [rollout.text for rollout in samples],
     }
 
 
 def rollout_seed(seed: int, step: int, rank: int) -> int:
-    """The sampling seed of one step on one process, so that a resumed run draws what the whole run would have drawn."""
+    """The sampling seed of one step on one process, so that a resumed run draws what it would have drawn."""
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") & 0x7FFFFFFF
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def open_stage(config: StageConfig) -> None:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run home unless told not to
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is announced as experimental each time
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names TRL uses
     if not config.output_dir:
         raise UserError("give --output_dir, the folder that receives the checkpoint")
     if not config.model:
@@ -194,7 +196,7 @@ def finish_stage(config: StageConfig, stage: str, trainer: Any, started: float, 
     """
     if trainer.stop_on_signal.received and trainer.state.global_step < trainer.state.max_steps:
         raise UserError(
-            f"stopped by SIGTERM after step {trainer.state.global_step}; run the same command again to go on from there"
+            f"stopped by SIGTERM after step {trainer.state.global_step}; the same command goes on from there"
         )
     weights = trainer.accelerator.get_state_dict(trainer.model)
     if trainer.accelerator.is_main_process:
