@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from nanochat_hf.evals.scoring import distributed_rank, gather_sum, last_logits, pad_right, plan_batches
+from nanochat_hf.evals.scoring import (
+    context_length,
+    distributed_rank,
+    gather_sum,
+    last_logits,
+    pad_right,
+    plan_batches,
+)
 from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, pass_at_k, wilson_interval
 from nanochat_hf.evals.subject import Subject
 from nanochat_hf.settings import UserError
@@ -147,22 +154,31 @@ def evaluate_generative(
 
 
 def _generate(subject: Subject, conversations: list, sampling: Sampling, seed: int) -> list[list[str]]:
-    """Answers of every conversation as text, tool calls and tool results included."""
-    if subject.is_nanochat:
-        from nanochat_hf.generation import generate_with_tools
+    """Answers of every conversation as text, tool calls and tool results included.
 
-        rollouts = generate_with_tools(
-            subject.model,
-            subject.tokenizer,
-            conversations,
-            num_samples=sampling.num_samples,
-            seed=seed,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            max_new_tokens=sampling.max_new_tokens,
-        )
-        return [[_answer_text(rollout.messages) for rollout in samples] for samples in rollouts]
-    return _generate_plain(subject, conversations, sampling, seed)
+    A prompt that leaves no room in the context loses its beginning, so that one long item cannot end an evaluation.
+    """
+    prompts = [subject.prompt(messages) for messages in conversations]
+    limit = context_length(subject.model)
+    if limit:
+        room = max(1, min(sampling.max_new_tokens, limit // 2))
+        prompts = [prompt[-(limit - room) :] for prompt in prompts]
+    if not subject.is_nanochat:
+        return _generate_plain(subject, prompts, sampling, seed)
+    from nanochat_hf.generation import generate_with_tools
+
+    rollouts = generate_with_tools(
+        subject.model,
+        subject.tokenizer,
+        prompts,
+        num_samples=sampling.num_samples,
+        seed=seed,
+        batch_size=sampling.batch_size,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        max_new_tokens=sampling.max_new_tokens,
+    )
+    return [[_answer_text(rollout.messages) for rollout in samples] for samples in rollouts]
 
 
 def _answer_text(messages: Sequence[dict[str, Any]]) -> str:
@@ -171,10 +187,9 @@ def _answer_text(messages: Sequence[dict[str, Any]]) -> str:
 
 
 @torch.inference_mode()
-def _generate_plain(subject: Subject, conversations: list, sampling: Sampling, seed: int) -> list[list[str]]:
+def _generate_plain(subject: Subject, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
     """Answers of a model that does not know nanochat's tool tokens, through transformers' `generate`."""
     device = next(subject.model.parameters()).device
-    prompts = [subject.prompt(messages) for messages in conversations]
     longest = max(map(len, prompts))
     pad = subject.tokenizer.pad_token_id
     pad = subject.tokenizer.eos_token_id if pad is None else pad

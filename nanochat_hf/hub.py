@@ -1,0 +1,278 @@
+"""Publishing a checkpoint on the Hugging Face Hub, with a model card made from what the run recorded.
+
+    nanochat-hf push runs/quickstart/rl your-name/your-model --private
+    nanochat-hf push runs/quickstart/rl your-name/your-model --dry_run      # shows the files and the card
+
+Only safetensors, JSON, Jinja, Markdown and the model's own Python files leave the machine: no pickles, no trainer
+state. The token comes from `hf auth login` or HF_TOKEN, and from nowhere else.
+"""
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from nanochat_hf import settings
+from nanochat_hf.report import HEADLINES, Stage, load_stage
+from nanochat_hf.settings import UserError
+
+REQUIRED = ("config.json", "tokenizer.json")
+PUBLISHED = (
+    re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"),
+    re.compile(r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json"),
+    re.compile(r"model\.safetensors\.index\.json"),
+    re.compile(r"chat_template\.jinja"),
+    re.compile(r"(configuration|modeling)_nanochat_hf\.py"),
+)
+WEIGHTS = PUBLISHED[0]
+# Benchmarks that the Hub shows on the model's page; our task names → (data set's Hub id, its task).
+REGISTERED = {"gsm8k": ("openai/gsm8k", "gsm8k")}
+
+USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "{repo_id}"
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+messages = [{{"role": "user", "content": "Hello! Who are you?"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**inputs, max_new_tokens=128)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+`trust_remote_code=True` runs the two Python files of this repository; pin a commit with `revision=` in production.
+Where the package nanochat-hf is installed, `import nanochat_hf` makes it unnecessary, and `nanochat-hf chat {repo_id}`
+adds the calculator that the model was trained to use."""
+
+LIMITS = """\
+A small model trained from scratch: it makes things up, knows little of the world outside its training data, and has
+had no safety training. It answers in the language of its data and within {context} tokens of context. Do not use it
+where a wrong answer does harm."""
+
+
+def files_to_publish(folder: str | os.PathLike) -> list[Path]:
+    """The files of a checkpoint folder that belong on the Hub.
+
+    Raises:
+        UserError: the folder is no finished checkpoint.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give a checkpoint folder such as runs/quickstart/rl")
+    found = sorted(
+        path for path in folder.iterdir() if path.is_file() and any(rule.fullmatch(path.name) for rule in PUBLISHED)
+    )
+    names = {path.name for path in found}
+    missing = [name for name in REQUIRED if name not in names]
+    if not any(WEIGHTS.fullmatch(name) for name in names):
+        missing.append("model.safetensors")
+    if "config.json" in names:
+        mapped = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+        code = {f"{reference.split('.')[0]}.py" for reference in mapped.values()}
+        missing += sorted(code - names)
+    if missing:
+        raise UserError(f"{folder} is not a whole checkpoint: it lacks {', '.join(missing)}")
+    return found
+
+
+def model_card(folder: str | os.PathLike, repo_id: str, *, license: str = "apache-2.0", language: str = "en") -> str:
+    """Writes the model card: front matter, usage first, then results, recipe, limits."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    folder = Path(folder)
+    stage = load_stage(folder.parent, folder.name)
+    model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = repo_id.split("/")[-1]
+    data = ModelCardData(
+        language=language,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["nanochat", "nanochat-hf", "chat" if stage.name != "base" else "base"],
+        model_name=name,
+        eval_results=[EvalResult(**result) for result in _model_index(stage)] or None,
+    )
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        _introduction(stage, model_config, folder),
+        "## Use",
+        USAGE.format(repo_id=repo_id),
+        *_results(stage),
+        *_recipe(stage),
+        "## Limits",
+        LIMITS.format(context=f"{model_config.get('max_position_embeddings', 2048):,}"),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def eval_results_files(stage: Stage) -> dict[str, str]:
+    """`.eval_results/*.yaml` for the benchmarks that the Hub knows; path → content."""
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    files = {}
+    for task, row in stage.tasks("chat").items():
+        if task in REGISTERED and stage.evaluations["chat"].get("config", {}).get("split") == "test":
+            dataset, name = REGISTERED[task]
+            note = f"{row['items']} problems, zero-shot chat, nanochat-hf"
+            entry = EvalResultEntry(dataset, name, round(100 * row["accuracy"], 2), notes=note)
+            text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+            files[f".eval_results/{task}.yaml"] = text
+    return files
+
+
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    license: str = "apache-2.0",
+    message: str = "Upload checkpoint",
+    dry_run: bool = False,
+) -> str:
+    """Publishes a checkpoint folder in one commit and returns its address.
+
+    Args:
+        revision: branch to push to, made where it is missing; such as a stage's name in a repository for all stages.
+        dry_run: prints what would be published and publishes nothing.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UserError(f"{repo_id!r} is not a repository id; the form is owner/name")
+    files = files_to_publish(folder)
+    stage = load_stage(Path(folder).parent, Path(folder).name)
+    texts = {"README.md": model_card(folder, repo_id, license=license), **eval_results_files(stage)}
+    if dry_run:
+        for path in files:
+            print(f"{path.name:40} {path.stat().st_size / 1e6:10.2f} MB")
+        for name, text in texts.items():
+            print(f"{name:40} {len(text.encode()) / 1e6:10.2f} MB")
+        print(f"\n{texts['README.md']}")
+        return ""
+
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    operations = [CommitOperationAdd(path.name, str(path)) for path in files]
+    operations += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        advice = "log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else "try again later"
+        raise UserError(f"the Hub refused {repo_id} ({str(error).splitlines()[0]}); {advice}") from error
+    except OSError as error:
+        raise UserError(f"cannot reach the Hub ({error}); check the network and try again") from error
+    return str(commit.commit_url)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`nanochat-hf push`."""
+    parser = argparse.ArgumentParser(
+        prog="nanochat-hf push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", help="checkpoint folder, such as runs/quickstart/rl")
+    parser.add_argument("repo_id", help="owner/name on the Hub; made where it is missing")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch to push to")
+    parser.add_argument("--license", default="apache-2.0", help="licence of the weights (default: apache-2.0)")
+    parser.add_argument("--message", default="Upload checkpoint", help="commit message")
+    parser.add_argument("--dry_run", action="store_true", help="show the files and the card, publish nothing")
+    options = vars(parser.parse_args(argv))
+    address = push(options.pop("folder"), options.pop("repo_id"), **options)
+    if address:
+        print(address)
+
+
+# ---- the card's parts --------------------------------------------------------------
+
+
+def _introduction(stage: Stage, config: dict[str, Any], folder: Path) -> str:
+    from safetensors import safe_open
+
+    count = 0
+    for path in files_to_publish(folder):
+        if WEIGHTS.fullmatch(path.name):
+            with safe_open(path, "pt") as weights:
+                for key in weights.keys():
+                    size = 1
+                    for side in weights.get_slice(key).get_shape():
+                        size *= side
+                    count += size
+    steps = {"base": "pretrained", "mid": "mid-trained", "sft": "fine-tuned on conversations", "rl": "trained with RL"}
+    return (
+        f"A nanochat-style language model, {steps.get(stage.name, stage.name)}: {count / 1e6:,.1f} M parameters, "
+        f"{config.get('num_hidden_layers')} layers, width {config.get('hidden_size')}, "
+        f"vocabulary {config.get('vocab_size'):,}. Made with nanochat-hf."
+    )
+
+
+def _model_index(stage: Stage) -> list[dict[str, Any]]:
+    """Entries of the card's `model-index`, one a task."""
+    found = []
+    for evaluation in ("core", "chat"):
+        for task, row in stage.tasks(evaluation).items():
+            found.append(
+                {
+                    "task_type": "text-generation",
+                    "dataset_type": task,
+                    "dataset_name": task,
+                    "metric_type": "accuracy",
+                    "metric_value": round(row["accuracy"], 4),
+                    "metric_name": f"accuracy, {row['items']} items",
+                }
+            )
+    return found
+
+
+def _results(stage: Stage) -> list[str]:
+    rows = []
+    for metric, (title, form) in HEADLINES.items():
+        if metric in stage.metrics:
+            low, high = (stage.metrics.get(f"{metric}_{side}") for side in ("low", "high"))
+            interval = f"{form.format(low)} to {form.format(high)}" if low is not None and high is not None else ""
+            rows.append(f"| {title} | {form.format(stage.metrics[metric])} | {interval} | |")
+    for evaluation in ("chat", "core"):
+        for task, row in stage.tasks(evaluation).items():
+            interval = f"{100 * row['accuracy_low']:.1f} to {100 * row['accuracy_high']:.1f} %"
+            rows.append(f"| {task} | {100 * row['accuracy']:.1f} % | {interval} | {row['items']} |")
+    if not rows:
+        return []
+    table = "\n".join(["| metric | value | 95 % interval | items |", "| --- | ---: | ---: | ---: |", *rows])
+    commits = {r.get("environment", {}).get("git_commit") for r in stage.evaluations.values()} - {None}
+    harness = "Measured with nanochat-hf"
+    if commits:
+        harness += f", commit {', '.join(sorted(commit[:12] for commit in commits))}"
+    return ["## Results", table, f"{harness}; the intervals are over items, not over training runs (one seed)."]
+
+
+def _recipe(stage: Stage) -> list[str]:
+    if not stage.run:
+        return []
+    environment = stage.run.get("environment", {})
+    gpus = environment.get("gpus") or []
+    machine = f"{len(gpus)} × {gpus[0]}" if gpus else f"{environment.get('cpu_cores', '?')} CPU cores"
+    spent = f"{stage.run['seconds'] / 60:.1f} minutes on {machine}" if stage.run.get("seconds") else machine
+    settings_text = json.dumps(_without_paths(stage.run.get("config", {})), indent=2, ensure_ascii=False, default=str)
+    return ["## Recipe", f"Last stage: {spent}.", f"```json\n{settings_text}\n```"]
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings without absolute paths: they say nothing to a reader and something about the machine."""
+    return {
+        key: os.path.basename(value.rstrip("/")) if isinstance(value, str) and os.path.isabs(value) else value
+        for key, value in config.items()
+        if value is not None
+    }
+
+
+if __name__ == "__main__":
+    settings.run_main(main)

@@ -1,0 +1,136 @@
+"""Publishing: what leaves the machine, what the card says, and a whole push to a Hub on this machine."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, hub, settings
+from nanochat_hf.settings import UserError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A stage folder as training leaves it, with things in it that must not be published."""
+    folder = tmp_path_factory.mktemp("run") / "rl"
+    config = NanochatHFConfig.from_depth(2, vocab_size=128, sequence_length=64, head_dim=16, aspect_ratio=16)
+    NanochatHFForCausalLM(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "training_args.bin").write_bytes(b"\x80\x04pickle")
+    (folder / "optimizer-00001-of-00001.safetensors").write_bytes(b"state")
+    (folder / "checkpoint-10").mkdir()
+    (folder / "checkpoint-10" / "rng_state.pth").write_bytes(b"pickle")
+    row = {"kind": "generative", "baseline": 0.0, "centered": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
+    chat = {"evaluation": "chat", "metrics": {"chatcore": 0.5}, "config": {"split": "test"}}
+    chat["details"] = {"tasks": [{"task": "gsm8k", "items": 100, "accuracy": 0.5, **row}]}
+    settings.write_json(folder / "eval" / "chat.json", chat)
+    settings.save_run(folder, "rl", {"learning_rate": 0.02, "model": "/home/me/secret/sft"}, seconds=90.0)
+    return folder
+
+
+def test_only_safe_files_are_published(checkpoint):
+    names = {path.name for path in hub.files_to_publish(checkpoint)}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert {"configuration_nanochat_hf.py", "modeling_nanochat_hf.py"} <= names
+    assert not names & {"training_args.bin", "optimizer-00001-of-00001.safetensors", "run.json", "rng_state.pth"}
+
+
+def test_card_has_front_matter_usage_results_and_no_paths(checkpoint):
+    card = hub.model_card(checkpoint, "me/tiny")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "transformers" and front["pipeline_tag"] == "text-generation"
+    result = front["model-index"][0]["results"][0]
+    assert result["dataset"]["name"] == "gsm8k" and result["metrics"][0]["value"] == 0.5
+    assert card.index("from_pretrained") < card.index("## Results") < card.index("## Recipe") < card.index("## Limits")
+    assert "| gsm8k | 50.0 % | 40.0 to 60.0 % | 100 |" in card
+    assert "/home/me" not in card and "1.5 minutes" in card
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(card).data.license == "apache-2.0"
+
+
+def test_incomplete_folders_are_refused(checkpoint, tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        hub.files_to_publish(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    with pytest.raises(UserError, match="tokenizer.json, model.safetensors, configuration_nanochat_hf.py, modeling"):
+        hub.files_to_publish(tmp_path)
+    with pytest.raises(UserError, match="owner/name"):
+        hub.push(checkpoint, "no-owner")
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """The few routes of the Hub that a push of small files takes; keeps what was committed."""
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, content, status=200):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.headers.get("Authorization") != "Bearer hf_test":
+            return self.reply({"error": "unauthorized"}, 401)
+        return self.reply({"id": "me/tiny", "sha": "0" * 40, "siblings": []})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        store = self.server.store
+        if self.headers.get("Authorization") != "Bearer hf_test":
+            return self.reply({"error": "unauthorized"}, 401)
+        if self.path.endswith("/api/repos/create"):
+            store["repo"] = json.loads(body)
+            return self.reply({"url": f"http://{self.headers['Host']}/me/tiny", "name": "me/tiny"})
+        if self.path.endswith("/api/validate-yaml"):
+            return self.reply({"errors": [], "warnings": []})
+        if "/preupload/" in self.path:
+            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                     for f in json.loads(body)["files"]]  # fmt: skip
+            return self.reply({"files": files})
+        if "/commit/" in self.path:
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    store[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            url = f"http://{self.headers['Host']}/me/tiny/commit/{'1' * 40}"
+            return self.reply({"success": True, "commitOid": "1" * 40, "commitUrl": url})
+        return self.reply({"error": self.path}, 404)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    server.store = {}
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_push_sends_everything_in_one_commit(checkpoint, fake_hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    address = hub.push(checkpoint, "me/tiny", private=True)
+    assert address.endswith("/commit/" + "1" * 40)
+    store = fake_hub.store
+    assert store["repo"]["name"] == "tiny" and store["repo"].get("private", True) and "rl" not in store
+    assert store["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
+    assert not any(name.endswith((".bin", ".pth", ".pt", ".pkl")) for name in store)
+    entry = yaml.safe_load(store[".eval_results/gsm8k.yaml"])[0]
+    assert entry["dataset"] == {"id": "openai/gsm8k", "task_id": "gsm8k"} and entry["value"] == 50.0
+
+
+def test_refused_push_says_how_to_log_in(checkpoint, fake_hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(UserError, match="hf auth login"):
+        hub.push(checkpoint, "me/tiny")
