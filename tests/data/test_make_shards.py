@@ -1,0 +1,72 @@
+"""training/make_shards.py through its command line."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from toy import make_documents, write_jsonl
+
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.settings import UserError
+
+SCRIPT = Path(__file__).parents[2] / "training" / "make_shards.py"
+
+
+@pytest.fixture
+def make(monkeypatch):
+    spec = importlib.util.spec_from_file_location("make_shards", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["make_shards.py", *map(str, words)])
+        module.main()
+
+    return run
+
+
+def test_shards_hold_each_text_once_shuffled_and_with_disjoint_validation(make, tmp_path):
+    documents = make_documents(2500)
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "a.jsonl.gz", documents[:1500])
+    write_jsonl(tmp_path / "in" / "b.jsonl", documents[1000:])  # 500 of them twice
+    make(tmp_path / "in", tmp_path / "out", "--shard_chars", 50_000, "--validation_fraction", 0.05, "--buckets", 4)
+    training = list(open_documents(str(tmp_path / "out")))
+    validation = list(open_documents(str(tmp_path / "out"), "validation"))
+    assert sorted(training + validation) == sorted(documents)
+    assert 0.03 < sum(map(len, validation)) / sum(map(len, documents)) < 0.07
+    place = {text: i for i, text in enumerate(documents)}
+    order = [place[text] for text in training]
+    neighbours = sum(abs(a - b) < 25 for a, b in zip(order, order[1:], strict=False))
+    assert neighbours < 0.05 * len(order), "what stood together is far apart"
+    shards = sorted((tmp_path / "out").glob("train_*.parquet"))
+    assert len(shards) == 3 and not list((tmp_path / "out").glob(".*"))
+    first = pq.ParquetFile(shards[0])
+    assert [first.metadata.row_group(i).num_rows for i in range(first.num_row_groups - 1)] == (
+        [1024] * (first.num_row_groups - 1)
+    )
+
+
+def test_the_card_is_what_datasets_reads_and_a_seed_gives_the_same_shards(make, tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", make_documents(200))
+    for folder in ("one", "two"):
+        make(source, tmp_path / folder)
+    assert (tmp_path / "one/train_00000.parquet").read_bytes() == (tmp_path / "two/train_00000.parquet").read_bytes()
+    from datasets import load_dataset
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    loaded = load_dataset(str(tmp_path / "one"), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "validation"}
+    assert loaded["train"]["text"][:] == list(open_documents(str(tmp_path / "one")))
+
+
+def test_what_is_there_is_not_overwritten_and_too_little_is_said(make, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", make_documents(50))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("keep me")
+    with pytest.raises(UserError, match="out is not empty"):
+        make(source, tmp_path / "out")
+    with pytest.raises(UserError, match="has 1 documents"):
+        make(write_jsonl(tmp_path / "b.jsonl", ["same", "same"]), tmp_path / "new")

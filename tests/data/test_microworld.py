@@ -1,0 +1,125 @@
+"""The microworld: same arguments, same data; no combination in two splits; every fact is in the prose."""
+
+import random
+
+import pytest
+
+from nanochat_hf.data.microworld import chat, documents, exam, lessons, problems
+from nanochat_hf.data.microworld.world import SPLITS, person, relations, rules, split_of, word
+from nanochat_hf.settings import UserError
+from nanochat_hf.tasks import load
+from nanochat_hf.tasks.common import message_text
+
+KINDS = ("chat", "identity", "exam", "problems", "spelling", "code")
+
+
+def draws(make, split, count=600):
+    rng = random.Random(f"test of {split}")
+    return [make(rng, split) for _ in range(count)]
+
+
+def test_documents_are_the_same_for_the_same_arguments():
+    first = list(documents("train", seed=1, limit=50))
+    assert first == list(documents("train", seed=1, limit=50))
+    assert first == list(documents("train", seed=1, limit=80))[:50]
+    assert first != list(documents("train", seed=2, limit=50))
+    assert len(set(first)) > 45
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(UserError, match="train, validation, test"):
+        next(documents("dev"))
+
+
+def test_keys_fall_into_one_split_in_the_promised_shares():
+    owners = [split_of("anything", number) for number in range(4000)]
+    assert set(owners) == set(SPLITS)
+    assert 0.65 < owners.count("train") / 4000 < 0.75
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rng, split: person(rng, split).key(),
+        word,
+        lambda rng, split: problems.problem(rng, split)[0],
+        lambda rng, split: exam.question(rng, split).text,
+        lambda rng, split: lessons.spelling(rng, split)[1],
+        lambda rng, split: lessons.counting(rng, split)[1],
+        lambda rng, split: lessons.function(rng, split)["prompt"],
+        lambda rng, split: chat.identity(rng, split)["messages"][0]["content"],
+    ],
+    ids=["people", "words", "problems", "exam", "spelling", "counting", "code", "identity"],
+)
+def test_no_two_splits_share_a_combination(make):
+    train, validation, test = (set(draws(make, split)) for split in SPLITS)
+    assert train and validation and test
+    assert not train & validation and not train & test and not validation & test
+
+
+def test_questions_for_facts_belong_to_one_split():
+    """The strictest promise: a fact that the test asks for is never asked for in training, in any wording."""
+
+    def asked(split):
+        texts = [question.text for question in draws(exam.question, split, 1500) if question.subject == "fact"]
+        texts += [turn["messages"][-2]["content"] for turn in draws(chat.fact, split, 800)]
+        return {
+            (relation.name, subject)
+            for relation in relations().values()
+            for subject in relation.facts
+            for text in relation.questions
+            if text.format(s=subject) in texts
+        }
+
+    train, test = asked("train"), asked("test")
+    assert len(train) > 50 and len(test) > 10
+    assert not train & test
+
+
+def test_no_test_prompt_is_in_training():
+    for kind in KINDS:
+        prompts = {}
+        for split in ("train", "test"):
+            task, _ = load(f"microworld-{kind}@400", split)
+            prompts[split] = {"\n".join(message_text(turn) for turn in item["messages"][:-1]) for item in task}
+        assert not prompts["train"] & prompts["test"], kind
+
+
+def test_prose_states_every_fact_in_every_split():
+    for split in SPLITS:
+        text = "\n".join(documents(split, limit=6000))
+        for relation in (*relations().values(), *rules().values()):
+            for subject, value in relation.facts.items():
+                forms = [form.format(s=subject, v=value) for form in relation.statements]
+                assert any(form in text for form in forms), (split, relation.name, subject)
+
+
+def test_people_of_stories_do_not_meet_across_splits():
+    introductions = {}
+    for split in SPLITS:
+        introductions[split] = set()
+        for text in documents(split, limit=1500):
+            introductions[split] |= {line for line in text.split(". ") if " is a " in line and " and has a " in line}
+    assert len(introductions["train"]) > 50
+    assert not introductions["train"] & (introductions["test"] | introductions["validation"])
+
+
+def test_exam_questions_have_four_choices_and_the_answers_are_spread():
+    questions = draws(exam.question, "test")
+    assert all(len(set(question.choices)) == 4 for question in questions)
+    share = [sum(question.answer == place for question in questions) / len(questions) for place in range(4)]
+    assert all(0.18 < part < 0.32 for part in share)
+    longest = sum(max(question.choices, key=len) == question.choices[question.answer] for question in questions)
+    assert longest / len(questions) < 0.4  # the length of a choice gives nothing away
+
+
+def test_solutions_of_problems_are_what_their_marks_say():
+    for question, solution in draws(problems.problem, "train"):
+        last = None
+        for mark in (piece.split(">>")[0] for piece in solution.split("<<")[1:]):
+            expression, result = mark.split("=")
+            assert all(character in "0123456789+-*/" for character in expression)
+            assert eval(expression) == int(result)
+            last = result
+        assert solution.endswith(f"#### {last}")
+        assert int(last) >= 0 and question.endswith("?")

@@ -1,0 +1,228 @@
+"""Turns any text into shards that pretraining reads well: shuffled as a whole, with a pinned validation shard.
+
+    # a folder of .jsonl.gz files
+    python training/make_shards.py my_corpus/ shards/
+
+    # a data set of the Hub, published again as shards
+    python training/make_shards.py HuggingFaceFW/fineweb-edu:sample/10BT shards/ --push_to_hub me/fineweb-edu-shards
+
+    # then
+    python training/pretrain.py --data shards/ ...
+
+The shuffle is of the whole data, not of a window, and needs memory for one part in --buckets of it: each document
+first goes into a bucket chosen at random, then each bucket is shuffled on its own. Exact duplicates are dropped, so
+that no validation document is also a training document. The same input and seed give the same shards.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.settings import UserError, run_main
+
+ROW_GROUP = 1024  # documents; the unit in which loaders deal out a shard
+COMPRESSION = {"compression": "zstd", "compression_level": 3}
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser.add_argument("source", help="folder, file, Hub data set (owner/name[:config]), or several: a:0.7,b:0.3")
+    parser.add_argument("output_dir", type=Path, help="folder for the shards; must be new or empty")
+    parser.add_argument("--text_column", help="column that holds the text; default: found")
+    parser.add_argument("--shard_chars", type=int, default=250_000_000, help="characters a shard, 100 MB on disk")
+    parser.add_argument("--validation_fraction", type=float, default=0.01, help="of all text, at most one shard")
+    parser.add_argument("--max_chars", type=int, help="stop reading after so many characters; default: read all")
+    parser.add_argument("--buckets", type=int, default=64, help="more need less memory")
+    parser.add_argument("--seed", type=int, default=42, help="of the shuffle")
+    parser.add_argument("--on_bad_file", choices=("stop", "skip"), default="stop", help="at a file that is damaged")
+    parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the shards as this data set")
+    parser.add_argument("--private", action="store_true", help="make the uploaded data set private")
+    return parser.parse_args(argv)
+
+
+def read_documents(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yields the documents of all splits of the source, each text once."""
+    seen: set[bytes] = set()
+    chars = 0
+    options = {"text_column": arguments.text_column, "on_bad_file": arguments.on_bad_file}
+    splits = (open_documents(arguments.source, split, **options) for split in ("train", "validation"))
+    for text in chain.from_iterable(splits):
+        digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
+        if digest in seen:
+            continue
+        if arguments.max_chars is not None and chars + len(text) > arguments.max_chars:
+            return
+        seen.add(digest)
+        chars += len(text)
+        yield text
+
+
+def scatter(documents: Iterator[str], folder: Path, buckets: int, rng: random.Random) -> tuple[int, int]:
+    """Deals the documents out to files at random; returns the numbers of documents and of characters."""
+    import pyarrow as pa
+
+    schema = pa.schema([("text", pa.large_string())])
+    writers = [pa.ipc.new_stream(str(folder / f"{index}.arrow"), schema) for index in range(buckets)]
+    waiting: list[list[str]] = [[] for _ in range(buckets)]
+    count = chars = 0
+
+    def write(index: int) -> None:
+        writers[index].write_batch(pa.record_batch([pa.array(waiting[index], pa.large_string())], schema=schema))
+        waiting[index].clear()
+
+    for text in tqdm(documents, desc="reading", unit=" documents", mininterval=1):
+        index = rng.randrange(buckets)
+        waiting[index].append(text)
+        count, chars = count + 1, chars + len(text)
+        if len(waiting[index]) == ROW_GROUP:
+            write(index)
+    for index, writer in enumerate(writers):
+        write(index)
+        writer.close()
+    return count, chars
+
+
+def gather(folder: Path, buckets: int, rng: random.Random) -> Iterator[str]:
+    """Yields the scattered documents, each bucket shuffled."""
+    import pyarrow as pa
+
+    for index in range(buckets):
+        with pa.ipc.open_stream(str(folder / f"{index}.arrow")) as reader:
+            texts = reader.read_all().column("text").to_pylist()
+        rng.shuffle(texts)
+        yield from texts
+
+
+def write_shard(path: Path, documents: Iterator[str], chars: int) -> tuple[int, int]:
+    """Writes documents until they have `chars` characters; returns how many documents and characters were written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts: list[str] = []
+    size = 0
+    for text in documents:
+        texts.append(text)
+        size += len(text)
+        if size >= chars:
+            break
+    if texts:
+        table = pa.table({"text": pa.array(texts, pa.large_string())})
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(table, temporary, row_group_size=ROW_GROUP, write_statistics=False, **COMPRESSION)
+        os.replace(temporary, path)
+    return len(texts), size
+
+
+def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Makes all shards; returns their numbers for the card."""
+    folder: Path = arguments.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder, or empty it to make the shards again")
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".scattered-") as scattered:
+        count, chars = scatter(read_documents(arguments), Path(scattered), arguments.buckets, rng)
+        if count < 2:
+            raise UserError(f"{arguments.source} has {count} documents; shards need at least two")
+        documents = gather(Path(scattered), arguments.buckets, rng)
+        wanted = max(1, min(arguments.shard_chars, int(chars * arguments.validation_fraction)))
+        held_out = write_shard(folder / "validation_00000.parquet", documents, wanted)
+        shards = 0
+        with tqdm(total=count, initial=held_out[0], desc="writing", unit=" documents") as bar:
+            path = folder / "train_00000.parquet"
+            while (written := write_shard(path, documents, arguments.shard_chars))[0]:
+                bar.update(written[0])
+                shards += 1
+                path = folder / f"train_{shards:05d}.parquet"
+    if not shards:
+        raise UserError(f"{arguments.source} is too small: the validation shard took all {count} documents")
+    return {"documents": count, "characters": chars, "shards": shards, "validation_documents": held_out[0]}
+
+
+def write_card(arguments: argparse.Namespace, numbers: dict[str, Any]) -> None:
+    """Writes the data set's README.md; its head is what the Hub and `datasets` read."""
+    name = arguments.push_to_hub or arguments.output_dir.name
+    (arguments.output_dir / "README.md").write_text(
+        f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: train_*.parquet
+  - split: validation
+    path: validation_*.parquet
+task_categories:
+- text-generation
+tags:
+- nanochat-hf
+---
+
+# {name.rpartition("/")[2]}
+
+Text for pretraining, made from `{arguments.source}`: exact duplicates dropped, shuffled as a whole (seed \
+{arguments.seed}), in parquet shards of about {arguments.shard_chars:,} characters with one column, `text`, and row \
+groups of {ROW_GROUP:,} documents.
+
+| | |
+|---|---|
+| documents | {numbers["documents"]:,} |
+| characters | {numbers["characters"]:,} |
+| training shards | {numbers["shards"]:,} |
+| documents of the pinned validation shard | {numbers["validation_documents"]:,} |
+
+```bash
+python training/pretrain.py --data {arguments.push_to_hub or arguments.output_dir} ...
+```
+
+The licence is that of the source.
+""",
+        encoding="utf-8",
+    )
+
+
+def push(arguments: argparse.Namespace) -> str:
+    """Uploads the folder as a data set; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    try:
+        api.create_repo(arguments.push_to_hub, repo_type="dataset", private=arguments.private, exist_ok=True)
+        api.upload_folder(
+            repo_id=arguments.push_to_hub,
+            repo_type="dataset",
+            folder_path=arguments.output_dir,
+            commit_message="Add shuffled shards",
+        )
+    except Exception as error:
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the shards are complete in {arguments.output_dir}, but could not be uploaded ({fault}); log in with "
+            f"`hf auth login` and run `hf upload {arguments.push_to_hub} {arguments.output_dir} --repo-type dataset`"
+        ) from None
+    return f"{api.endpoint}/datasets/{arguments.push_to_hub}"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    numbers = write_shards(arguments)
+    write_card(arguments, numbers)
+    print(f"{numbers['documents']:,} documents in {numbers['shards']} training shards and 1 validation shard:")
+    print(f"  {arguments.output_dir}")
+    if arguments.push_to_hub:
+        print(f"  {push(arguments)}")
+
+
+if __name__ == "__main__":
+    run_main(main)
