@@ -39,6 +39,7 @@ class RolloutConfig(StageConfig):
     prompts_per_step: int = field(default=16, metadata={"help": "prompts an optimizer step, over all processes"})
     num_generations: int = field(default=16, metadata={"help": "answers sampled for each prompt"})
     max_new_tokens: int = field(default=256, metadata={"help": "longest answer, tool results included"})
+    rollout_batch_size: int = field(default=256, metadata={"help": "answers a process samples at the same time"})
     temperature: float = field(default=1.0, metadata={"help": "of sampling"})
     top_k: int = field(default=50, metadata={"help": "sample from the k likeliest tokens; 0: from all"})
     val_tasks: list[str] = field(
@@ -127,6 +128,7 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list]:
             num_samples=group,
             seed=rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
             temperature=trainer.sampling.temperature,
+            batch_size=trainer.sampling.batch_size,
             top_k=trainer.sampling.top_k,
             max_new_tokens=trainer.sampling.max_new_tokens,
         )
@@ -238,8 +240,10 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         print(f"{steps:,} steps of {config.prompts_per_step} prompts × {config.num_generations} answers{note}")
     rows = config.prompts_per_step * config.num_generations // world  # a process and step
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
-    sampling = Sampling(config.num_generations, config.temperature, config.top_k, config.max_new_tokens)
-    held_out = Sampling(config.val_samples, config.temperature, config.top_k, config.max_new_tokens, batch_size=256)
+    how = {"temperature": config.temperature, "top_k": config.top_k, "max_new_tokens": config.max_new_tokens}
+    how["batch_size"] = config.rollout_batch_size
+    sampling = Sampling(num_samples=config.num_generations, **how)
+    held_out = Sampling(num_samples=config.val_samples, **how)
     arguments = trainer_arguments(config, steps) | {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": rows // micro,
