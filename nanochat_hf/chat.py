@@ -195,6 +195,8 @@ def reply(model: LocalModel | RemoteModel, conversation: Conversation, out: Any)
     dropped = model.fit(conversation)
     if dropped:
         print(f"(the context is full: the oldest {dropped} messages were left out)", file=out)
+    from nanochat_hf.generation.turns import call_brackets
+
     said, message, before = "", None, "text"
     try:
         for kind, content in model.answer(conversation):
@@ -203,21 +205,12 @@ def reply(model: LocalModel | RemoteModel, conversation: Conversation, out: Any)
                 break
             if kind == "text":
                 said += content
-            print(_brackets(before, kind) + _printable(content), end="", file=out, flush=True)
+            print(call_brackets(before, kind) + _printable(content), end="", file=out, flush=True)
             before = kind
     except KeyboardInterrupt:
         print(" (stopped)", end="", file=out)
-    print(_brackets(before, "text"), file=out, flush=True)
+    print(call_brackets(before, "text"), file=out, flush=True)
     conversation.messages.append(message or {"role": "assistant", "content": said})
-
-
-def _brackets(before: str, after: str) -> str:
-    """What stands between two kinds of text, so that a tool call reads ⟨12*3 = 36⟩."""
-    if before == after:
-        return ""
-    if (before, after) == ("python", "python_output"):
-        return " = "
-    return ("" if before == "text" else "⟩") + {"python": "⟨", "python_output": "⟨= "}.get(after, "")
 
 
 def _printable(text: str) -> str:

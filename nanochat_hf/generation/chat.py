@@ -191,14 +191,9 @@ def prompt_ids(tokenizer: Any, conversation: Sequence[Message] | Sequence[int]) 
     """The prompt of a conversation, ending where the assistant speaks; ids pass through."""
     if len(conversation) and not isinstance(conversation[0], dict):
         return [int(token) for token in conversation]
-    if Vocabulary.of(tokenizer).call_start is not None:
-        from nanochat_hf.tokenizer import render_prompt
-
-        return list(render_prompt(tokenizer, list(conversation)))
     if tokenizer.chat_template is None:
         raise UserError("this tokenizer has no chat template; chat needs a model that was trained on conversations")
-    rendered = tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=True)
-    return list(rendered["input_ids"])
+    return list(tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=False))
 
 
 def load_for_chat(checkpoint: str | Path, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:

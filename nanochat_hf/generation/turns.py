@@ -133,6 +133,15 @@ class Turn:
         return {"role": "assistant", "content": parts}
 
 
+def call_brackets(before: str, after: str) -> str:
+    """What to show between two kinds of text, so that a tool call reads ⟨12*3 = 36⟩."""
+    if before == after:
+        return ""
+    if (before, after) == ("python", "python_output"):
+        return " = "
+    return ("" if before == "text" else "⟩") + {"python": "⟨", "python_output": "⟨ = "}.get(after, "")
+
+
 def decode(tokenizer: Any, ids: list[int]) -> str:
     """Text of ids, exactly: nothing skipped and no spaces tidied."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

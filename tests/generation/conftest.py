@@ -1,4 +1,4 @@
-"""A tiny model and a byte-level tokenizer with nanochat's control tokens: ids 0-255 are bytes, control tokens follow."""
+"""A tiny model and a byte-level tokenizer: ids 0-255 are bytes, nanochat's control tokens follow."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.tokenizer import CHAT_TEMPLATE
 
 CONTROL = [
     "<|bos|>",
@@ -27,9 +28,11 @@ def tokenizer():
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(CONTROL)
-    return PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<|bos|>", eos_token="<|assistant_end|>", pad_token="<|bos|>"
     )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
 
 
 def tiny_model(seed=0, **fields):

@@ -1,0 +1,114 @@
+"""Chat with a nanochat-hf model in the browser; runs as it stands on a Hugging Face Space, a CPU one included.
+
+    python space/app.py runs/quickstart/rl            then open http://127.0.0.1:7860
+    NANOCHAT_MODEL=user/model python space/app.py     the same from the environment, as a Space does it
+
+Answers stream; Gradio's buttons stop, retry, undo and edit. The model's calculator calls show as ⟨12*3 = 36⟩.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from nanochat_hf.generation import context_length_of, fit_conversation, load_for_chat, stream_chat
+from nanochat_hf.generation.turns import call_brackets
+from nanochat_hf.settings import UserError, run_main
+
+MAX_CHARACTERS = 8_000  # of one message
+CALL = re.compile(r"⟨([^⟨⟩]*?)(?: = ([^⟨⟩]*))?⟩")
+
+
+def build(model: Any, tokenizer: Any, name: str) -> gr.ChatInterface:
+    """The app for a loaded model."""
+    context = context_length_of(model)
+
+    def respond(
+        message: str,
+        history: list[dict[str, Any]],
+        system: str,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        max_new_tokens: int,
+    ) -> Iterator[str]:
+        """Streams the answer, as the text so far."""
+        if not message.strip():
+            raise gr.Error("Please write something first.")
+        if max(len(message), len(system)) > MAX_CHARACTERS:
+            raise gr.Error(f"That is longer than {MAX_CHARACTERS:,} characters; please shorten it.")
+        messages = [{"role": "system", "content": system}] if system.strip() else []
+        messages += [*map(read_message, history), {"role": "user", "content": message}]
+        sampling = dict(temperature=temperature, top_k=int(top_k), top_p=top_p, max_new_tokens=int(max_new_tokens))
+        try:
+            messages, dropped = fit_conversation(tokenizer, messages, context, int(max_new_tokens))
+        except UserError as error:
+            raise gr.Error(str(error)) from None
+        if dropped:
+            gr.Info(f"The context is full: the oldest {dropped} messages were left out.")
+        shown, before = "", "text"
+        for chunk in stream_chat(model, tokenizer, messages, **sampling):
+            kind = "text" if chunk.type == "end" else chunk.type
+            shown += call_brackets(before, kind) + chunk.text
+            before = kind
+            yield shown
+
+    longest = max(1, min(2048, context // 2))
+    return gr.ChatInterface(
+        respond,
+        title=name,
+        description="A language model trained from scratch with nanochat-hf. It is small, and wrong now and then.",
+        # Plain text, not Markdown: whatever the model writes is shown as it is and never becomes HTML.
+        chatbot=gr.Chatbot(render_markdown=False, buttons=["copy"], height="70vh"),
+        additional_inputs=[
+            gr.Textbox("", label="System message", lines=2, max_length=MAX_CHARACTERS),
+            gr.Slider(0, 2, value=0.6, step=0.05, label="Temperature (0: always the likeliest token)"),
+            gr.Slider(0, 200, value=50, step=1, label="Top-k (0: off)"),
+            gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p"),
+            gr.Slider(1, longest, value=min(512, longest), step=1, label="Longest answer, in tokens"),
+        ],
+        additional_inputs_accordion=gr.Accordion("Settings", open=False),
+        examples=[["Who are you?"], ["What is 128 * 7?"], ["How many r are in strawberry?"]],
+        cache_examples=False,  # Spaces would otherwise run them at every start
+        editable=True,
+        concurrency_limit=1,
+        api_name="chat",
+    )
+
+
+def read_message(entry: dict[str, Any]) -> dict[str, Any]:
+    """A message of Gradio's history as the model's own: an assistant's ⟨calls⟩ become tool parts again."""
+    content = entry["content"]
+    if not isinstance(content, str):  # Gradio's list of {"type": "text", "text": …}
+        content = "".join(part.get("text", "") for part in content)
+    if entry["role"] != "assistant" or not CALL.search(content):
+        return {"role": entry["role"], "content": content}
+    parts, end = [], 0
+    for call in CALL.finditer(content):
+        parts.append({"type": "text", "text": content[end : call.start()]})
+        parts.append({"type": "python", "text": call[1]})
+        if call[2] is not None:
+            parts.append({"type": "python_output", "text": call[2]})
+        end = call.end()
+    parts.append({"type": "text", "text": content[end:]})
+    return {"role": "assistant", "content": [part for part in parts if part["text"]]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=os.environ.get("NANOCHAT_MODEL"), help="folder or Hub id")
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+    parser.add_argument("--device", help="such as cpu or cuda:0; default: the GPU where there is one")
+    options = parser.parse_args()
+    if not options.model:
+        raise UserError("name a checkpoint folder or a Hub id, as the argument or in NANOCHAT_MODEL")
+    app = build(*load_for_chat(options.model, options.device), os.path.basename(options.model.rstrip("/")))
+    app.queue(max_size=16).launch(server_name=options.host, server_port=options.port)
+
+
+if __name__ == "__main__":
+    run_main(main)
