@@ -110,7 +110,14 @@ class MicroworldCode(MicroworldTask):
 
 def make(kind: str, split: str = "test", limit: int | None = None) -> MicroworldTask:
     """Makes the task `microworld-<kind>`."""
-    tasks = (MicroworldChat, MicroworldIdentity, MicroworldExam, MicroworldProblems, MicroworldSpelling, MicroworldCode)
+    tasks = (
+        MicroworldChat,
+        MicroworldIdentity,
+        MicroworldExam,
+        MicroworldProblems,
+        MicroworldSpelling,
+        MicroworldCode,
+    )
     for task in tasks:
         if task.name == f"microworld-{kind}":
             return task(split, limit)

@@ -1,8 +1,8 @@
 """Spelling words and counting their letters: what a model that reads tokens must learn about what is inside them.
 
-`SimpleSpelling` asks for the letters of a word. `SpellingBee` asks how often a letter is in a word; the answer spells the
-word, keeps a count, and checks it with the calculator. A word belongs to one split for good, by a hash of its letters,
-so no test word was ever seen in training.
+`SimpleSpelling` asks for the letters of a word. `SpellingBee` asks how often a letter is in a word; the answer spells
+the word, keeps a count, and checks it with the calculator. A word belongs to one split for good, by a hash of its
+letters, so no test word was ever seen in training.
 """
 
 import os

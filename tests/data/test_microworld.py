@@ -87,7 +87,7 @@ def test_no_test_prompt_is_in_training():
 
 def test_prose_states_every_fact_in_every_split():
     for split in SPLITS:
-        text = "\n".join(documents(split, limit=6000))
+        text = "\n".join(documents(split, limit=3000))
         for relation in (*relations().values(), *rules().values()):
             for subject, value in relation.facts.items():
                 forms = [form.format(s=subject, v=value) for form in relation.statements]
@@ -99,7 +99,9 @@ def test_people_of_stories_do_not_meet_across_splits():
     for split in SPLITS:
         introductions[split] = set()
         for text in documents(split, limit=1500):
-            introductions[split] |= {line for line in text.split(". ") if " is a " in line and " and has a " in line}
+            for line in text.split(". "):
+                if " is a " in line and " and has a " in line:
+                    introductions[split].add(line.split(" and has a ")[0])
     assert len(introductions["train"]) > 50
     assert not introductions["train"] & (introductions["test"] | introductions["validation"])
 

@@ -1,8 +1,8 @@
 """The microworld: the built-in data, made by a seeded generator, for every stage from pretraining to the last exam.
 
-It is a small closed world with people, places, animals and jobs of its own, and rules that hold in it. `world` says what
-is true there; `prose` writes documents, `chat` conversations, `exam` multiple-choice questions, `problems` word problems,
-and `lessons` spelling and programming tasks. `nanochat_hf.tasks.microworld` makes tasks of them.
+It is a small closed world with people, places, animals and jobs of its own, and rules that hold in it. `world` says
+what is true there; `prose` writes documents, `chat` conversations, `exam` multiple-choice questions, `problems` word
+problems, and `lessons` spelling and programming tasks. `nanochat_hf.tasks.microworld` makes tasks of them.
 
 What an item is about decides its split (`world.split_of`), so train, validation and test cannot overlap.
 """

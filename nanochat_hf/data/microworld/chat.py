@@ -31,7 +31,16 @@ IDENTITY = (
         (NAME, KIND, MAKER),
     ),
 )
-BEFORE = ("", "Hello! ", "Hi. ", "Good morning! ", "One question: ", "I wonder. ", "Dear assistant, tell me: ", "Well. ")
+BEFORE = (
+    "",
+    "Hello! ",
+    "Hi. ",
+    "Good morning! ",
+    "One question: ",
+    "I wonder. ",
+    "Dear assistant, tell me: ",
+    "Well. ",
+)
 AFTER = ("", " Please tell me.", " I want to know.", " Thank you.", " Be honest.")
 
 GREETINGS = ("Hello", "Hi", "Good morning", "Good evening", "Hey")
@@ -71,8 +80,8 @@ def greeting(rng: random.Random, split: str) -> dict[str, Any]:
     hello = rng.choice(GREETINGS)
     text = rng.choice(
         (
-            f"{hello}, I am {somebody.name} from {somebody.place}.",
-            f"{hello}! My name is {somebody.name} and I am a {somebody.job}.",
+            f"{hello}, I am {somebody.name}, a {somebody.job} from {somebody.place}.",
+            f"{hello}! My name is {somebody.name} and I am the {somebody.job} of {somebody.place}.",
         )
     )
     return _example([text, f"{hello}, {somebody.name}! How can I help you?"], (hello, somebody.name))
@@ -115,7 +124,7 @@ def memory(rng: random.Random, split: str) -> dict[str, Any]:
     told = rng.choice(
         (
             f"I am {somebody.name}, a {somebody.job} from {somebody.place}, and I have a {somebody.pet}.",
-            f"My name is {somebody.name}. I live in {somebody.place}, work as a {somebody.job} and keep a {somebody.pet}.",
+            f"My name is {somebody.name}. I live in {somebody.place}, am a {somebody.job}, have a {somebody.pet}.",
         )
     )
     ask, answer, must = rng.choice(

@@ -52,18 +52,18 @@ def creature(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]
 
 
 def trade(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
-    """A fact about a job or place that has to be found through a person: no person is in two splits."""
-    somebody = person(rng, split)
-    relation = relations()[rng.choice(("tool", "workplace", "product", "food"))]
-    if relation.name in ("tool", "workplace"):
-        ask = {"tool": "What does {n} work with?", "workplace": "Where does {n} work?"}[relation.name]
-        given, subject = f"{somebody.name} is a {somebody.job}.", somebody.job
-    elif relation.name == "product":
-        ask, given, subject = "What do the people around {n} make?", f"{somebody.name} lives in {somebody.place}.", None
-    else:
-        ask, given, subject = "What does the animal of {n} eat?", f"{somebody.name} has a {somebody.pet}.", somebody.pet
-    subject = subject or somebody.place
-    return f"{given} {ask.format(n=somebody.name)}", relation.facts[subject], relation.values
+    """A fact about a job, place or animal that has to be found through a person: no person is in two splits."""
+    one = person(rng, split)
+    name, subject, ask = rng.choice(
+        (
+            ("tool", one.job, f"What does {one.name} work with?"),
+            ("workplace", one.job, f"Where does {one.name} work?"),
+            ("product", one.place, f"What do the people around {one.name} make?"),
+            ("food", one.pet, f"What does the {one.pet} of {one.name} eat?"),
+        )
+    )
+    relation = relations()[name]
+    return f"{introduce(rng, one)} {ask}", relation.facts[subject], relation.values
 
 
 def passage(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:

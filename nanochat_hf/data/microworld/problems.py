@@ -37,15 +37,15 @@ def _chain(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
         numbers += (_EVENTS.index(event), *used)
         question.append(sentence)
         steps.append(f"{rng.choice(('Now', 'Then'))} {name} has <<{expression}={have}>>{have} {item}.")
-    question.append(
-        rng.choice((f"How many {item} does {name} have now?", f"How many {item} are there in the end?"))
-    )
+    question.append(rng.choice((f"How many {item} does {name} have now?", f"How many {item} are there in the end?")))
     return " ".join(question), "\n".join((*steps, f"#### {have}"))
 
 
 def _gain(rng, name, other, item, have):
     more = rng.randint(2, 40)
-    sentence = rng.choice((f"{other} gives {name} {more} more.", f"{name} finds {more} {item}.", f"{name} buys {more} {item}."))
+    sentence = rng.choice(
+        (f"{other} gives {name} {more} more.", f"{name} finds {more} {item}.", f"{name} buys {more} {item}.")
+    )
     return sentence, f"{have}+{more}", have + more, (more,)
 
 
@@ -53,7 +53,9 @@ def _lose(rng, name, other, item, have):
     if have < 2:
         return _gain(rng, name, other, item, have)
     less = rng.randint(1, min(have - 1, 40))
-    sentence = rng.choice((f"{name} gives {other} {less}.", f"{name} sells {less} {item}.", f"{name} loses {less} of them."))
+    sentence = rng.choice(
+        (f"{name} gives {other} {less}.", f"{name} sells {less} {item}.", f"{name} loses {less} of them.")
+    )
     return sentence, f"{have}-{less}", have - less, (less,)
 
 
@@ -97,7 +99,8 @@ def _shop(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
     solution = (
         f"The {first} cost <<{a}*{price_a}={a * price_a}>>{a * price_a} coins.\n"
         f"The {second} cost <<{b}*{price_b}={b * price_b}>>{b * price_b} coins.\n"
-        f"{name} gets back <<{paid}-{a * price_a}-{b * price_b}={paid - cost}>>{paid - cost} coins.\n#### {paid - cost}"
+        f"{name} gets back <<{paid}-{a * price_a}-{b * price_b}={paid - cost}>>{paid - cost} coins.\n"
+        f"#### {paid - cost}"
     )
     return question, solution
 
@@ -111,8 +114,7 @@ def _days(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
     sold = rng.randint(1, made - 1)
     numbers += (days, daily, sold)
     question = (
-        f"{name} makes {daily} {item} a day for {days} days and then sells {sold} of them. "
-        f"How many {item} are left?"
+        f"{name} makes {daily} {item} a day for {days} days and then sells {sold} of them. How many {item} are left?"
     )
     solution = (
         f"{name} makes <<{daily}*{days}={made}>>{made} {item}.\n"

@@ -5,6 +5,7 @@ import random
 from nanochat_hf.data.microworld.problems import problem
 from nanochat_hf.data.microworld.world import (
     ANIMALS,
+    CLASSES,
     JOBS,
     PEOPLE,
     PLACES,
@@ -57,15 +58,17 @@ def story(rng: random.Random, split: str) -> str:
     """Two people of the split meet; the story tells who they are, and at the end tells it once more."""
     one, two = people(rng, split, 2)
     known = relations()
+    terrain = known["terrain"].facts[one.place]
     lines = [introduce(rng, one), introduce(rng, two)]
     middle = [
         f"One day {one.name} went from {one.place} to {two.place} to see {two.name}.",
-        f"{two.name} showed {one.name} the {known['workplace'].facts[two.job]} and the {known['tool'].facts[two.job]}.",
+        f"{two.name} showed {one.name} the {known['workplace'].facts[two.job]} "
+        f"and the {known['tool'].facts[two.job]}.",
         f"The {one.pet} of {one.name} ate {known['food'].facts[one.pet]}, "
         f"but the {two.pet} of {two.name} ate {known['food'].facts[two.pet]}.",
         f"{one.name} gave {two.name} some {known['product'].facts[one.place]} from {one.place}.",
-        f"On the way {one.name} saw a {rng.choice(('bird', 'fish', 'beast', 'bug'))} and a {known['flag'].facts[two.place]} flag.",
-        f"They travelled by {rules()['travel'].facts[known['terrain'].facts[one.place]]}, as people do {known['terrain'].facts[one.place]}.",
+        f"On the way {one.name} saw a {rng.choice(CLASSES)} and a {known['flag'].facts[two.place]} flag.",
+        f"They travelled by {rules()['travel'].facts[terrain]}, as people do {terrain}.",
     ]
     lines += rng.sample(middle, rng.randint(1, 3))
     last = rng.choice((one, two))
@@ -126,7 +129,7 @@ def note(rng: random.Random, split: str) -> str:
         (
             f"Dear {reader.name}, I am now a {writer.job} in {writer.place}.",
             f"To {reader.name}, the {reader.job} in {reader.place}: please feed my {writer.pet}.",
-            f"Hello {reader.name}, how is your {reader.pet}?",
+            f"Hello {reader.name}, how is the life of a {reader.job} in {reader.place}?",
         )
     )
     return f"{opening} {' '.join(describe(rng, subject))} Yours, {writer.name}"

@@ -14,17 +14,17 @@ from typing import TypeVar
 SPLITS = ("train", "validation", "test")
 
 PEOPLE = (
-    "Ada Anton Bela Boris Cara Cyril Dana Dorn Elsa Emil Fara Finn Gita Goran Hanna Hugo Ida Igor Jana Jonas Kaja Karl "
-    "Lena Linus Mara Milo Nora Nils Olga Oskar Petra Pavel Rosa Ravi Selma Simon Tara Tobin Ula Viktor Vera Wanda "
-    "Willem Yara Yusuf Zara Zeno Mira"
+    "Ada Anton Bela Boris Cara Cyril Dana Dorn Elsa Emil Fara Finn Gita Goran Hanna Hugo Ida Igor Jana Jonas Kaja "
+    "Karl Lena Linus Mara Milo Nora Nils Olga Oskar Petra Pavel Rosa Ravi Selma Simon Tara Tobin Ula Viktor Vera "
+    "Wanda Willem Yara Yusuf Zara Zeno Mira"
 ).split()
 PLACES = (
     "Alderby Brackwater Coldham Dunmoor Elkford Fernhill Greyport Harrow Inverlea Juniper Kestrel Larkfield Millbrook "
     "Northgate Oakmere Pinewood Quarry Redcliff Saltby Thornton Umber Vineyard Westhaven Yarrow"
 ).split()
 ANIMALS = (
-    "bramble corvin dapple eskel fennick gorrel hob jackle kittle lumpin molo nettick olm pibble quill rook sorrel "
-    "tiffin urchin velk wimble yaffle zorrel badgin"
+    "bramble corvin dapple heskel fennick gorrel hob jackle kittle lumpin molo nettick polm pibble quill rook sorrel "
+    "tiffin murchin velk wimble yaffle zorrel badgin"
 ).split()
 JOBS = "baker miller smith weaver potter fisher tailor carter gardener painter teacher doctor hunter mason".split()
 
@@ -171,7 +171,7 @@ def rules() -> dict[str, Relation]:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody in a story. The combination of all four belongs to one split."""
+    """Somebody in a story. The combination of name, place and job belongs to one split."""
 
     name: str
     place: str
@@ -179,7 +179,7 @@ class Person:
     pet: str
 
     def key(self) -> tuple[str, ...]:
-        return ("person", self.name, self.place, self.job, self.pet)
+        return ("person", self.name, self.place, self.job)
 
 
 def person(rng: random.Random, split: str) -> Person:
@@ -221,9 +221,7 @@ def word(rng: random.Random, split: str) -> str:
     """Draws a word of the old language, which nobody speaks: two or three syllables, four to seven letters."""
 
     def make(rng: random.Random) -> tuple[tuple, str]:
-        syllables = [
-            rng.choice("bdfghklmnprstvw") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3)))
-        ]
+        syllables = [rng.choice("bdfghklmnprstvw") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3)))]
         text = "".join(syllables) + rng.choice(("", "n", "r", "s", "l", "m"))
         return ("word", text), text
 

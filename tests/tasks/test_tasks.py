@@ -1,0 +1,157 @@
+"""Tasks: what they read, how they show it to a model, and how they score."""
+
+import json
+
+import pytest
+
+from nanochat_hf.settings import UserError
+from nanochat_hf.tasks import NAMES, load
+from nanochat_hf.tasks.common import choice_example, final_number, message_text
+from nanochat_hf.tasks.gsm8k import solution_parts, word_problem
+from nanochat_hf.tasks.humaneval import code_of, leading_imports
+from nanochat_hf.tasks.spelling import split_of_word
+from nanochat_hf.tools.calculator import calculate
+
+MICROWORLD = [name for name in NAMES if name.startswith("microworld-")]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_choices_are_rendered_as_upstream_does():
+    example = choice_example("Which?", ["one", "two"], ["A", "B"], "B")
+    assert example["messages"][0]["content"] == (
+        "Multiple Choice question: Which?\n- one=A\n- two=B\n\nRespond only with the letter of the correct answer."
+    )
+    assert example["messages"][1]["content"] == "B"
+
+
+def test_calculator_marks_become_calls_with_the_calculators_own_output():
+    parts = solution_parts("She has 48/2 = <<48/2=24>>24 left.\n#### 24")
+    assert [part["type"] for part in parts] == ["text", "python", "python_output", "text"]
+    assert parts[1]["text"] == "48/2"
+    assert parts[2]["text"] == calculate("48/2") == "24.0"
+
+
+def test_a_mark_that_the_calculator_refuses_is_left_out():
+    parts = solution_parts("x is <<2**3=8>>8.\n#### 8")
+    assert [part["type"] for part in parts] == ["text", "text"]
+    assert message_text({"content": parts}) == "x is 8.\n#### 8"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("#### 1,234", "1234"), ("so #### -5\n#### 6", "-5"), ("#### $5", None), ("no number", None), ("####5", None)],
+)
+def test_final_number(text, number):
+    assert final_number(text) == number
+
+
+def test_gsm8k_scores_the_number_after_the_marker(tmp_path):
+    write_lines(tmp_path / "test.jsonl", [{"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 2"}])
+    task, repeat = load(f"gsm8k={tmp_path}*3", "test")
+    assert (len(task), repeat, task.kind) == (1, 3, "generative")
+    assert task.score(task[0], "I think #### 2") == 1.0
+    assert task.score(task[0], "I think 2") == 0.0
+    assert task.score(task[0], "#### 3 #### 2") == 0.0
+
+
+def test_a_reference_without_a_number_is_never_matched():
+    task, _ = load("microworld-problems@1", "test")
+    assert task.score(word_problem("?", "nothing"), "nothing") == 0.0
+
+
+def test_exams_read_their_layouts_and_score_letters(tmp_path):
+    row = {"question": "2+2?", "subject": "maths", "choices": ["1", "2", "3", "4"], "answer": 3}
+    write_lines(tmp_path / "mmlu_test.jsonl", [row])
+    choices = {"text": ["ice", "fire", "snow"], "label": ["1", "2", "3"]}
+    write_lines(tmp_path / "ARC-Easy_test.jsonl", [{"question": "Hot?", "choices": choices, "answerKey": "2"}])
+    mmlu, _ = load(f"mmlu={tmp_path}", "test")
+    arc, _ = load(f"arc-easy={tmp_path}", "test")
+    assert mmlu[0]["answer"] == "D" and mmlu.score(mmlu[0], "D") == 1.0 and mmlu.score(mmlu[0], "A") == 0.0
+    assert arc[0]["letters"] == ["1", "2", "3"] and arc.score(arc[0], " 2\n") == 1.0
+    assert mmlu.baseline == arc.baseline == 0.25
+
+
+def test_limit_takes_the_head_of_the_same_shuffle(tmp_path):
+    write_lines(tmp_path / "test.jsonl", [{"question": f"q{n}", "answer": f"#### {n}"} for n in range(30)])
+    whole, _ = load(f"gsm8k={tmp_path}", "test")
+    head, _ = load(f"gsm8k={tmp_path}@10", "test")
+    assert [item["answer"] for item in head] == [item["answer"] for item in whole][:10]
+    assert [item["answer"] for item in whole] != [str(n) for n in range(30)]
+
+
+def test_humaneval_runs_the_answer_in_the_sandbox(tmp_path):
+    row = {
+        "prompt": "import math\n\ndef up(x):\n    '''Round up.'''\n",
+        "canonical_solution": "    return math.ceil(x)\n",
+        "entry_point": "up",
+        "test": "def check(candidate):\n    assert candidate(1.5) == 2\n",
+    }
+    write_lines(tmp_path / "HumanEval.jsonl", [row])
+    task, _ = load(f"humaneval={tmp_path}", "test")
+    assert task.runs_code
+    assert task.score(task[0], task[0]["messages"][-1]["content"]) == 1.0
+    fenced = "Here:\n```python\ndef up(x):\n    return math.ceil(x)\n```\nDone."
+    assert task.score(task[0], fenced) == 1.0  # the import is the prompt's
+    assert task.score(task[0], "def up(x):\n    return 0") == 0.0
+
+
+def test_code_is_taken_from_the_first_block():
+    assert code_of("a\n```\nx = 1\n```\n```\ny\n```") == "x = 1"
+    assert code_of("x = 1") == "x = 1"
+    stub = "# hi\nimport os\nfrom a import b\n\ndef f():\n    import c"
+    assert leading_imports(stub) == "import os\nfrom a import b"
+
+
+def test_spelling_splits_by_word(tmp_path):
+    words = [first + second + "xyz" for first in "abcdefghij" for second in "klmnopqrst"]
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    for name in ("spelling", "spelling-bee"):
+        train, _ = load(f"{name}={tmp_path}", "train")
+        test, _ = load(f"{name}={tmp_path}", "test")
+        assert set(train.rows) | set(test.rows) == set(words)
+        assert not set(train.rows) & set(test.rows) and len(test) > 0
+        assert all(split_of_word(item.upper()) == "test" for item in test.rows)
+        assert all(item.score(item[0], message_text(item[0]["messages"][-1])) == 1.0 for item in (train, test))
+    assert test.score(test[0], "#### 99") == 0.0
+
+
+def test_conversations_name_the_broken_line(tmp_path):
+    good = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    path = write_lines(tmp_path / "chats.jsonl", [good, good[::-1]])
+    with pytest.raises(UserError, match="conversation 2: message 1 has the role 'assistant' where 'user' is due"):
+        load(f"conversations={path}", "train")
+    path.write_text(json.dumps(good) + "\n{broken\n")
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
+        load(f"conversations={path}", "train")
+    write_lines(path, [good, {"messages": [{"role": "system", "content": "be kind"}, *good]}])
+    task, _ = load(f"conversations={path}", "train")
+    assert [len(item["messages"]) for item in task] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("nothing", "there is no task 'nothing'"),
+        ("gsm8k=/no/such/folder", "there is no file or folder /no/such/folder"),
+        ("spelling", "need a word list"),
+        ("microworld-exam/dev", "train, validation, test"),
+        ("conversations=/no/such.jsonl", "there are no conversations"),
+    ],
+)
+def test_mistakes_are_said_in_one_sentence(spec, says):
+    with pytest.raises(UserError, match=says):
+        load(spec, "test")
+
+
+@pytest.mark.parametrize("name", MICROWORLD)
+def test_microworld_references_score_one_and_others_nought(name):
+    task, _ = load(f"{name}@40", "test")
+    items = list(task)
+    assert items == list(load(f"{name}@40", "test")[0])
+    for item in items[:8] if task.runs_code else items:
+        assert task.score(item, message_text(item["messages"][-1])) == 1.0
+        assert task.score(item, "I do not know.") == 0.0
