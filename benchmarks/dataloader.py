@@ -1,0 +1,169 @@
+"""The pretraining loader against upstream's, on one core, in one run, and what each way of packing keeps.
+
+    python benchmarks/dataloader.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT
+    python benchmarks/dataloader.py            # the microworld, without the comparison
+
+Every loader tokenizes and packs the same shards with the same vocabulary, pinned to one core, and serves batches for
+--seconds after a warm-up; tokens/s counts the tokens served, which is what a model can train on, per second of
+processor time of all threads, so that other load on the machine does not count. Upstream's loader is its own code,
+imported from the checkout, and its first batches must be the same as ours in `best_fit`. The second table packs a
+fixed number of documents and says how many of their tokens end up in rows.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat_hf.data.loader import PackedLoader
+from nanochat_hf.data.packing import pack_best_fit
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.settings import UserError, run_main
+
+
+def parse_arguments() -> argparse.Namespace:
+    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser.add_argument("--data", default="microworld", help="source; with --upstream a folder of parquet shards")
+    parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat to compare with")
+    parser.add_argument("--tokenizer", help="tokenizer folder; default: trained here on --training_chars")
+    parser.add_argument("--vocab_size", type=int, default=32768, help="of the tokenizer trained here")
+    parser.add_argument("--training_chars", type=int, default=20_000_000)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--sequence_length", type=int, default=2048)
+    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each loader")
+    parser.add_argument("--documents", type=int, default=20_000, help="documents of the packing table")
+    return parser.parse_args()
+
+
+def make_tokenizer(arguments: argparse.Namespace) -> Any:
+    from nanochat_hf.tokenizer import train
+
+    if arguments.tokenizer:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(arguments.tokenizer)
+
+    def texts() -> Iterator[str]:
+        chars = 0
+        for text in open_documents(arguments.data):
+            yield text
+            chars += len(text)
+            if chars >= arguments.training_chars:
+                return
+
+    return train(texts(), arguments.vocab_size)
+
+
+def upstream_loader(arguments: argparse.Namespace, tokenizer: Any, base: Path) -> Iterator[Any]:
+    """Upstream's own loader over the same shards, with our vocabulary in the form it takes (tiktoken)."""
+    import tiktoken
+
+    from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, mergeable_ranks
+
+    if not (arguments.upstream / "nanochat" / "dataloader.py").is_file():
+        raise UserError(f"{arguments.upstream} is not a checkout of nanochat; clone it and name its folder")
+    (base / "base_data_climbmix").symlink_to(Path(arguments.data).absolute(), target_is_directory=True)
+    os.environ["NANOCHAT_BASE_DIR"] = str(base)
+    sys.path.insert(0, str(arguments.upstream))
+    from nanochat.dataloader import tokenizing_distributed_data_loader_bos_bestfit
+    from nanochat.tokenizer import RustBPETokenizer
+
+    ranks = mergeable_ranks(tokenizer)
+    special = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
+    encoding = tiktoken.Encoding("bench", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return tokenizing_distributed_data_loader_bos_bestfit(
+        RustBPETokenizer(encoding, "<|bos|>"),
+        arguments.batch_size,
+        arguments.sequence_length,
+        "train",
+        tokenizer_threads=1,
+        device="cpu",
+    )
+
+
+def measure(batches: Iterator[Any], tokens_per_batch: int, seconds: float) -> float:
+    """Tokens served per processor second, after as many batches as are made ahead plus the filling of the buffer."""
+    for _ in islice(batches, 20):
+        pass
+    start, count = time.process_time(), 0
+    while (passed := time.process_time() - start) < seconds:
+        next(batches)
+        count += 1
+    return count * tokens_per_batch / passed
+
+
+def compare_speed(arguments: argparse.Namespace, tokenizer: Any) -> None:
+    per_batch = arguments.batch_size * arguments.sequence_length
+    shape = {"batch_size": arguments.batch_size, "sequence_length": arguments.sequence_length}
+    speeds: dict[str, float] = {}
+    first: dict[str, list[np.ndarray]] = {}
+    with tempfile.TemporaryDirectory() as base:
+        if arguments.upstream:
+            loader = upstream_loader(arguments, tokenizer, Path(base))
+            first["upstream"] = [next(loader)[0].numpy().copy() for _ in range(10)]
+            speeds["upstream"] = measure(loader, per_batch, arguments.seconds)
+        for packing in ("best_fit", "keep_tails"):
+            ours = PackedLoader(arguments.data, tokenizer, **shape, packing=packing, num_threads=1)
+            first[packing] = [next(ours)["input_ids"].numpy() for _ in range(10)]
+            speeds[packing] = measure(ours, per_batch, arguments.seconds)
+            ours.close()
+    if "upstream" in first:
+        same = all(np.array_equal(a, b) for a, b in zip(first["upstream"], first["best_fit"], strict=True))
+        print(f"first 10 batches of upstream and best_fit are {'the same' if same else 'DIFFERENT'}\n")
+    print("| loader | tokens/s on one core | against upstream |")
+    print("|---|--:|--:|")
+    for name, speed in speeds.items():
+        ratio = f"{speed / speeds['upstream']:.1f}×" if "upstream" in speeds else ""
+        print(f"| {name} | {speed:,.0f} | {ratio} |")
+
+
+def compare_packing(arguments: argparse.Namespace, tokenizer: Any) -> None:
+    from nanochat_hf.tokenizer import CorpusEncoder
+
+    texts = list(islice(open_documents(arguments.data), arguments.documents))
+    ids, offsets = CorpusEncoder(tokenizer, num_threads=1).encode_batch(texts)
+    documents = [ids[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    lengths = np.diff(offsets)
+    bos = tokenizer.bos_token_id
+    mean, median = lengths.mean(), np.median(lengths)
+    print(f"\n{len(documents):,} documents of {mean:,.0f} tokens in the mean, {median:,.0f} in the median")
+    print("\n| row length | packing | tokens in rows | documents (or rests) a row | packing alone, tokens/s |")
+    print("|--:|---|--:|--:|--:|")
+    for length in sorted({512, 1024, arguments.sequence_length}):
+        for packing in ("best_fit", "keep_tails"):
+            start, rows = time.process_time(), 0
+            pieces = kept = 0
+            for row in pack_best_fit(documents, length + 1, packing=packing):
+                rows += 1
+                starts = int(np.count_nonzero(row == bos))
+                pieces += starts
+                kept += len(row) - starts
+            speed = rows * length / (time.process_time() - start)
+            share = kept / (lengths.sum() - len(documents))  # start tokens, which rests get anew, do not count
+            print(f"| {length} | {packing} | {share:.1%} | {pieces / rows:.2f} | {speed:,.0f} |")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    import torch
+
+    torch.set_num_threads(1)
+    tokenizer = make_tokenizer(arguments)
+    compare_speed(arguments, tokenizer)
+    compare_packing(arguments, tokenizer)
+
+
+if __name__ == "__main__":
+    run_main(main)
