@@ -1,0 +1,152 @@
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.optim import Schedule, build_optimizer, kernels, parameter_roles
+from nanochat_hf.optim.muon_adamw import index_pieces
+
+
+def toy(preset="modern"):
+    torch.manual_seed(0)
+    config = NanochatHFConfig.from_depth(
+        4, vocab_size=67, head_dim=16, aspect_ratio=16, sequence_length=32, preset=preset
+    )
+    return NanochatHFForCausalLM(config)
+
+
+def train(model, optimizer, steps, rank=0, world=1, first=0):
+    for step in range(first, first + steps):
+        ids = torch.randint(0, 67, (6, 33), generator=torch.Generator().manual_seed(step))[rank::world]
+        model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    model = toy()
+    expected = {
+        "model.embed_tokens.weight": "embedding", "lm_head.weight": "head", "model.resid_lambdas": "resid_lambdas",
+        "model.x0_lambdas": "x0_lambdas", "model.smear_gate.weight": "smear", "model.smear_lambda": "smear",
+        "model.backout_lambda": "smear", "model.value_embeds.1.weight": "value_embedding",
+        "model.value_embeds.3.weight": "value_embedding",
+    }  # fmt: skip
+    for layer in range(4):
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
+            expected[f"model.layers.{layer}.{name}.weight"] = "matrix"
+        for name in ("mlp.up_proj", "mlp.down_proj"):
+            expected[f"model.layers.{layer}.{name}.weight"] = "matrix"
+    expected |= {f"model.layers.{layer}.self_attn.ve_gate.weight": "matrix" for layer in (1, 3)}
+    assert parameter_roles(model) == expected
+    names = [name for group in build_optimizer(model).param_groups for name in group["param_names"]]
+    assert sorted(names) == sorted(expected)
+
+
+def test_an_unknown_parameter_is_named():
+    model = toy()
+    model.odd = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="odd"):
+        build_optimizer(model)
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64), (32, 32)])
+def test_orthogonalized_updates(shape):
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    x = kernels.orthogonalize(kernels.equilibrate_rows(x), kernels.POLAR_EXPRESS, 1.01, 1e-6)
+    singular = torch.linalg.svdvals(x)
+    assert singular.quantile(0.1) > 0.7 and singular.max() < 1.25  # a square one has a singular value near zero
+    norms = kernels.renormalize(x).norm(dim=(-2, -1))
+    torch.testing.assert_close(norms, torch.full((3,), min(shape) ** 0.5))
+
+
+def test_classic_muon_is_pytorchs():
+    weights = torch.randn(24, 16)
+    mine, theirs = weights.clone()[None], torch.nn.Parameter(weights.clone())
+    reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.0, momentum=0.95)
+    buffer = torch.zeros_like(mine)
+    for _ in range(3):
+        grad = torch.randn(24, 16)
+        theirs.grad = grad.clone()
+        reference.step()
+        kernels.muon_classic(mine, grad.clone()[None], buffer, 0.95, 0.02 * 1.5**0.5, 0.0, torch.bfloat16)
+    torch.testing.assert_close(mine[0], theirs.detach(), atol=2e-3, rtol=0)
+
+
+def test_schedule_at_its_corners():
+    schedule = Schedule(1000)
+    assert schedule.lr_factor(0) == 1 / 40 and schedule.lr_factor(39) == schedule.lr_factor(350) == 1.0
+    assert schedule.lr_factor(675) == pytest.approx(0.525) and schedule.lr_factor(1000) == pytest.approx(0.05)
+    assert schedule.momentum(0) == 0.85 and schedule.momentum(200) == pytest.approx(0.91)
+    assert schedule.momentum(1000) == pytest.approx(0.90)
+    assert schedule.decay_factor(0) == 1 and schedule.decay_factor(500) == pytest.approx(0.5)
+    assert schedule.decay_factor(1000) == pytest.approx(0)
+    classic = Schedule.classic(1000)
+    assert [classic.lr_factor(step) for step in (0, 800, 900, 1000)] == pytest.approx([1, 1, 0.5, 0])
+    assert classic.momentum(300) == classic.momentum(1000) == 0.95
+
+
+def test_state_goes_through_a_state_dict():
+    model = toy()
+    optimizer = build_optimizer(model)
+    train(model, optimizer, 2)
+    twin = toy()
+    twin.load_state_dict(model.state_dict())
+    other = build_optimizer(twin)
+    other.buckets  # noqa: B018 (made on first use)
+    other.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, 2, first=2)
+    train(twin, other, 2, first=2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def _rank(rank, world, port, overlap, queue):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    model = toy()
+    optimizer = build_optimizer(model)
+    if overlap:
+        optimizer.overlap_backward()
+        optimizer.register_step_post_hook(lambda *_: optimizer.arm())
+        optimizer.arm()
+    train(model, optimizer, 3, rank, world)
+    pieces = {piece.key: piece.tensor.numpy().copy() for piece in optimizer.state_pieces()}
+    queue.put((rank, {name: p.detach().numpy().copy() for name, p in model.named_parameters()}, pieces))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("world", "overlap"), [(3, False), (2, True)])
+def test_ranks_share_the_step_and_the_state(world, overlap):
+    """Odd shapes on purpose: 67 rows and 16 or 3 matrices do not divide by the ranks."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_rank, args=(rank, world, port, overlap, queue)) for rank in range(world)]
+    for worker in workers:
+        worker.start()
+    found = sorted((queue.get(timeout=120) for _ in workers), key=lambda item: item[0])
+    for worker in workers:
+        worker.join()
+    model = toy()
+    alone = build_optimizer(model)
+    train(model, alone, 3)
+    for name, parameter in model.named_parameters():
+        for _, weights, _ in found:
+            torch.testing.assert_close(torch.from_numpy(weights[name]), parameter.detach(), atol=2e-3, rtol=1e-3)
+    for _, weights, _ in found[1:]:
+        assert all((weights[name] == found[0][1][name]).all() for name in weights)
+
+    merged = {key: torch.from_numpy(tensor) for _, _, pieces in found for key, tensor in pieces.items()}
+    sizes = [sum(piece.size for piece in pieces.values()) for _, _, pieces in found]
+    assert max(sizes) < 0.75 * sum(piece.tensor.numel() for piece in alone.state_pieces())
+    twin = build_optimizer(toy())
+    twin.load_state_pieces(index_pieces({key: lambda tensor=tensor: tensor for key, tensor in merged.items()}))
+    for mine, theirs in zip(alone.state_pieces(), twin.state_pieces(), strict=True):
+        if mine.state == "momentum_buffer":
+            torch.testing.assert_close(mine.tensor, theirs.tensor, atol=1e-3, rtol=1e-2)

@@ -1,0 +1,98 @@
+"""A pretraining run of seconds on arithmetic rows, for the tests to start, kill and resume as real processes.
+
+    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|term|nan]
+
+Rank 0 ends with one line of JSON: world size, losses and a sum over the weights.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.callbacks import StopOnSignal
+from nanochat_hf.checkpoints import newest_intact
+from nanochat_hf.optim import Schedule
+from nanochat_hf.settings import run_main
+from nanochat_hf.trainer import NanochatTrainer
+
+LENGTH = 32
+
+
+class Rows:
+    """Row k is an arithmetic sequence seeded by k; ranks take turns, so any world size sees the same rows a step."""
+
+    sequence_length = LENGTH
+
+    def __init__(self, rank: int, world_size: int, rows: int):
+        self.rank, self.world_size, self.rows, self.position = rank, world_size, rows, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        end = self.position + self.rows * self.world_size
+        numbers = [k for k in range(self.position, end) if k % self.world_size == self.rank]
+        self.position = end
+        starts = [torch.randint(0, 40, (1,), generator=torch.Generator().manual_seed(k)) for k in numbers]
+        rows = torch.stack(
+            [(start + torch.arange(LENGTH + 1) * (1 + k % 3)) % 64 for k, start in zip(numbers, starts, strict=True)]
+        )
+        return {"input_ids": rows[:, :-1], "shift_labels": rows[:, 1:]}
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, states):
+        self.position = states[0]["position"]
+
+
+class Mishap(TrainerCallback):
+    def __init__(self, order: str | None):
+        self.step, self.kind = (int(order[5:].split(":")[0]), order.split(":")[1]) if order else (-1, "")
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            if self.kind == "nan":
+                model.lm_head.weight.data.fill_(float("nan"))
+            else:
+                os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
+
+
+def main():
+    output, steps, rows, accumulation = sys.argv[1], *map(int, sys.argv[2:5])
+    torch.set_num_threads(1)
+    arguments = TrainingArguments(
+        output_dir=output, max_steps=steps, per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation,
+        use_cpu=True, logging_steps=1, save_steps=3, save_total_limit=2, ignore_data_skip=True, disable_tqdm=True,
+        remove_unused_columns=False, report_to="none", max_grad_norm=0.0, logging_nan_inf_filter=False,
+    )  # fmt: skip
+    set_seed(1)
+    config = NanochatHFConfig.from_depth(3, vocab_size=64, head_dim=16, aspect_ratio=16, sequence_length=LENGTH)
+    stop = StopOnSignal(every=1)
+    trainer = NanochatTrainer(
+        model=NanochatHFForCausalLM(config),
+        args=arguments,
+        loader=Rows(arguments.process_index, arguments.world_size, rows),
+        schedule=Schedule(steps, warmup_steps=2),
+        callbacks=[Mishap(sys.argv[5] if len(sys.argv) > 5 else None), stop],
+    )
+    checkpoint, complaints = newest_intact(output)
+    print(*complaints, sep="\n", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.received:
+        sys.exit(143)
+    if arguments.process_index == 0:
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        weights = sum(p.double().sum().item() for p in trainer.model.parameters())
+        facts = {"world": trainer.accelerator.num_processes, "losses": losses, "weights": weights}
+        facts["wrapped"] = trainer.model_wrapped is not trainer.model
+        print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,76 @@
+"""Real processes, several ranks, killed and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOY = Path(__file__).with_name("pretrain_toy.py")
+STEPS = 8
+
+
+def launch(output, rows, accumulation, mishap="", ranks=1, prefix=()):
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone"]
+    command += [str(TOY), str(output), str(STEPS), str(rows), str(accumulation), *([mishap] if mishap else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run([*prefix, *command], capture_output=True, text=True, env=environment, timeout=240)
+
+
+def result(run):
+    lines = [line for line in run.stdout.splitlines() if line.startswith('{"world"')]
+    assert run.returncode == 0 and lines, run.stderr[-2000:]
+    return json.loads(lines[-1])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Six rows a step on one process, undisturbed."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, result(launch(folder, 6, 1))
+
+
+def test_three_ranks_and_accumulation_see_the_same_losses_and_two_go_on(plain, tmp_path):
+    accumulated = result(launch(tmp_path / "accumulated", 3, 2))
+    assert accumulated["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
+
+    three = launch(tmp_path / "ranks", 2, 1, "step=7:kill", ranks=3)
+    assert three.returncode != 0
+    found = sorted(path.name for path in (tmp_path / "ranks").glob("checkpoint-*"))
+    assert found == ["checkpoint-3", "checkpoint-6"]
+    two = result(launch(tmp_path / "ranks", 3, 1, ranks=2))
+    assert two["world"] == 2 and not two["wrapped"]
+    assert two["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
+
+
+def test_after_sigkill_the_rest_is_bit_identical_even_from_the_checkpoint_before(plain, tmp_path):
+    killed = launch(tmp_path, 6, 1, "step=7:kill")
+    assert killed.returncode == -9
+    weights = tmp_path / "checkpoint-6" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    resumed = launch(tmp_path, 6, 1)
+    assert "model.safetensors is not what was written" in resumed.stderr
+    assert result(resumed) == plain[1]
+
+
+def test_sigterm_saves_and_exits_and_nan_stops_with_the_batch(tmp_path):
+    ended = launch(tmp_path, 6, 1, "step=4:term")
+    assert ended.returncode == 143
+    assert (tmp_path / "checkpoint-4" / "checksums.json").exists()
+    spoiled = launch(tmp_path, 6, 1, "step=5:nan")
+    assert spoiled.returncode == 2 and "the loss is nan" in spoiled.stderr
+    assert (tmp_path / "bad-batch-step5-rank0.safetensors").exists()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    launch(tmp_path, 6, 1, "step=4:kill")
+    limited = launch(tmp_path, 6, 1, prefix=["bash", "-c", 'ulimit -f 40; trap "" XFSZ; exec "$@"', "-"])
+    assert limited.returncode == 2 and "cannot write the checkpoint" in limited.stderr, limited.stderr[-2000:]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert not (tmp_path / "incomplete").exists()
