@@ -168,7 +168,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self.loader, self.validation, self.byte_lengths = loader, validation, byte_lengths
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.spike_threshold = spike_threshold
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, eval_dataset=validation, **kwargs)  # Trainer insists on it; `evaluate` is our own
         self.loss_is_scaled_for_ga = False  # rows are full, so the mean of the micro-batches' means is exact
         self._mean_loss: float | None = None
         self._unchecked: deque[tuple[int, torch.Tensor, dict]] = deque()
