@@ -99,7 +99,7 @@ def evaluate_choice(
     mine = list(range(rank, count, world))
     examples = [task[index] for index in mine]
     prompts = [subject.prompt(example["messages"][:-1])[-(max_length or 0) :] for example in examples]
-    letter_ids = {letter: subject.letter_id(letter) for letter in {x for e in examples for x in e["letters"]}}
+    letter_ids = {letter: subject.letter_id(letter) for letter in sorted({x for e in examples for x in e["letters"]})}
     scores = torch.zeros(count, dtype=torch.float64)
     for batch in plan_batches([len(prompt) for prompt in prompts], max_tokens):
         rows = [prompts[index] for index in batch]

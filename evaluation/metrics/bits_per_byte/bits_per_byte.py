@@ -25,9 +25,7 @@ Examples:
 class BitsPerByte(evaluate.Metric):
     def _info(self):
         features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")})
-        return evaluate.MetricInfo(
-            description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features, format="numpy"
-        )
+        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, predictions, references):
         size = np.sum(references)

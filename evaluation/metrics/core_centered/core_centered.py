@@ -27,11 +27,10 @@ class CoreCentered(evaluate.Metric):
         features = datasets.Features(
             {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
         )
-        return evaluate.MetricInfo(
-            description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features, format="numpy"
-        )
+        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, predictions, references):
+        predictions, references = np.asarray(predictions), np.asarray(references)
         if np.any(references >= 1):
             raise ValueError("a chance accuracy of 1 leaves nothing to measure; give fractions below 1")
         centred = (predictions - references) / (1 - references)

@@ -1,0 +1,150 @@
+"""Chat tasks: exams by logits, problems by samples, other models' ways of being asked."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from nanochat_hf.evals import chat
+from nanochat_hf.evals.run import EvaluationConfig, load_tasks
+from nanochat_hf.evals.subject import Subject
+from nanochat_hf.settings import UserError
+
+
+class Exam:
+    name, kind, baseline = "exam", "choice", 0.25
+
+    def __init__(self, count):
+        self.examples = [
+            {
+                "messages": [
+                    {"role": "user", "content": f"Question {'so ' * (i % 7)}{i}?"},
+                    {"role": "assistant", "content": "B"},
+                ],
+                "letters": list("ABCD")[: 2 + i % 3],
+                "answer": "B",
+            }
+            for i in range(count)
+        ]
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+    def score(self, example, text):
+        return float(text == example["answer"])
+
+
+class Problems(Exam):
+    name, kind, baseline = "problems", "generative", 0.0
+
+    def score(self, example, text):
+        """Right where the answer begins with a byte below 128: about half of a random model's."""
+        return float(bool(text) and ord(text[0]) < 128)
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """A tokenizer of single bytes without a chat template, like that of a base model from the Hub."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<s>")
+
+
+@pytest.fixture(scope="module")
+def templated(tiny_model, byte_tokenizer):
+    """A foreign chat model with a template of its own."""
+    import copy
+
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    return Subject("foreign", tiny_model, tokenizer)
+
+
+def test_choice_equals_one_prompt_at_a_time(templated):
+    exam = Exam(17)
+    expected = []
+    for example in exam.examples:
+        text = f"[user] {example['messages'][0]['content']}\n[assistant]"
+        ids = templated.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = templated.model(torch.tensor([ids])).logits[0, -1]
+        letters = [templated.tokenizer.convert_tokens_to_ids(letter) for letter in example["letters"]]
+        expected.append(float(example["letters"][logits[letters].argmax()] == "B"))
+    assert 0 < sum(expected) < len(expected)
+    for max_tokens in (1, 200, 100000):
+        result = chat.evaluate_choice(templated, exam, max_tokens=max_tokens)
+        assert result.outcomes == expected
+    assert chat.evaluate_choice(templated, exam, limit=5).outcomes == expected[:5]
+
+
+def test_generative_samples_and_pass_at_k(templated):
+    sampling = chat.Sampling(num_samples=4, temperature=1.0, top_k=None, max_new_tokens=3, batch_size=8)
+    result = chat.evaluate_generative(templated, Problems(10), sampling)
+    assert [len(item) for item in result.scores] == [4] * 10
+    assert len({tuple(item) for item in result.scores}) > 1, "samples of a prompt must differ"
+    row = result.row()
+    assert set(row) >= {"pass@2", "pass@4"} and row["accuracy"] < row["pass@2"] < row["pass@4"]
+    best_of_two = [max(pair) for item in result.scores for pair in itertools.combinations(item, 2)]
+    assert row["pass@2"] == pytest.approx(sum(best_of_two) / len(best_of_two))
+    again = chat.evaluate_generative(templated, Problems(10), sampling)
+    assert again.scores == result.scores, "the seed makes a result repeatable"
+    assert [sample["index"] for sample in result.samples] == [0, 1, 2]
+
+
+def test_prompts_without_a_template_are_plain_text(tiny_model, byte_tokenizer):
+    subject = Subject("base", tiny_model, byte_tokenizer)
+    assert subject.prompt_style == "plain text"
+    ids = subject.prompt([{"role": "user", "content": "Hi"}])
+    assert byte_tokenizer.decode(ids[1:]) == "User: Hi\n\nAssistant:" and ids[0] == byte_tokenizer.bos_token_id
+    with pytest.raises(UserError, match="' A' is 2 tokens"):
+        chat.evaluate_choice(subject, Exam(2))
+
+
+def test_control_tokens_in_texts_stay_text(tiny_model, byte_tokenizer):
+    subject = Subject("base", tiny_model, byte_tokenizer)
+    (ids,) = subject.encode(["a</s>b"])
+    assert byte_tokenizer.eos_token_id not in ids and len(ids) == 1 + len("a</s>b")
+
+
+def test_long_prompts_lose_their_beginning(templated):
+    conversation = [{"role": "user", "content": "x" * 5000}]
+    sampling = chat.Sampling(max_new_tokens=2)
+    answers = chat._generate(templated, [conversation], sampling, seed=0)
+    assert len(answers) == 1 and len(answers[0]) == 1
+
+
+def test_chatcore_is_the_mean_of_centred_scores():
+    results = [
+        chat.ChatResult("a", "choice", 0.25, [[1.0], [1.0], [0.0], [0.0]]),
+        chat.ChatResult("b", "generative", 0.0, [[1.0, 0.0], [0.0, 0.0]]),
+    ]
+    metrics = chat.summarize(results)
+    assert metrics["chatcore"] == pytest.approx(((0.5 - 0.25) / 0.75 + 0.25) / 2)
+    assert metrics["accuracy/b"] == 0.25 and metrics["pass@2/b"] == 0.5
+    assert metrics["chatcore_low"] <= metrics["chatcore"] <= metrics["chatcore_high"]
+
+
+def test_generated_code_is_not_run_without_permission():
+    config = EvaluationConfig(tasks=["microworld-code@2"])
+    with pytest.raises(UserError, match="--allow_code_execution"):
+        load_tasks(config)
+    config.allow_code_execution = True
+    assert len(load_tasks(config)[0]) == 2
+
+
+def test_no_tasks_is_a_clear_mistake():
+    with pytest.raises(UserError, match="no chat tasks"):
+        load_tasks(EvaluationConfig())
+
+
+def test_many_greedy_samples_are_refused():
+    with pytest.raises(UserError, match="--temperature"):
+        chat.Sampling(num_samples=4)

@@ -1,0 +1,96 @@
+"""The runner: which checkpoints, which results are kept, and the `evaluate` modules."""
+
+from pathlib import Path
+
+import pytest
+
+from nanochat_hf import settings
+from nanochat_hf.evals import run
+from nanochat_hf.evals.run import EvaluationConfig
+from nanochat_hf.settings import UserError
+
+METRICS = Path(__file__).resolve().parents[2] / "evaluation" / "metrics"
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    for stage in ("base", "rl"):
+        settings.save_run(tmp_path / stage, stage, {})
+        (tmp_path / stage / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "sft").mkdir()  # begun, not finished
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces model and evaluations by recorders: the subject here is what is run when."""
+    made = []
+
+    class Subject:
+        def __init__(self, name):
+            self.name = name
+
+    def evaluation(subject, config):
+        made.append(subject.name)
+        return {"metrics": {"core": 0.5}, "details": {}}
+
+    monkeypatch.setattr(run, "load_subject", lambda name, **_: Subject(name))
+    monkeypatch.setattr(run, "EVALUATIONS", dict.fromkeys(run.EVALUATIONS, evaluation))
+    return made
+
+
+def test_finished_stages_are_evaluated_once(run_dir, calls):
+    config = EvaluationConfig(run_dir=str(run_dir), core_stages=["base"])
+    run.run_evaluations(config, ["core", "chat"])
+    base, rl = str(run_dir / "base"), str(run_dir / "rl")
+    assert calls == [base, base, rl], "CORE and chat on base, chat alone on rl, nothing on what is unfinished"
+    run.run_evaluations(config, ["core", "chat"])
+    assert len(calls) == 3, "results that are there are kept"
+    config.max_per_task = 7
+    run.run_evaluations(config, ["core", "chat"])
+    assert calls[3:] == [base], "another setting of CORE makes CORE run again, and not the chat tasks"
+
+
+def test_newer_weights_and_redo_run_again(run_dir, calls):
+    import os
+    import time
+
+    config = EvaluationConfig(checkpoints=[f"{run_dir}/rl/"])
+    run.run_evaluations(config, ["core"])
+    later = time.time() + 60
+    os.utime(run_dir / "rl" / "model.safetensors", (later, later))
+    run.run_evaluations(config, ["core"])
+    os.utime(run_dir / "rl" / "model.safetensors", (1, 1))
+    config.redo = True
+    run.run_evaluations(config, ["core"])
+    assert len(calls) == 3
+
+
+def test_mistakes_are_one_sentence(tmp_path, calls):
+    with pytest.raises(UserError, match="--checkpoints FOLDER"):
+        run.run_evaluations(EvaluationConfig(), ["core"])
+    with pytest.raises(UserError, match="holds no finished stage"):
+        run.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["core"])
+    with pytest.raises(UserError, match="no evaluation named nonsense"):
+        run.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["nonsense"])
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    from nanochat_hf.evals.subject import load_subject
+
+    with pytest.raises(UserError, match="there is no checkpoint folder"):
+        load_subject(str(tmp_path / "nowhere"))
+
+
+def test_evaluate_modules(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
+    evaluate = pytest.importorskip("evaluate")
+    bits = evaluate.load(str(METRICS / "bits_per_byte"), cache_dir=str(tmp_path))
+    assert bits.compute(predictions=[6.931471805599453, 0.0], references=[10, 10]) == {
+        "bits_per_byte": pytest.approx(0.5, abs=1e-12)
+    }
+    with pytest.raises(ValueError, match="at least one byte"):
+        bits.compute(predictions=[1.0], references=[0])
+    core = evaluate.load(str(METRICS / "core_centered"), cache_dir=str(tmp_path))
+    found = core.compute(predictions=[0.625, 0.3], references=[0.25, 0.0])
+    assert found == {"core_centered": pytest.approx(0.4), "centered": pytest.approx([0.5, 0.3])}

@@ -1,0 +1,79 @@
+"""The report from a run folder of which parts are missing."""
+
+import pytest
+
+from nanochat_hf import report, settings
+from nanochat_hf.settings import UserError
+
+
+def chat_result(accuracy, answer):
+    row = {"task": "sums", "kind": "generative", "items": 50, "baseline": 0.0, "centered": accuracy}
+    row |= {"accuracy": accuracy, "accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.1}
+    shown = {"index": 0, "prompt": [{"role": "user", "content": "2+2 | ```?"}], "answer": answer, "score": accuracy}
+    details = {"tasks": [row], "samples": {"sums": [shown]}}
+    return {"evaluation": "chat", "metrics": {"chatcore": accuracy}, "details": details, "seconds": 30.0}
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Tokenizer, base and SFT finished; mid and RL not; CORE on the base model only."""
+    folder = tmp_path / "my_run"
+    settings.save_run(folder / "tokenizer", "tokenizer", {"vocab_size": 4096}, seconds=4, metrics={"vocab_size": 4096})
+    history = [{"step": step, "loss": 9 - step / 20, "eval_bits_per_byte": 3 - step / 60} for step in range(100)]
+    settings.save_run(
+        folder / "base", "pretrain", {"depth": 4}, seconds=600, peak_memory_mb=1234.5, history=history, metrics={}
+    )
+    settings.save_run(folder / "sft", "sft", {}, seconds=60, history=[], metrics={"loss": 0.5})
+    core_row = {"task": "facts", "items": 10, "accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8}
+    core_row |= {"baseline": 0.62, "corrected_baseline": 0.5}
+    core = {
+        "evaluation": "core",
+        "metrics": {"core": -0.3158, "core_corrected": 0.0},
+        "details": {"tasks": [core_row]},
+    }
+    settings.write_json(folder / "base" / "eval" / "core.json", core)
+    bits = {"evaluation": "bits_per_byte", "metrics": {"bits_per_byte": 1.2345}, "details": {}, "seconds": 2.0}
+    settings.write_json(folder / "base" / "eval" / "bits_per_byte.json", bits)
+    settings.write_json(folder / "base" / "eval" / "chat.json", chat_result(0.1, "five"))
+    settings.write_json(folder / "sft" / "eval" / "chat.json", chat_result(0.9, "4"))
+    return folder
+
+
+def test_table_has_every_stage_and_a_dash_for_what_is_missing(run_dir):
+    path, table = report.write_report(run_dir)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text().splitlines()]
+    assert ["metric", "BASE", "MID", "SFT", "RL"] in rows
+    assert ["bits per byte (lower is better)", "1.2345", "–", "–", "–"] in rows
+    assert ["CORE", "-0.3158", "–", "–", "–"] in rows and ["CORE, corrected chance", "0.0000", "–", "–", "–"] in rows
+    assert ["sums", "10.0 %", "–", "90.0 %", "–"] in rows
+    assert ["ChatCORE", "0.1000", "–", "0.9000", "–"] in rows
+    assert "sums" in table and "10.0 %" in table and "|" not in table
+
+
+def test_page_has_cost_intervals_samples_and_settings(run_dir):
+    path, _ = report.write_report(run_dir, title="A title")
+    text = path.read_text()
+    assert text.startswith("# A title")
+    assert "| base | 10 min 00 s | 32 s | 1,234 MiB | 99 |" in text
+    assert "| mid | – | – | – | – | – |" in text
+    assert "90.0 [80.0, 100.0]" in text and "62.0 % (corrected 50.0 %)" in text
+    assert "BASE (right): five" in text and "SFT (right): 4" in text
+    assert "````text" in text, "a sample with a code fence needs a longer fence around it"
+    assert '"depth": 4' in text
+
+
+def test_pictures_are_drawn_and_linked_only_where_there_is_data(run_dir):
+    path, _ = report.write_report(run_dir)
+    linked = {line.split("](")[1].rstrip(")") for line in path.read_text().splitlines() if line.startswith("![")}
+    drawn = {f"plots/{file.name}" for file in (run_dir / "plots").iterdir()}
+    assert linked == drawn == {"plots/loss.png", "plots/bits_per_byte.png", "plots/scores.png"}
+    for name in drawn:
+        assert (run_dir / name).read_bytes().startswith(b"\x89PNG") and (run_dir / name).stat().st_size > 5000
+
+
+def test_nothing_finished_or_damaged_files_are_named(tmp_path, run_dir):
+    with pytest.raises(UserError, match="holds no finished stage"):
+        report.write_report(tmp_path / "empty")
+    (run_dir / "base" / "eval" / "core.json").write_text("{")
+    with pytest.raises(UserError, match="core.json is damaged"):
+        report.write_report(run_dir)
