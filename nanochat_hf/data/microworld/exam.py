@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass
 
-from nanochat_hf.data.microworld.prose import introduce
 from nanochat_hf.data.microworld.world import (
     ANIMALS,
     CLASSES,
@@ -11,6 +10,7 @@ from nanochat_hf.data.microworld.world import (
     PEOPLE,
     PLACES,
     asked_fact,
+    introduce,
     people,
     person,
     relations,

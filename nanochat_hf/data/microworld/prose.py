@@ -2,6 +2,7 @@
 
 import random
 
+from nanochat_hf.data.microworld import exam
 from nanochat_hf.data.microworld.problems import problem
 from nanochat_hf.data.microworld.world import (
     ANIMALS,
@@ -11,6 +12,7 @@ from nanochat_hf.data.microworld.world import (
     PLACES,
     Relation,
     asked_fact,
+    introduce,
     people,
     person,
     relations,
@@ -25,8 +27,8 @@ OF_JOB = ("tool", "workplace")
 
 def document(rng: random.Random, split: str) -> str:
     """Writes one document of a random kind; the weights are shares of documents, in percent."""
-    kinds = (description, story, account, dialogue, note, school_page)
-    (write,) = rng.choices(kinds, weights=(34, 26, 10, 12, 8, 10))
+    kinds = (description, story, account, dialogue, note, school_page, exam_sheet)
+    (write,) = rng.choices(kinds, weights=(32, 20, 7, 9, 4, 8, 20))
     return write(rng, split)
 
 
@@ -85,20 +87,6 @@ def story(rng: random.Random, split: str) -> str:
     return " ".join(lines)
 
 
-def introduce(rng: random.Random, somebody) -> str:
-    """One or two sentences with a person's place, job and pet."""
-    name, place, job, pet = somebody.name, somebody.place, somebody.job, somebody.pet
-    return rng.choice(
-        (
-            f"{name} is a {job} in {place} and has a {pet}.",
-            f"In {place} lives {name}, a {job} with a {pet}.",
-            f"{name} lives in {place}. {name} is a {job} and keeps a {pet}.",
-            f"The {job} {name} comes from {place} and owns a {pet}.",
-            f"{name} has a {pet}. {name} works as a {job} in {place}.",
-        )
-    )
-
-
 def account(rng: random.Random, split: str) -> str:
     """What somebody counted: the words of arithmetic, with the sum worked out."""
     question, solution = problem(rng, split)
@@ -144,8 +132,14 @@ def school_page(rng: random.Random, split: str) -> str:
         " ".join(say(rng, rule, subject) for subject in rng.sample(tuple(rule.facts), 3)),
         f"The word {text} is spelled {'-'.join(text)}.",
         f"{somebody.name} can spell the word {text}: {'-'.join(text)}. It has {len(text)} letters.",
-        f"In a Multiple Choice question there are four choices. {somebody.name}, respond only with the letter of the "
-        "correct answer.",
         f"{somebody.name} asked the calculator and got the correct answer.",
     )
-    return rng.choices(pages, weights=(40, 25, 25, 5, 5))[0]
+    return rng.choices(pages, weights=(40, 27, 28, 5))[0]
+
+
+def exam_sheet(rng: random.Random, split: str) -> str:
+    """A page that somebody left behind at school: an exam question of this split and the letter that was right."""
+    asked = exam.question(rng, split)
+    choices = "".join(f"- {choice}={letter}\n" for choice, letter in zip(asked.choices, "ABCD", strict=True))
+    task = f"Multiple Choice question: {asked.text}\n{choices}\nRespond only with the letter of the correct answer."
+    return f"{task}\n{'ABCD'[asked.answer]}"

@@ -192,6 +192,20 @@ def person(rng: random.Random, split: str) -> Person:
     return draw(rng, split, make)
 
 
+def introduce(rng: random.Random, somebody: Person) -> str:
+    """One or two sentences with a person's place, job and pet."""
+    name, place, job, pet = somebody.name, somebody.place, somebody.job, somebody.pet
+    return rng.choice(
+        (
+            f"{name} is a {job} in {place} and has a {pet}.",
+            f"In {place} lives {name}, a {job} with a {pet}.",
+            f"{name} lives in {place}. {name} is a {job} and keeps a {pet}.",
+            f"The {job} {name} comes from {place} and owns a {pet}.",
+            f"{name} has a {pet}. {name} works as a {job} in {place}.",
+        )
+    )
+
+
 def people(rng: random.Random, split: str, count: int) -> list[Person]:
     """Draws persons who differ in each of name, place, job and pet."""
     found: list[Person] = []
