@@ -13,40 +13,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from nanochat_hf.data.packing import (
-    BUFFER_DOCUMENTS,
-    IGNORED,
-    REFILL_DOCUMENTS,
-    BestFitPacker,
-    Packing,
-    pack_best_fit,
-)
+from nanochat_hf.data.packing import BUFFER_DOCUMENTS, IGNORED, REFILL_DOCUMENTS, Packing, pack_best_fit
+from nanochat_hf.data.rows import Encoder, RowStream, StreamSnapshot, as_encoder
 from nanochat_hf.data.sources import DocumentStream, MixedStream, OnBadFile, open_documents
 from nanochat_hf.settings import UserError
 
 Batch = dict[str, torch.Tensor]
-
-
-class Encoder(Protocol):
-    """What the loader needs of `nanochat_hf.tokenizer.CorpusEncoder`."""
-
-    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (ids, offsets); document i is ids[offsets[i]:offsets[i+1]], its start token first."""
-        ...
-
-
-def as_encoder(tokenizer: Any, num_threads: int | None = None) -> Encoder:
-    """Returns `tokenizer` if it can encode batches itself, else a `CorpusEncoder` for it."""
-    if hasattr(tokenizer, "encode_batch"):
-        return tokenizer
-    from nanochat_hf.tokenizer import CorpusEncoder
-
-    return CorpusEncoder(tokenizer, num_threads=num_threads)
 
 
 def make_batch(rows: np.ndarray) -> Batch:
@@ -69,78 +46,6 @@ def make_batch(rows: np.ndarray) -> Batch:
         "shift_labels": targets.masked_fill(padding, IGNORED),
         "labels": inputs.masked_fill(padding, IGNORED),
     }
-
-
-class RowStream:
-    """The rows of one stream: its documents, tokenized and packed, without end.
-
-    Its state is the position in the source together with all documents that wait in the packing buffer, so that a
-    restored stream goes on with exactly the next row.
-    """
-
-    def __init__(
-        self,
-        documents: DocumentStream | MixedStream,
-        encoder: Encoder,
-        row_length: int,
-        packing: Packing = "best_fit",
-        buffer_documents: int = BUFFER_DOCUMENTS,
-    ):
-        self.documents, self.encoder = documents, encoder
-        self.packer = BestFitPacker(row_length, packing)
-        self.buffer_documents = buffer_documents
-        self.rows_made = 0
-
-    def next_row(self, out: np.ndarray) -> None:
-        """Writes the next row into `out`, int64 [row_length]."""
-        filled = 0
-        while filled < len(out):
-            while len(self.packer) < self.buffer_documents:
-                self._refill()
-            filled += self.packer.place(out[filled:])
-        self.rows_made += 1
-
-    def _refill(self) -> None:
-        texts = self.documents.next_batch(REFILL_DOCUMENTS)
-        if not texts:
-            raise UserError("the training data ended; a stream for training has to repeat")
-        ids, offsets = self.encoder.encode_batch(texts)
-        ids = ids.astype(np.int32, copy=False)
-        bounds = offsets.tolist()
-        for start, end in zip(bounds, bounds[1:], strict=False):
-            self.packer.add(ids[start:end].copy())  # a copy, or a lasting document would keep its whole batch alive
-
-    def snapshot(self) -> "StreamSnapshot":
-        """The state at this moment; cheap, since it refers to documents that nobody changes."""
-        return StreamSnapshot(self.rows_made, self.documents.state_dict(), self.packer.documents)
-
-    def restore(self, rows_made: int, position: dict[str, Any], ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Goes to a saved state."""
-        self.documents.load_state_dict(position)
-        self.packer = BestFitPacker(self.packer.row_length, self.packer.packing)
-        ends = np.cumsum(lengths).tolist()
-        for start, end in zip([0, *ends], ends, strict=False):
-            self.packer.add(ids[start:end].copy())
-        self.rows_made = rows_made
-
-
-@dataclass(frozen=True)
-class StreamSnapshot:
-    """A stream's state that has not yet been written out."""
-
-    rows_made: int
-    position: dict[str, Any]
-    documents: list[np.ndarray]
-
-    def state_dict(self) -> dict[str, Any]:
-        ids = np.concatenate([np.empty(0, np.int32), *self.documents])
-        lengths = np.array([len(document) for document in self.documents], dtype=np.int64)
-        return {
-            "rows_made": self.rows_made,
-            "position": self.position,
-            "buffer_ids": torch.from_numpy(ids),
-            "buffer_lengths": torch.from_numpy(lengths),
-        }
 
 
 class PackedLoader:
@@ -213,7 +118,7 @@ class PackedLoader:
     @property
     def epoch(self) -> int:
         """How many times the source had been read when the last yielded batch was made."""
-        return self._yielded.epoch
+        return max(stream.epoch for stream in self._yielded.streams.values())
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -250,8 +155,7 @@ class PackedLoader:
         return batch, self._snapshot()
 
     def _snapshot(self) -> "_Snapshot":
-        epoch = max(stream.documents.epoch for stream in self._streams.values())
-        return _Snapshot(self._rows, epoch, {index: s.snapshot() for index, s in self._streams.items()})
+        return _Snapshot(self._rows, {index: stream.snapshot() for index, stream in self._streams.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The state after the last yielded batch: numbers, strings and tensors (safe for `weights_only` loading).
@@ -290,9 +194,7 @@ class PackedLoader:
                 "loader states of all processes of the interrupted run"
             )
         for index, stream in self._streams.items():
-            own = saved[index]
-            ids, lengths = own["buffer_ids"].numpy(), own["buffer_lengths"].numpy()
-            stream.restore(own["rows_made"], own["position"], ids, lengths)
+            stream.restore(saved[index])
         self._rows = first["rows"]
         self._yielded = self._snapshot()
 
@@ -300,7 +202,6 @@ class PackedLoader:
 @dataclass(frozen=True)
 class _Snapshot:
     rows: int
-    epoch: int
     streams: dict[int, StreamSnapshot]
 
 
