@@ -38,7 +38,7 @@ class MuonAdamWMixin:
     """
 
     def __init__(self, *args, hyper: dict[str, Any] | None = None, schedule: Schedule | None = None, **kwargs):
-        self.optimizer_hyper, self.schedule = dict(hyper or {}), schedule
+        self.optimizer_hyper, self.schedule, self.log_norms = dict(hyper or {}), schedule, False
         self._staging: Path | None = None
         super().__init__(*args, **kwargs)
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
@@ -73,6 +73,8 @@ class MuonAdamWMixin:
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self.accelerator.sync_gradients:  # the last micro-batch of the step
             apply_schedule(self.muon_adamw, self.schedule, self.state.global_step)
+            logged = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
+            self.muon_adamw.measure_norms = self.log_norms and logged
             self.muon_adamw.arm()
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -249,6 +251,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
                 if self.peak_flops:
                     logs["mfu"] = speed * self.flops_per_token / (self.peak_flops * self.args.world_size)
             self._clock, self._paused = (step, now), 0.0
+            logs |= self.muon_adamw.norms
         super().log(logs)
 
     # -- the loader's place in the data ------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class PretrainConfig:
     # batch
     total_batch_size: int = field(default=-1, metadata={"help": "tokens a step over all processes; -1 chooses"})
     device_batch_size: int = field(default=32, metadata={"help": "most rows a process takes at once"})
+    auto_device_batch: bool = field(default=False, metadata={"help": "find the most rows that fit into memory"})
     # optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens
     unembedding_lr: float | None = field(default=None, metadata={"help": "AdamW, head; default 0.008 (classic 0.004)"})
     embedding_lr: float | None = field(default=None, metadata={"help": "AdamW, embeddings; 0.3 (classic 0.2)"})
@@ -71,6 +72,7 @@ class PretrainConfig:
     save_every: int = field(default=1000, metadata={"help": "steps between checkpoints; -1: none on the way"})
     save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
     log_every: int = field(default=10, metadata={"help": "steps between rows of the history"})
+    log_norms: bool = field(default=False, metadata={"help": "record gradient and update norms by parameter group"})
     spike_threshold: float = field(default=2.0, metadata={"help": "nats above the mean that stop the run; 0: never"})
     resume: bool = field(default=True, metadata={"help": "go on from the newest intact checkpoint in output_dir"})
     report_to: str = field(default="none", metadata={"help": "none, trackio, wandb or tensorboard"})
@@ -91,6 +93,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     cuda = torch.cuda.is_available()
     world = max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    if config.auto_device_batch and not config.dry_run:
+        config.device_batch_size = largest_device_batch(config, tokenizer, world)
     dial, plan = turn_dial(config, len(tokenizer), world)
     steps = dial.num_iterations
     leader = int(os.environ.get("RANK", "0")) == 0
@@ -188,6 +192,43 @@ def turn_dial(config: PretrainConfig, vocab_size: int, world_size: int) -> tuple
 
         fitted = replace(fitted, num_iterations=config.num_iterations)
     return fitted, plan
+
+
+def largest_device_batch(config: PretrainConfig, tokenizer: Any, world_size: int) -> int:
+    """The most rows of which forward and backward fit beside weights, gradients and optimizer state.
+
+    On a GPU it is tried out, doubling until memory is exhausted; on a CPU it is worked out from the free memory.
+    """
+    import torch
+
+    from nanochat_hf.plan import memory_plan
+
+    dial, _ = turn_dial(config, len(tokenizer), world_size)
+    needed = max(1, dial.total_batch_size // (config.sequence_length * world_size))  # more would not be used
+    parts = memory_plan(dial, world_size, 1)
+    state = parts["optimizer state"]
+    if not torch.cuda.is_available():
+        import psutil
+
+        per_row = 2 * (parts["activations"] + parts["logits"])  # fp32 instead of bf16
+        free = psutil.virtual_memory().available / world_size - sum(parts.values())
+        return int(max(1, min(needed, free * 0.8 // per_row)))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    model = build_model(config, tokenizer).to(device)
+    held = torch.empty(int(state), dtype=torch.uint8, device=device)
+    rows, fits = 1, 1
+    while rows <= needed:
+        try:
+            ids = torch.zeros(rows, config.sequence_length, dtype=torch.long, device=device)
+            with torch.autocast("cuda", torch.bfloat16, enabled=config.dtype != "float32"):
+                model(input_ids=ids, shift_labels=ids, use_cache=False).loss.backward()
+            fits, rows = rows, rows * 2
+        except torch.OutOfMemoryError:
+            break
+    del model, held
+    torch.cuda.empty_cache()
+    print(f"the largest device batch that fits is {fits}", flush=True)
+    return fits
 
 
 def describe(config: PretrainConfig, dial: Any, plan: Any) -> None:
@@ -293,7 +334,7 @@ def build_trainer(config, arguments, model, tokenizer, dial, schedule, rank: int
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    trainer.stop_on_signal = stop
+    trainer.stop_on_signal, trainer.log_norms = stop, config.log_norms
     return trainer
 
 
