@@ -84,15 +84,19 @@ def make_rows(
 
     def conversations() -> Iterator[Rendered]:
         for epoch in range(epochs) if epochs is not None else count():
-            mixture = TaskMixture(tasks, seed=seed + epoch)
-            yield from tqdm(
-                render_all(mixture, tokenizer, row_length, train_on, num_workers),
-                total=len(mixture), desc=title, unit=" conversations", unit_scale=True, mininterval=1.0,
-            )  # fmt: skip
+            mixture, useful = TaskMixture(tasks, seed=seed + epoch), 0
+            rendered = render_all(mixture, tokenizer, row_length, train_on, num_workers)
+            for ids, mask in tqdm(rendered, total=len(mixture), desc=title, unit=" conversations", mininterval=1.0):
+                if any(mask[1:]):
+                    useful += 1
+                    yield ids, mask
+            if not useful:  # further passes would go on for ever
+                raise UserError(
+                    f"the tasks hold nothing to train on: no answer begins within the row's {row_length} tokens; "
+                    "raise max_seq_len"
+                )
 
     rows = list(islice(pack_conversations(conversations(), row_length, tokenizer.pad_token_id), num_rows))
-    if not rows:
-        raise UserError("the tasks hold nothing to train on: no conversation has an assistant's token within the row")
     return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("input_ids", "labels")}
 
 

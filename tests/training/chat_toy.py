@@ -17,7 +17,7 @@ TEXTS = [
 
 
 def make_base(folder: Path, sequence_length: int = 256, preset: str = "modern") -> Path:
-    chat_tokenizer = tokenizer.train(TEXTS, 320)
+    chat_tokenizer = tokenizer.train(TEXTS, 300)
     torch.manual_seed(0)
     config = NanochatHFConfig.from_depth(
         2, vocab_size=320, sequence_length=sequence_length, head_dim=16, aspect_ratio=16, preset=preset

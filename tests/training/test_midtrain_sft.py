@@ -1,0 +1,202 @@
+"""Midtraining and SFT: what is trained on, invariances of the whole command, and that nothing becomes NaN."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from chat_toy import make_base, run_stage, weights
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from nanochat_hf.posttraining.rows import collate, make_rows, pad_with_empty_rows
+from nanochat_hf.posttraining.stage import StageConfig
+from nanochat_hf.settings import UserError
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("run") / "base")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    """A file of conversations, some far longer than any row of the tests."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    with path.open("w") as file:
+        for _ in range(120):
+            numbers = [rng.randrange(10) for _ in range(2)]
+            answer = f"{numbers[0]} and {numbers[1]} make {sum(numbers)}. " * rng.choice([1, 1, 2, 30])
+            question = f"What is {numbers[0]} + {numbers[1]}? " * rng.choice([1, 1, 1, 40])
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps(turns) + "\n")
+    return path
+
+
+def conversation(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def stage_arguments(base, chats, output, **changes):
+    options = {"model": base, "output_dir": output, "tasks": f"conversations={chats}", "max_seq_len": 64}
+    options |= {"total_batch_size": 512, "device_batch_size": 8, "num_iterations": 4, "num_threads": 1}
+    options |= {"init_lr_frac": 0.1} | changes
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def test_sft_trains_on_what_the_assistant_says_and_midtraining_on_everything(tokenizer):
+    tasks = [([conversation("Who are you?", "I am nanochat.")], 1)]
+    sft = make_rows(tasks, tokenizer, 64, train_on="assistant")
+    said = sft["labels"][sft["labels"] != -100]
+    assert tokenizer.decode(said) == "I am nanochat.<|assistant_end|>"
+    mid = make_rows(tasks, tokenizer, 64, train_on="all")
+    length = int((mid["labels"][0] != -100).sum())
+    assert (mid["labels"][0, :length] == mid["input_ids"][0, :length]).all()
+    assert length < 64 and (mid["input_ids"][0, length:] == tokenizer.pad_token_id).all()
+    assert (sft["input_ids"] == mid["input_ids"]).all()
+
+
+def test_every_conversation_is_used_as_often_as_asked(tokenizer):
+    tasks = [([conversation(f"{n}?", f"{n}.") for n in range(30)], 2), ([conversation("Hi", "Ho")], 3)]
+    rows = make_rows(tasks, tokenizer, 50, train_on="assistant", epochs=2)
+    end = tokenizer.convert_tokens_to_ids("<|assistant_end|>")
+    assert int((rows["labels"] == end).sum()) == 2 * (30 * 2 + 3)
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(row_length=st.integers(4, 80), lengths=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), min_size=1))
+def test_rows_of_any_length_hold_something_to_learn_or_are_refused(tokenizer, row_length, lengths):
+    tasks = [([conversation("a" * question, "b" * answer) for question, answer in lengths], 1)]
+    try:
+        rows = make_rows(tasks, tokenizer, row_length, train_on="assistant")
+    except UserError as error:
+        assert "nothing to train on" in str(error)
+        return
+    assert rows["input_ids"].shape[1] == row_length
+    assert ((rows["labels"][:, 1:] != -100).sum(axis=1) > 0).all()
+
+
+def test_endless_passes_end_where_no_answer_fits(tokenizer):
+    with pytest.raises(UserError, match="no answer begins within the row's 8 tokens"):
+        make_rows([([conversation("a" * 50, "b")], 1)], tokenizer, 8, train_on="assistant", epochs=None, num_rows=4)
+
+
+def test_collate_shifts_by_one_and_empty_rows_only_fill_up():
+    columns = {"input_ids": np.array([[1, 2, 3, 4]] * 3), "labels": np.array([[-100, 2, 3, -100]] * 3)}
+    padded = pad_with_empty_rows(columns, 4)
+    batch = collate([{name: values[row] for name, values in padded.items()} for row in range(4)])
+    assert batch["input_ids"][0].tolist() == [1, 2, 3]
+    assert batch["shift_labels"].tolist() == [[2, 3, -100]] * 3 + [[-100, -100, -100]]
+
+
+@pytest.mark.parametrize("stage", ["midtrain", "sft"])
+def test_a_stage_learns_and_leaves_a_checkpoint(stage, base, chats, tmp_path):
+    arguments = stage_arguments(base, chats, tmp_path / "out", num_iterations=12, eval_every=6)
+    run_stage(stage, *arguments, "--val_tasks", f"conversations={chats}@20")
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    name = {"midtrain": "val_loss_all_tokens", "sft": "val_loss_assistant_tokens"}[stage]
+    values = [row[name] for row in run["history"] if name in row]
+    assert len(values) >= 3 and values[-1] < 0.9 * values[0]
+    assert run["metrics"][name] == values[-1] and run["stage"] == stage
+    assert run["metrics"][name.replace("loss", "bpb")] > 0
+    before, after = weights(base), weights(tmp_path / "out")
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    assert not list((tmp_path / "out").glob("rows-*"))
+
+
+def test_one_big_micro_batch_equals_eight_small_ones(base, chats, tmp_path):
+    for size in (8, 1):
+        arguments = stage_arguments(base, chats, tmp_path / str(size), device_batch_size=size)
+        run_stage("sft", *arguments)
+    losses = [
+        [row["loss"] for row in json.loads((tmp_path / name / "run.json").read_text())["history"] if "loss" in row]
+        for name in ("8", "1")
+    ]
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(base, chats, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_stage("sft", *stage_arguments(base, chats, whole, save_every=2, save_total_limit=5, num_iterations=5))
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    started = json.loads((whole / "started.json").read_text())
+    (resumed / "started.json").write_text(json.dumps(started))
+    arguments = stage_arguments(base, chats, resumed, save_every=2, save_total_limit=5, num_iterations=5)
+    with pytest.raises(UserError, match="another init_lr_frac"):
+        run_stage("sft", *arguments, "--init_lr_frac", "0.2")
+    run_stage("sft", *arguments)
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    history = json.loads((resumed / "run.json").read_text())["history"]
+    assert [row["step"] for row in history if "loss" in row] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("length, device_batch_size", [(24, 1), (40, 3)])
+def test_short_contexts_never_make_nan(base, chats, tmp_path, length, device_batch_size):
+    changes = {"max_seq_len": length, "device_batch_size": device_batch_size, "total_batch_size": 6 * length}
+    run_stage("sft", *stage_arguments(base, chats, tmp_path / "out", num_iterations=6, **changes))
+    losses = [
+        row["loss"] for row in json.loads((tmp_path / "out" / "run.json").read_text())["history"] if "loss" in row
+    ]
+    assert np.isfinite(losses).all() and max(losses) > 0
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "out").values())
+
+
+def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    from nanochat_hf.posttraining.stage import load_model, trainer_arguments
+    from nanochat_hf.posttraining.supervised import PackedRowsTrainer
+
+    model, _ = load_model(base)
+    config = StageConfig(output_dir=str(tmp_path))
+    row = {"input_ids": np.arange(1, 10), "labels": np.full(9, -100)}
+    trainer = PackedRowsTrainer(
+        model=model,
+        args=SFTConfig(**trainer_arguments(config, 1), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
+        train_dataset=Dataset.from_list([row]).with_format("numpy"),
+        processing_class=tokenizer,
+        hyper=config.hyper(),
+        schedule=config.schedule(1),
+        mask_name="assistant_tokens",
+    )
+    loss = trainer.compute_loss(model, collate([row]), num_items_in_batch=torch.tensor(0))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_learning_rates_fall_to_the_end_and_never_rise_after_the_warmup():
+    config = StageConfig(warmup_ratio=0.1, warmdown_ratio=0.5)
+    schedule = config.schedule(100)
+    factors = [schedule.lr_factor(step) for step in range(100)]
+    assert factors[0] == 0.1 and factors[10] == factors[50] == 1.0 and factors[75] == 0.5
+    assert all(later <= earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert config.hyper()["matrix_lr"] == 0.02 and StageConfig(init_lr_frac=0.5).hyper()["matrix_lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"max_seq_len": 512}, "max_seq_len 512"),
+        ({"tasks": "nonsense"}, "no task 'nonsense'"),
+        ({"model": "nowhere"}, "nowhere"),
+    ],
+)
+def test_mistakes_are_named(base, chats, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        run_stage("sft", *stage_arguments(base, chats, tmp_path / "out", **changes))
