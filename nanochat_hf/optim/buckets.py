@@ -96,14 +96,22 @@ class MatrixBucket:
             destination = self.ranks.global_rank(owner)
             self.works.append(dist.reduce(self.spare[index], dst=destination, group=group, async_op=True))
 
-    def update(self) -> None:
-        """Updates the owned matrices and starts sending them to the others."""
+    def update(self, measured: Tensor | None = None) -> None:
+        """Updates the owned matrices and starts sending them to the others.
+
+        `measured` [2] takes the sums of squares of the owned gradients and of what the weights changed by.
+        """
         self._wait()
         if self.owned:
             grads = self._owned_gradients()
             params = torch.stack([self.params[index] for index in self.owned])
-            self.grads_used, self.params_before = grads, params
+            before = None
+            if measured is not None:
+                before = params.clone()
+                measured[0] += grads.square().sum()
             self.updated = self._step(params, grads)
+            if before is not None:
+                measured[1] += (self.updated - before).square().sum()
         if self.ranks.world_size > 1:
             self._send_back()
         else:
@@ -197,8 +205,8 @@ class ElementBucket:
             self.tail = torch.cat([flat[index][start:].float() for index, start in self.tails])
             self.works.append(dist.all_reduce(self.tail, group=group, async_op=True))
 
-    def update(self) -> None:
-        """Updates this rank's pieces and starts sending them to the others."""
+    def update(self, measured: Tensor | None = None) -> None:
+        """Updates this rank's pieces and starts sending them to the others; `measured` as for matrices."""
         self._wait()
         if self.ranks.world_size > 1:
             if self.tails:
@@ -209,8 +217,13 @@ class ElementBucket:
         mine = [flat[index][start:stop] for index, start, stop in self.spans]
         group = self.group
         hyper = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        self.grads_used, self.params_before = self.grads, mine
+        # what every rank holds alike is measured by the first one only
+        counted = len(mine) if self.ranks.rank == 0 else len(self.shares)
+        before = [piece.clone() for piece in mine[:counted]] if measured is not None else []
         kernels.adamw(mine, self.grads, self.exp_avg, self.exp_avg_sq, self.steps, **hyper)
+        for grad, old, new in zip(self.grads, before, mine, strict=False):
+            measured[0] += grad.float().square().sum()
+            measured[1] += (new - old).float().square().sum()
         if self.ranks.world_size > 1:
             for slot, (index, share) in enumerate(self.shares.items()):
                 whole = flat[index][: share * self.ranks.world_size]

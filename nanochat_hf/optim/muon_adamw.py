@@ -30,6 +30,8 @@ class MuonAdamW(torch.optim.Optimizer):
         compile: compile Muon's kernel, once per shape; hyper-parameters are tensors, so they never cause a
             recompilation. Default: on CUDA only (on CPU it saved nothing for the shapes of a d4).
         bucket_mb: size of a communication bucket of matrices, with more than one rank.
+
+    With `measure_norms` set, a step leaves the norms of the averaged gradient and of the update in `norms`, by group.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self._buckets = []
             for group in self.param_groups:
                 self._buckets += self._split(group, ranks)
+            self._buckets.sort(key=_readiness)
         return self._buckets
 
     @torch.no_grad()
@@ -79,11 +82,25 @@ class MuonAdamW(torch.optim.Optimizer):
                 bucket.launch()
         self._launched.clear()
         self._armed = False
+        measured = self._new_measurements() if self.measure_norms else {}
         for bucket in self.buckets:
-            bucket.update()
+            bucket.update(measured.get(bucket.group["name"]))
         for bucket in self.buckets:
             bucket.finish()
+        if measured:
+            self._take_norms(measured)
         return loss
+
+    def _new_measurements(self) -> dict[str, Tensor]:
+        device = self.param_groups[0]["params"][0].device
+        return {group["name"]: torch.zeros(2, device=device) for group in self.param_groups}
+
+    def _take_norms(self, measured: dict[str, Tensor]) -> None:
+        sums = torch.stack(list(measured.values()))  # [groups, 2]
+        if Ranks.current(self._process_group).world_size > 1:
+            dist.all_reduce(sums, group=self._process_group)
+        for name, (gradient, update) in zip(measured, sums.sqrt().tolist(), strict=True):
+            self.norms |= {f"grad_norm/{name}": gradient, f"update_norm/{name}": update}
 
     # -- overlap with the backward pass --------------------------------------------------------------------------
 
@@ -179,6 +196,14 @@ class MuonAdamW(torch.optim.Optimizer):
         if self._compile if self._compile is not None else device.type == "cuda":
             return _compiled(kernel, dtype)
         return functools.partial(kernel, matmul_dtype=dtype)
+
+
+def _readiness(bucket: MatrixBucket | ElementBucket) -> tuple[int, int]:
+    """Orders buckets as the backward pass completes them: head, layers from last to first, embeddings and scalars."""
+    if isinstance(bucket, ElementBucket):
+        return (0, 0) if bucket.group["name"] == "head" else (2, 0)
+    layers = [int(part) for name in bucket.names for part in name.split(".") if part.isdigit()]
+    return 1, -min(layers, default=0)
 
 
 @functools.cache

@@ -150,3 +150,17 @@ def test_ranks_share_the_step_and_the_state(world, overlap):
     for mine, theirs in zip(alone.state_pieces(), twin.state_pieces(), strict=True):
         if mine.state == "momentum_buffer":
             torch.testing.assert_close(mine.tensor, theirs.tensor, atol=1e-3, rtol=1e-2)
+
+
+def test_norms_by_group():
+    model = toy()
+    optimizer = build_optimizer(model)
+    optimizer.measure_norms = True
+    ids = torch.arange(66).view(2, 33)
+    model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:]).loss.backward()
+    head, before = model.lm_head.weight, model.lm_head.weight.detach().clone()
+    gradient = head.grad.norm().item()
+    optimizer.step()
+    assert optimizer.norms["grad_norm/head"] == pytest.approx(gradient, rel=1e-5)
+    assert optimizer.norms["update_norm/head"] == pytest.approx((head.detach() - before).norm().item(), rel=1e-4)
+    assert len(optimizer.norms) == 2 * len(optimizer.param_groups)
