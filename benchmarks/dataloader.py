@@ -68,7 +68,7 @@ def upstream_loader(arguments: argparse.Namespace, tokenizer: Any, base: Path) -
     """Upstream's own loader over the same shards, with our vocabulary in the form it takes (tiktoken)."""
     import tiktoken
 
-    from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, mergeable_ranks
+    from nanochat_hf.tokenizer import SPECIAL_TOKENS, mergeable_ranks, split_pattern
 
     if not (arguments.upstream / "nanochat" / "dataloader.py").is_file():
         raise UserError(f"{arguments.upstream} is not a checkout of nanochat; clone it and name its folder")
@@ -80,7 +80,9 @@ def upstream_loader(arguments: argparse.Namespace, tokenizer: Any, base: Path) -
 
     ranks = mergeable_ranks(tokenizer)
     special = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
-    encoding = tiktoken.Encoding("bench", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    encoding = tiktoken.Encoding(
+        "bench", pat_str=split_pattern(tokenizer), mergeable_ranks=ranks, special_tokens=special
+    )
     return tokenizing_distributed_data_loader_bos_bestfit(
         RustBPETokenizer(encoding, "<|bos|>"),
         arguments.batch_size,
