@@ -1,0 +1,149 @@
+"""RL: the loss against a reference written out by hand, what is trained, reward that rises, exact resuming."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from chat_toy import make_base, run_stage, weights
+
+from nanochat_hf import tasks
+from nanochat_hf.posttraining.stage import load_model
+from nanochat_hf.settings import UserError
+from nanochat_hf.tasks.common import Task
+from nanochat_hf.tokenizer import render_prompt
+
+
+class ShortAnswers(Task):
+    """Toy problems of different lengths: the shorter an answer, the better."""
+
+    name = "short-answers"
+
+    def example(self, row):
+        question = "Hello! " * (1 + row % 3)
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]}
+
+    def score(self, example, completion):
+        return max(0.0, 1.0 - len(completion) / 20)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("run") / "base", sequence_length=64)
+
+
+@pytest.fixture(autouse=True)
+def toy_task(monkeypatch):
+    monkeypatch.setattr(tasks, "load", lambda spec, split: (ShortAnswers(range(24)), 1))
+
+
+def stage_arguments(base, output, **changes):
+    options = {"model": base, "output_dir": output, "tasks": "short", "val_tasks": "short", "val_samples": 2}
+    options |= {"prompts_per_step": 4, "num_generations": 4, "max_new_tokens": 12, "num_iterations": 4}
+    options |= {"device_batch_size": 8, "eval_every": 100, "save_every": 0, "init_lr_frac": 1.0, "top_k": 0} | changes
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def make_trainer(base, output, **changes):
+    from nanochat_hf.posttraining.rollouts import RolloutConfig, make_trainer
+
+    config = RolloutConfig(
+        str(base), str(output), ["short"], val_tasks=["short"], eval_every=0, save_every=0, **changes
+    )
+    return make_trainer(config, *load_model(str(base)))
+
+
+def rollouts_with_a_tool(tokenizer):
+    """Four finished rollouts as TRL lays them out: prompts padded left, answers right, a forced tool result inside."""
+    prompts = [render_prompt(tokenizer, ShortAnswers([row])[0]["messages"][:-1]) for row in (0, 0, 2, 2)]
+    answers = [[70, 71, 72, 73, 74], [80, 81], [90, 91, 92], [95, 96, 97, 98]]
+    forced = [[0, 0, 1, 1, 0], [0, 0], [0, 1, 0], [0, 0, 0, 0]]
+    P, C, pad = max(map(len, prompts)), max(map(len, answers)), tokenizer.pad_token_id
+
+    def right(rows, fill):
+        return torch.tensor([row + [fill] * (C - len(row)) for row in rows])
+
+    batch = {
+        "prompt_ids": torch.tensor([[pad] * (P - len(row)) + row for row in prompts]),
+        "prompt_mask": torch.tensor([[0] * (P - len(row)) + [1] * len(row) for row in prompts]),
+        "completion_ids": right(answers, pad),
+        "completion_mask": right([[1] * len(row) for row in answers], 0),
+        "tool_mask": 1 - right(forced, 0),
+        "advantages": torch.tensor([0.75, 0.0, -0.25, 0.5]),
+    }
+    batch["num_items_in_batch"] = (batch["completion_mask"] * batch["tool_mask"]).sum()
+    return batch, prompts, answers, forced
+
+
+def test_loss_and_gradient_are_reinforce_over_the_tokens_the_model_chose(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, prompts_per_step=2, num_generations=2, max_new_tokens=6)
+    trainer.current_gradient_accumulation_steps = 1
+    batch, prompts, answers, forced = rollouts_with_a_tool(trainer.processing_class)
+    model = trainer.model.train()
+    trainer._compute_loss(model, batch).backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    total = 0.0
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
+        total = total - batch["advantages"][row] * (chosen * (1 - torch.tensor(forced[row]))).sum()
+    (total / (5 + 2 + 3 + 4 - 3)).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_rollouts_repeat_for_a_seed_and_differ_in_their_first_token(base, tmp_path):
+    from nanochat_hf.posttraining.rollouts import _rollout
+
+    trainer = make_trainer(base, tmp_path, prompts_per_step=2, num_generations=8, max_new_tokens=6, top_k=0)
+    rows = trainer.train_dataset
+    prompts = [rows[index]["prompt"] for index in (0, 1) for _ in range(8)]
+    first, again = _rollout(prompts, trainer), _rollout(prompts, trainer)
+    assert first == again
+    trainer.state.global_step = 1
+    assert _rollout(prompts, trainer)["completion_ids"] != first["completion_ids"]
+    assert len({ids[0] for ids in first["completion_ids"][:8]}) > 1
+    assert all(
+        len(ids) == len(mask) <= 6 for ids, mask in zip(first["completion_ids"], first["env_mask"], strict=True)
+    )
+    with pytest.raises(UserError, match="spread over several processes"):
+        _rollout(prompts[1:] + prompts[:1], trainer)
+
+
+def test_prompts_are_laid_out_once_a_pass_and_too_long_ones_left_out(base):
+    from nanochat_hf.posttraining.rollouts import prompt_order
+
+    _, tokenizer = load_model(str(base))
+    task = ShortAnswers(range(9))
+    lengths = sorted({len(render_prompt(tokenizer, example["messages"][:-1])) for example in task})
+    rows, too_long = prompt_order([(task, 2)], tokenizer, lengths[1], 24, seed=3)
+    assert too_long == 3 and len(rows) == 24
+    assert sorted(row["index"] for row in rows[:12]) == sorted([0, 1, 3, 4, 6, 7] * 2)
+    assert rows[:12] != rows[12:]
+    assert prompt_order([(task, 2)], tokenizer, lengths[1], 24, seed=3)[0] == rows
+    with pytest.raises(UserError, match="no prompt"):
+        prompt_order([(task, 1)], tokenizer, lengths[0] - 1, None, seed=3)
+
+
+def test_reward_rises_and_held_out_problems_are_measured(base, tmp_path):
+    run_stage("rl", *stage_arguments(base, tmp_path / "out", num_iterations=16, prompts_per_step=8))
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    rewards = [row["reward"] for row in run["history"] if "reward" in row]
+    assert len(rewards) == 16
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.06
+    passed = [row["val_pass@1/short-answers"] for row in run["history"] if "val_pass@1/short-answers" in row]
+    assert len(passed) == 2 and passed[1] > passed[0]
+    assert run["metrics"]["val_pass@2/short-answers"] >= run["metrics"]["val_pass@1/short-answers"]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(base, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_stage("rl", *stage_arguments(base, whole, save_every=2, save_total_limit=5))
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    run_stage("rl", *stage_arguments(base, resumed, save_every=2, save_total_limit=5))
+    start, expected, found = weights(base), weights(whole), weights(resumed)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert any(not torch.equal(start[key], expected[key]) for key in expected)
