@@ -1,0 +1,93 @@
+"""The corpus encoder against the tokenizer people hold and against tiktoken."""
+
+import random
+
+import numpy as np
+import pytest
+
+from nanochat_hf.tokenizer import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    CorpusEncoder,
+    from_mergeable_ranks,
+    mergeable_ranks,
+    token_byte_lengths,
+)
+
+TEXTS = [
+    "",
+    "Hello world, it's 12345 o'clock.\r\n\r\n\tDON'T  panic   ",
+    "😀👩‍👩‍👧‍👦 한국어 日本語 Ελληνικά العربية é e\u0301 \ufffd",
+    "a" * 3000 + " " * 3000 + "ab" * 2000 + "\n" * 500 + "=-" * 300,
+]
+
+
+def random_texts(count: int) -> list[str]:
+    state = random.Random(2)
+    alphabet = list("abcdefghij  ''\n\t.,0123") + ["é", "漢", "한", "😀", "the ", " and", "ing"]
+    return ["".join(state.choices(alphabet, k=state.randrange(200))) for _ in range(count)]
+
+
+def split_documents(ids: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
+    return [ids[start:end].tolist() for start, end in zip(offsets, offsets[1:], strict=False)]
+
+
+def test_ids_are_the_tokenizers_with_bos_first(tokenizer, texts):
+    documents = TEXTS + texts[:100] + random_texts(300)
+    ids, offsets = CorpusEncoder(tokenizer, num_threads=2).encode_batch(documents)
+    assert ids.dtype == np.int32 and offsets.dtype == np.int64 and len(offsets) == len(documents) + 1
+    expected = tokenizer.backend_tokenizer.encode_batch(documents)
+    got = split_documents(ids, offsets)
+    assert got == [[tokenizer.bos_token_id, *encoding.ids] for encoding in expected]
+
+
+def test_ids_are_those_of_tiktoken(tokenizer):
+    tiktoken = pytest.importorskip("tiktoken")
+    reference = tiktoken.Encoding(
+        "ours", pat_str=SPLIT_PATTERN, mergeable_ranks=mergeable_ranks(tokenizer), special_tokens={}
+    )
+    documents = TEXTS + random_texts(300)
+    ids, offsets = CorpusEncoder(tokenizer).encode_batch(documents)
+    assert [one[1:] for one in split_documents(ids, offsets)] == reference.encode_ordinary_batch(documents)
+
+
+def test_the_number_of_threads_does_not_matter(tokenizer):
+    documents = [text * 40 for text in random_texts(1200)]
+    one, two = (CorpusEncoder(tokenizer, threads).encode_batch(documents) for threads in (1, 3))
+    assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1])
+
+
+def test_control_tokens_in_a_document_are_text(tokenizer):
+    ids, _ = CorpusEncoder(tokenizer).encode_batch(["".join(SPECIAL_TOKENS)])
+    assert ids[0] == tokenizer.bos_token_id and max(ids[1:]) < tokenizer.vocab_size - len(SPECIAL_TOKENS) + 9
+    assert not set(ids[1:].tolist()) & set(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
+
+
+def test_byte_lengths_add_up(tokenizer):
+    lengths = token_byte_lengths(tokenizer)
+    broken = b"caf\xc3 \xff\xf0\x9f\x98 ok".decode("utf-8", "replace")
+    documents = [*TEXTS, broken]
+    ids, offsets = CorpusEncoder(tokenizer).encode_batch(documents)
+    assert [int(lengths[one].sum()) for one in split_documents(ids, offsets)] == [len(t.encode()) for t in documents]
+    assert all(lengths[tokenizer.convert_tokens_to_ids(name)] == 0 for name in SPECIAL_TOKENS)
+    assert (lengths[: len(lengths) - 9] > 0).all()
+
+
+def test_half_a_surrogate_pair_is_encoded_and_not_an_error(tokenizer):
+    ids, offsets = CorpusEncoder(tokenizer).encode_batch(["a\ud800b", "next"])
+    assert "a" in tokenizer.decode(ids[1 : offsets[1]]) and tokenizer.decode(ids[offsets[1] + 1 :]) == "next"
+
+
+def test_a_megabyte_of_one_letter_is_encoded(tokenizer):
+    documents = ["a" * 1_000_000, " " * 1_000_000, "ab" * 500_000]
+    ids, offsets = CorpusEncoder(tokenizer).encode_batch(documents)
+    lengths = token_byte_lengths(tokenizer)
+    assert [int(lengths[one].sum()) for one in split_documents(ids, offsets)] == [1_000_000] * 3
+
+
+def test_tiktokens_ranks_give_the_same_tokenizer_back(tokenizer):
+    again = from_mergeable_ranks(mergeable_ranks(tokenizer))
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    for ranks, message in [({b"a": 0, b"b": 2}, "gap"), ({b"a": 0}, "byte")]:
+        with pytest.raises(ValueError, match=message):
+            from_mergeable_ranks(ranks)
