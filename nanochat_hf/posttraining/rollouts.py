@@ -264,7 +264,7 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         processing_class=tokenizer,
         tasks=[task for task, _ in tasks],
         sampling=sampling,
-        hyper=config.hyper(),
+        hyper=config.hyper() | {"variant": getattr(model.config, "preset", "modern")},
         schedule=config.schedule(steps),
     )
     val_tasks = [task for task, _ in load_tasks(config.val_tasks, "validation")] if config.eval_every > 0 else []

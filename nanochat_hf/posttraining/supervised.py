@@ -107,7 +107,7 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
         train_dataset=train_rows,
         eval_dataset=val_rows,
         processing_class=tokenizer,
-        hyper=config.hyper(),
+        hyper=config.hyper() | {"variant": getattr(model.config, "preset", "modern")},
         schedule=config.schedule(steps),
         mask_name=f"{train_on}_tokens",
     )
