@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # Colour-blind safe (Okabe and Ito 2008), one colour a stage everywhere.
 COLOURS = {"base": "#0072B2", "mid": "#E69F00", "sft": "#009E73", "rl": "#CC79A7"}
+# Bits per byte over different tokens do not compare, so a panel says which they are.
+MASKS = {"val_bpb_all_tokens": ", all tokens", "val_bpb_assistant_tokens": ", assistant's tokens"}
 MARKERS = "osD^vP*X"
 
 
@@ -18,7 +20,7 @@ def draw_plots(models: "list[Stage]", folder: Path) -> list[tuple[str, str]]:
     drawn = []
     for name, caption, draw in (
         ("loss.png", "Training loss of each stage", _draw_losses),
-        ("bits_per_byte.png", "Bits per byte on validation text", _draw_bits_per_byte),
+        ("bits_per_byte.png", "Bits per byte on validation data, each stage on its own", _draw_bits_per_byte),
         ("reward.png", "Mean reward during reinforcement learning", _draw_rewards),
         ("scores.png", "Scores after each stage, with 95 % intervals", _draw_scores),
     ):
@@ -32,23 +34,23 @@ def draw_plots(models: "list[Stage]", folder: Path) -> list[tuple[str, str]]:
     return drawn
 
 
-def _curve(stage: "Stage", *keys: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the first of `keys` that the stage's history has."""
+def _curve(stage: "Stage", *keys: str) -> tuple[str, list[float], list[float]]:
+    """Key, steps and values of the first of `keys` that the stage's history has."""
     for key in keys:
         rows = [row for row in stage.history if isinstance(row.get(key), int | float) and "step" in row]
         if rows:
-            return [row["step"] for row in rows], [row[key] for row in rows]
-    return [], []
+            return key, [row["step"] for row in rows], [row[key] for row in rows]
+    return "", [], []
 
 
 def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
     """One panel a stage, side by side, for the stages that have the curve."""
     curves = [(stage, *_curve(stage, *keys)) for stage in models]
-    curves = [curve for curve in curves if curve[1]]
+    curves = [curve for curve in curves if curve[2]]
     if not curves:
         return None
     figure = _figure(width=0.8 + 3.2 * len(curves), height=3.0)
-    for number, (stage, steps, values) in enumerate(curves, start=1):
+    for number, (stage, key, steps, values) in enumerate(curves, start=1):
         axes = figure.add_subplot(1, len(curves), number)
         colour = COLOURS[stage.name]
         if len(steps) > 60:  # the trend over the noise of single batches
@@ -56,7 +58,7 @@ def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
             axes.plot(steps, _smooth(values, len(values) // 30), color=colour, linewidth=1.6)
         else:
             axes.plot(steps, values, color=colour, linewidth=1.6, marker="." if len(steps) < 30 else None)
-        axes.set_title(stage.name.upper(), fontsize=10)
+        axes.set_title(stage.name.upper() + MASKS.get(key, ""), fontsize=10)
         axes.set_xlabel("step")
         if number == 1:
             axes.set_ylabel(label)
@@ -69,7 +71,7 @@ def _draw_losses(models: "list[Stage]") -> Any:
 
 
 def _draw_bits_per_byte(models: "list[Stage]") -> Any:
-    keys = ("bits_per_byte", "eval_bits_per_byte", "packed_bits_per_byte", "eval_packed_bits_per_byte", "val_bpb")
+    keys = ("val_bpb", "eval_bits_per_byte", *MASKS)
     return _draw_curves(models, "bits per byte", *keys)
 
 
