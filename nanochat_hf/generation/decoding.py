@@ -4,10 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from nanochat_hf.generation.sampling import Sampling
+from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps
 from nanochat_hf.generation.turns import Turn
+
+# Leaving out rows copies the caches of all others, so it waits until this share of the batch is done.
+DONE_SHARE = 0.25
 
 
 @torch.inference_mode()
@@ -27,35 +30,24 @@ def decode_batch(
         turns: R turns, several of which may continue the same prompt.
         prompt_of_turn: for each turn the index of its prompt.
     """
-    live = list(turns)
-    cache = DynamicCache(config=model.config.get_text_config())
+    rows = list(turns)
     ids, mask = pad_left(prompts, pad_token_id, model.device)  # [P, T]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    ragged = not mask.all()
-    logits = _last_logits(model, ids, mask if ragged else None, positions, cache)  # [P, V]
-
-    rows = torch.tensor(list(prompt_of_turn), device=model.device)
-    if rows.tolist() != list(range(len(prompts))):
-        cache.reorder_cache(rows)
-        logits, mask, positions = logits[rows], mask[rows], positions[rows]
-    positions = positions[:, -1:]  # [R, 1]
+    longest = ids.shape[1] + max(turn.max_tokens for turn in rows)
+    steps = NanochatSteps(model, longest) if NanochatSteps.fit(model) else ForwardSteps(model)
+    logits = steps.prefill(ids, mask, prompt_of_turn)  # [R, V]
     while True:
         drawn = sampling.draw(logits, generator).tolist()
-        column = [turn.add(token) for turn, token in zip(live, drawn, strict=True)]
+        column = [
+            turn.add(token) if turn.finish_reason is None else token for turn, token in zip(rows, drawn, strict=True)
+        ]
         yield
-        keep = [row for row, turn in enumerate(live) if turn.finish_reason is None]
-        if not keep:
+        live = [row for row, turn in enumerate(rows) if turn.finish_reason is None]
+        if not live:
             return
-        if len(keep) < len(live):
-            rows = torch.tensor(keep, device=model.device)
-            cache.reorder_cache(rows)
-            mask, positions = mask[rows], positions[rows]
-            live, column = [live[row] for row in keep], [column[row] for row in keep]
-        ids = torch.tensor(column, device=model.device).unsqueeze(1)
-        positions = positions + 1
-        if ragged:
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-        logits = _last_logits(model, ids, mask if ragged else None, positions, cache)
+        if len(rows) - len(live) >= DONE_SHARE * len(rows):
+            steps.select(torch.tensor(live, device=model.device))
+            rows, column = [rows[row] for row in live], [column[row] for row in live]
+        logits = steps.step(torch.tensor(column, device=model.device))
 
 
 def pad_left(
@@ -69,18 +61,3 @@ def pad_left(
         ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
         mask[row, width - len(prompt) :] = 1
     return ids.to(device), mask.to(device)
-
-
-def _last_logits(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
-) -> torch.Tensor:
-    """Logits [B, V] in fp32 behind the last token of each row; `cache` takes in all of `ids` [B, T]."""
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1].float()

@@ -1,0 +1,66 @@
+"""The short cut against the model's own forward, token by token."""
+
+import pytest
+import torch
+
+from nanochat_hf.generation.decoding import pad_left
+from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps
+
+PROMPTS = [[256, 5, 6, 7], [256, *range(40)], [256]]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2], PROMPTS[2:]], ids=["ragged", "long", "one token"])
+@pytest.mark.parametrize(
+    ("fields", "dtype", "tolerance"),
+    [
+        ({}, torch.float32, 1e-4),
+        ({"num_key_value_heads": 2}, torch.float32, 1e-4),
+        ({"preset": "classic"}, torch.float32, 1e-4),
+        ({"smear": False, "value_embeddings": False}, torch.float32, 1e-4),
+        ({"backout": False, "residual_scalars": False, "final_logit_softcapping": None}, torch.float32, 1e-3),
+        ({"sliding_window": 500}, torch.float32, 1e-4),
+        ({}, torch.bfloat16, 0.6),  # logits up to 15 from 8 bits of mantissa
+    ],
+    ids=str,
+)
+@torch.inference_mode()
+def test_steps_equal_forward(fields, dtype, tolerance, prompts, make_model):
+    model = make_model(**fields).to(dtype)
+    assert NanochatSteps.fit(model)
+    ids, mask = pad_left(prompts, 0, "cpu")
+    rows = [0] * 2 + list(range(len(prompts)))
+    short, plain = NanochatSteps(model, ids.shape[1] + 30), ForwardSteps(model)
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = short.prefill(ids, mask, rows), plain.prefill(ids, mask, rows)
+    for turn in range(30):
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+        if turn in (7, 15) and len(ours) > 2:  # rows leave, the longest prompt among the last
+            keep = torch.arange(1, len(ours))
+            short.select(keep)
+            plain.select(keep)
+            ours, theirs = ours[keep], theirs[keep]
+        tokens = torch.randint(0, 256, (len(ours),), generator=generator)
+        ours, theirs = short.step(tokens), plain.step(tokens)
+
+
+@torch.inference_mode()
+def test_sliding_layers_stop_growing(model):
+    ids, mask = pad_left(PROMPTS, 0, "cpu")
+    steps = NanochatSteps(model, 160)
+    steps.prefill(ids, mask, [0, 1, 2])
+    window = model.config.sliding_window
+    sizes = {kind: keys.shape[2] for kind, keys in zip(model.config.layer_types, steps.keys, strict=True)}
+    assert sizes == {"sliding_attention": window, "full_attention": 160}
+
+
+def test_changed_models_take_the_plain_way(make_model):
+    model = make_model()
+    assert NanochatSteps.fit(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not NanochatSteps.fit(model)
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert not NanochatSteps.fit(model)
+    adapted = make_model()
+    adapted.model.layers[0].self_attn.q_proj = torch.nn.Linear(64, 64, bias=False)
+    assert not NanochatSteps.fit(adapted)
+    assert not NanochatSteps.fit(torch.nn.Module.__new__(torch.nn.Module))
