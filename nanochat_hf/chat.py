@@ -86,7 +86,7 @@ class RemoteModel:
 
     def answer(self, conversation: Conversation) -> Iterator[tuple[str, str]]:
         sampling = conversation.sampling
-        top_k = {"top_k": sampling["top_k"]} if sampling["top_k"] else {}
+        # Top-k is not in OpenAI's protocol, and strict servers refuse a request that has it.
         try:
             stream = self.client.chat_completion(
                 conversation.with_system(),
@@ -95,7 +95,7 @@ class RemoteModel:
                 temperature=sampling["temperature"],
                 top_p=sampling["top_p"],
                 seed=sampling["seed"],
-                extra_body={**top_k, **self.extra},
+                extra_body=self.extra or None,
             )
             whole = ""
             for event in stream:
