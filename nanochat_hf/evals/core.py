@@ -13,7 +13,7 @@ import csv
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,6 @@ class CoreResult:
     task: CoreTask
     outcomes: list[float]
     truncated: int = 0  # items of which a sequence was longer than the context and lost its beginning
-    controls: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:

@@ -28,7 +28,7 @@ class MuonAdamW(torch.optim.Optimizer):
         process_group: the ranks that share the step; default: all of them.
         matmul_dtype: precision of Muon's matrix products; default bf16 on GPUs that have it, else fp32.
         compile: compile Muon's kernel, once per shape; hyper-parameters are tensors, so they never cause a
-            recompilation. Default: on CUDA only (on CPU it saved nothing for the shapes of a d4).
+            recompilation. Default: on CUDA only.
         bucket_mb: size of a communication bucket of matrices, with more than one rank.
 
     With `measure_norms` set, a step leaves the norms of the averaged gradient and of the update in `norms`, by group.
