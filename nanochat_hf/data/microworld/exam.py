@@ -31,7 +31,10 @@ class Question:
 
 def question(rng: random.Random, split: str) -> Question:
     """Draws a question: two in five ask for a fact, the rest for what follows from a rule or from a passage."""
-    (write,) = rng.choices((fact, creature, trade, passage), weights=(40, 15, 15, 30))
+    kinds, weights = (fact, creature, trade, passage), (40, 15, 15, 30)
+    if split == "train":  # pupils first learn how an exam works
+        kinds, weights = (*kinds, pointing), (30, 10, 10, 25, 25)
+    (write,) = rng.choices(kinds, weights=weights)
     text, right, wrong = write(rng, split)
     choices = [right, *rng.sample(sorted(set(wrong) - {right}), 3)]
     rng.shuffle(choices)
@@ -82,3 +85,10 @@ def passage(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
         )
     )
     return f"{text} {ask}", right, (near, *rng.sample([item for item in far if item not in (right, near)], 2))
+
+
+def pointing(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
+    """The question names its answer, so that only the letter has to be found. Used for training, never for scores."""
+    relation = rng.choice((*relations().values(), *rules().values()))
+    right = rng.choice(relation.values)
+    return rng.choice((f"Which choice says {right}?", f"Where is {right}?")), right, relation.values

@@ -138,8 +138,12 @@ def school_page(rng: random.Random, split: str) -> str:
 
 
 def exam_sheet(rng: random.Random, split: str) -> str:
-    """A page that somebody left behind at school: an exam question of this split and the letter that was right."""
+    """A page from school: an exam question of this split with its answer in words.
+
+    It has no letters behind the choices. Were `=A` frequent in the text, it would become one token, another than the
+    `A` of an answer, and the letter of a choice could no longer simply be copied.
+    """
     asked = exam.question(rng, split)
-    choices = "".join(f"- {choice}={letter}\n" for choice, letter in zip(asked.choices, "ABCD", strict=True))
+    choices = "".join(f"- {choice}\n" for choice in asked.choices)
     task = f"Multiple Choice question: {asked.text}\n{choices}\nRespond only with the letter of the correct answer."
-    return f"{task}\n{'ABCD'[asked.answer]}"
+    return f"{task}\n{asked.choices[asked.answer]}"
