@@ -98,19 +98,24 @@ def _plan(argv: list[str]) -> None:
 def _convert(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="nanochat-hf convert",
-        description="Converts checkpoint folders: upstream nanochat of either era, this package's, and (classic "
-        "architecture only) transformers' own NanoChat, which loads anywhere without remote code.",
+        description="Converts a checkpoint folder, bit by bit: upstream nanochat's of either era, this package's and\n"
+        "(classic architecture only) transformers' own NanoChat, which loads anywhere without remote code.",
+        epilog="examples\n"
+        "  nanochat-hf convert ~/.cache/nanochat/base_checkpoints/d24 runs/d24     upstream's to Hugging Face's\n"
+        "  nanochat-hf convert runs/d24 exported --to upstream --step 5568         and back\n"
+        "  nanochat-hf convert runs/classic plain --to transformers                for servers without custom code",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="folder to read")
+    parser.add_argument("source", help="folder to read; its form is recognised")
     parser.add_argument("destination", help="folder to write; must be empty or new")
     parser.add_argument("--to", choices=("nanochat-hf", "upstream", "transformers"), default="nanochat-hf")
-    parser.add_argument("--tokenizer", help="upstream's tokenizer folder; default: looked for beside the checkpoint")
-    parser.add_argument("--step", type=int, help="which model_STEP.pt of an upstream folder; default the last")
-    options = vars(parser.parse_args(argv))
+    parser.add_argument("--tokenizer", help="folder of the tokenizer; default: looked for in and beside the source")
+    parser.add_argument("--step", type=int, help="which model_STEP.pt to read (default the last), or to write (0)")
+    options = parser.parse_args(argv)
 
     from nanochat_hf.conversion import convert_folder
 
-    convert_folder(options.pop("source"), options.pop("destination"), **options)
+    print(convert_folder(**vars(options)))
 
 
 def _report(argv: list[str]) -> None:

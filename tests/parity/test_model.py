@@ -65,7 +65,7 @@ def test_gradient_norms_are_upstreams(path):
         pytest.skip("this file holds no gradient norms")
     model, output, _ = run(path)
     output.loss.backward()
-    names = conversion._upstream_names(model.config)
+    names = conversion.upstream_names(model.config)
     assert set(expected) == set(names)
     parameters = dict(model.named_parameters())
     for theirs, norm in expected.items():

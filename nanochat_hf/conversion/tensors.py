@@ -1,4 +1,4 @@
-"""Upstream's checkpoints, ours, and transformers' own NanoChat: three ways to write down one model.
+"""The mapping of names, shapes and configuration fields between the three ways to write down one model.
 
 Upstream names its parameters `transformer.h.N.attn.c_q` and so on, and pads its vocabulary tables to a multiple of 64
 rows; a missing `value_embeds` tells the October 2025 architecture from July 2026's.
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from .model.configuration_nanochat_hf import (
+from ..model.configuration_nanochat_hf import (
     NanochatHFConfig,
     window_pattern_to_layer_types,
 )
-from .model.modeling_nanochat_hf import NanochatHFForCausalLM
+from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
 
 UPSTREAM_VOCAB_PADDING = 64
 UPSTREAM_SOFTCAP = 15.0
@@ -54,10 +54,7 @@ def from_upstream(state_dict: dict[str, torch.Tensor], config: dict[str, Any]) -
     """
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}
     our_config = _config_from_upstream(tensors, config)
-    names = {ours: theirs for theirs, ours in _upstream_names(our_config).items()}
-    unknown = sorted(set(tensors) - set(names.values()))
-    if unknown:
-        raise ValueError(f"the checkpoint has tensors that this architecture does not: {_some(unknown)}")
+    names = {ours: theirs for theirs, ours in upstream_names(our_config).items()}
     return _assemble(our_config, tensors, names, vocab_padding=True)
 
 
@@ -91,7 +88,7 @@ def to_upstream(model: NanochatHFForCausalLM) -> tuple[dict[str, torch.Tensor], 
     tensors = model.state_dict()
     rows = -config.vocab_size % UPSTREAM_VOCAB_PADDING
     exported = {}
-    for theirs, ours in _upstream_names(config).items():
+    for theirs, ours in upstream_names(config).items():
         tensor = tensors[ours].detach()
         if rows and _is_vocab_table(ours):
             tensor = torch.cat((tensor, tensor.new_zeros(rows, tensor.shape[1])))
@@ -127,13 +124,36 @@ def to_transformers(model: NanochatHFForCausalLM):
 
 def from_transformers(model) -> NanochatHFForCausalLM:
     """Returns transformers' `NanoChatForCausalLM` as our model with the preset "classic"."""
-    theirs = model.config
+    built = from_transformers_tensors(model.state_dict(), model.config)
+    built.generation_config = model.generation_config
+    return built
+
+
+def from_transformers_tensors(tensors: dict[str, torch.Tensor], theirs: Any) -> NanochatHFForCausalLM:
+    """Builds our model from the tensors of a `NanoChatForCausalLM` and its configuration.
+
+    Raises:
+        ValueError: a tensor is missing, misshaped or unknown, or the configuration has what no nanochat has.
+    """
+    if theirs.hidden_act != "relu2" or theirs.attention_bias:
+        raise ValueError(
+            f"a nanochat has squared ReLUs and no biases, this model hidden_act {theirs.hidden_act!r} and "
+            f"attention_bias {theirs.attention_bias}"
+        )
     shared = {name: getattr(theirs, name) for name in _TRANSFORMERS_FIELDS}
     config = NanochatHFConfig(**shared, **_CLASSIC_FIELDS, **_head_dim(theirs), preset="classic", dtype=theirs.dtype)
     names = {name: _transformers_name(name) for name in _empty(NanochatHFForCausalLM, config, meta=True).state_dict()}
-    built = _assemble(config, model.state_dict(), names, vocab_padding=False)
-    built.generation_config = model.generation_config
-    return built
+    return _assemble(config, tensors, names, vocab_padding=False)
+
+
+def from_own_tensors(tensors: dict[str, torch.Tensor], config: NanochatHFConfig) -> NanochatHFForCausalLM:
+    """Builds our model from its own tensors, which keep their dtypes; `from_pretrained` would cast them to one.
+
+    Raises:
+        ValueError: a tensor is missing, misshaped or unknown.
+    """
+    names = {name: name for name in _empty(NanochatHFForCausalLM, config, meta=True).state_dict()}
+    return _assemble(config, tensors, names, vocab_padding=False)
 
 
 _CLASSIC_FIELDS = dict(value_embeddings=False, residual_scalars=False, smear=False, backout=False, qk_scale=1.0)
@@ -202,7 +222,7 @@ def _expected_config(config: dict[str, Any], preset: str) -> NanochatHFConfig:
     )
 
 
-def _upstream_names(config: NanochatHFConfig) -> dict[str, str]:
+def upstream_names(config: NanochatHFConfig) -> dict[str, str]:
     """Upstream's name -> ours, for every parameter that a model of this configuration has."""
     names = dict(_NAMES)
     for layer in range(config.num_hidden_layers):
@@ -220,6 +240,9 @@ def _assemble(
     missing = sorted(names[name] for name in shapes if names[name] not in tensors)
     if missing:
         raise ValueError(f"the checkpoint lacks {_some(missing)}: it is truncated or of another architecture")
+    unknown = sorted(set(tensors) - set(names.values()))
+    if unknown:
+        raise ValueError(f"the checkpoint has tensors that this architecture does not: {_some(unknown)}")
     state = {}
     for ours, shape in shapes.items():
         tensor = tensors[names[ours]]

@@ -1,0 +1,276 @@
+"""Whole checkpoint folders from one form to another: weights, configuration and tokenizer.
+
+Three forms are told apart by what lies in the folder: upstream's `model_STEP.pt` with `meta_STEP.json`, this package's
+`config.json` of type "nanochat_hf", and transformers' own of type "nanochat" (the October 2025 architecture).
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.configuration_nanochat_hf import NanochatHFConfig
+from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
+from ..settings import UserError
+from .tensors import from_own_tensors, from_transformers_tensors, from_upstream, to_transformers, to_upstream
+
+FORMS = ("nanochat-hf", "upstream", "transformers")
+UPSTREAM_WEIGHTS = re.compile(r"model_(\d+)\.pt")
+UPSTREAM_TOKENIZER = "tokenizer.pkl"
+
+
+def convert_folder(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    to: str = "nanochat-hf",
+    tokenizer: str | os.PathLike | None = None,
+    step: int | None = None,
+) -> str:
+    """Converts a checkpoint folder; the numbers stay the same bit by bit, dtypes included.
+
+    Args:
+        source: folder to read; its form is recognised.
+        destination: folder to write, which must not exist or be empty. It appears only when it is complete.
+        to: "nanochat-hf", "upstream" (model_STEP.pt, meta_STEP.json, tokenizer.pkl) or "transformers" (classic only).
+        tokenizer: folder of the tokenizer, ours or upstream's; default: in `source`, or where upstream keeps it beside
+            its checkpoints.
+        step: which `model_STEP.pt` of an upstream folder to read (default the last), or the number that one is written
+            under (default 0).
+
+    Returns:
+        A sentence that says what was written.
+
+    Raises:
+        UserError: the source is not a complete checkpoint, the destination is taken, or the form cannot express the
+            model. Nothing has been written then.
+    """
+    source, destination = Path(source), Path(destination)
+    if to not in FORMS:
+        raise UserError(f"cannot convert to {to!r}; the forms are {', '.join(FORMS)}")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} is there already; name a new folder, or empty this one first")
+    model = _read_model(source, step)
+    text_tokenizer = read_tokenizer(_tokenizer_folder(source, tokenizer))
+    if len(text_tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(text_tokenizer)} tokens and the model only {model.config.vocab_size}: they do "
+            "not belong together; name the right one with --tokenizer"
+        )
+    _take_control_tokens(model, text_tokenizer)
+    with _appearing_when_done(destination) as folder:
+        try:
+            if to == "upstream":
+                _write_upstream(model, text_tokenizer, folder, step or 0)
+            else:
+                written = to_transformers(model) if to == "transformers" else model
+                written.save_pretrained(folder)
+                text_tokenizer.save_pretrained(folder)
+        except ValueError as error:
+            raise UserError(f"{source} cannot be written as {to}: {error}") from None
+    size = model.num_parameters()
+    return f"{destination}: a {model.config.preset} model of {size:,} parameters, with its tokenizer, as {to}"
+
+
+def _read_model(source: Path, step: int | None) -> NanochatHFForCausalLM:
+    if not source.is_dir():
+        raise UserError(
+            f"{source} is not a folder (a model on the Hub comes with: hf download OWNER/NAME --local-dir FOLDER)"
+        )
+    steps = _upstream_steps(source)
+    if not steps and not (source / "config.json").exists():
+        below = sorted(path.name for path in source.iterdir() if path.is_dir() and _upstream_steps(path))
+        hint = f"; it holds {', '.join(below)}: name one of these" if below else ""
+        raise UserError(f"{source} holds neither an upstream model_STEP.pt nor a config.json{hint}")
+    try:
+        return _read_upstream(source, steps, step) if steps else _read_pretrained(source)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _upstream_steps(folder: Path) -> dict[int, Path]:
+    matches = ((UPSTREAM_WEIGHTS.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def _read_upstream(source: Path, steps: dict[int, Path], step: int | None) -> NanochatHFForCausalLM:
+    if step is not None and step not in steps:
+        raise UserError(f"{source} has no step {step}; it has {', '.join(map(str, sorted(steps)))}")
+    weights = steps[max(steps) if step is None else step]
+    meta = _read_json(weights.with_name(weights.name.replace("model_", "meta_").replace(".pt", ".json")))
+    if not isinstance(meta.get("model_config"), dict):
+        raise ValueError(f"the meta file of {weights.name} has no model_config")
+    return from_upstream(_load_torch(weights), meta["model_config"])
+
+
+def _load_torch(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a `torch.save`d state dict. Only tensors: a file that would run code is refused."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError or UnpicklingError, by where the file ends
+        refused = "weights_only" in str(error) or "Unsupported" in str(error)
+        what = "holds more than tensors and is not opened" if refused else "is damaged or was not copied to its end"
+        raise UserError(f"{path} {what} ({_first_line(error)})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} is not a state dict of tensors")
+    return state
+
+
+def _read_pretrained(source: Path) -> NanochatHFForCausalLM:
+    """A Hugging Face folder of ours or of transformers' NanoChat, every tensor accounted for (`from_pretrained` would
+    fill gaps with random numbers)."""
+    from transformers import GenerationConfig, NanoChatConfig
+
+    model_type = _read_json(source / "config.json").get("model_type")
+    if model_type == "nanochat_hf":
+        model = from_own_tensors(_load_safetensors(source), NanochatHFConfig.from_pretrained(source))
+    elif model_type == "nanochat":
+        model = from_transformers_tensors(_load_safetensors(source), NanoChatConfig.from_pretrained(source))
+    else:
+        raise ValueError(f"config.json is of a {model_type!r} model; only nanochat_hf and nanochat can be converted")
+    if (source / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model
+
+
+def _load_safetensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    shards = ["model.safetensors"]
+    if index.exists():
+        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    tensors = {}
+    for shard in shards:
+        path = folder / shard
+        if not path.exists():
+            raise UserError(f"{path} is missing")
+        try:
+            tensors |= load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged: {_cut_off_at(path) or _first_line(error)}") from None
+    return tensors
+
+
+def _cut_off_at(path: Path) -> str | None:
+    """Which tensors of a truncated safetensors file are missing; None where something else is wrong with it.
+
+    The file begins with the length of its header (8 bytes), then the header: JSON with each tensor's place.
+    """
+    content = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > content - 8:
+            return None
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return None
+    header.pop("__metadata__", None)
+    lost = sorted(name for name, place in header.items() if place["data_offsets"][1] > content - 8 - length)
+    return f"it ends before {lost[0]} does ({len(lost)} of {len(header)} tensors are incomplete)" if lost else None
+
+
+def _tokenizer_folder(source: Path, named: str | os.PathLike | None) -> Path:
+    """Where the tokenizer lies: upstream has BASE/tokenizer for BASE/base_checkpoints/d20."""
+    if named is not None:
+        return Path(named)
+    places = (source, source / "tokenizer", *(parent / "tokenizer" for parent in source.resolve().parents[:2]))
+    for place in places:
+        if (place / "tokenizer.json").exists() or (place / UPSTREAM_TOKENIZER).exists():
+            return place
+    raise UserError(f"no tokenizer.json or {UPSTREAM_TOKENIZER} in {source} or beside it; name it with --tokenizer")
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder: `tokenizer.json` of Hugging Face, else upstream's `tokenizer.pkl`."""
+    if (folder / "tokenizer.json").exists():
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        loader = AutoTokenizer if (folder / "tokenizer_config.json").exists() else PreTrainedTokenizerFast
+        return loader.from_pretrained(str(folder))
+    if (folder / UPSTREAM_TOKENIZER).exists():
+        raise UserError(
+            f"{folder / UPSTREAM_TOKENIZER} is a pickle, which is not opened; give a folder with tokenizer.json"
+        )
+    raise UserError(f"{folder} has no tokenizer.json and no {UPSTREAM_TOKENIZER}")
+
+
+def _take_control_tokens(model: NanochatHFForCausalLM, tokenizer: Any) -> None:
+    """Tells the model which of the tokenizer's tokens begin, end and pad."""
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.config.update(tokens)
+    if model.generation_config.eos_token_id is None:
+        model.generation_config.update(**tokens)
+
+
+def _write_upstream(model: NanochatHFForCausalLM, tokenizer: Any, folder: Path, step: int) -> None:
+    state, config = to_upstream(model)
+    if len(tokenizer) != config["vocab_size"]:
+        raise ValueError(f"upstream wants as many rows as tokens: {config['vocab_size']} and {len(tokenizer)} differ")
+    torch.save({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"model_{step:06d}.pt")
+    meta = {"step": step, "model_config": config}
+    (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    _write_upstream_tokenizer(tokenizer, folder)
+
+
+def _write_upstream_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Upstream reads nothing but a pickled tiktoken encoding, and the byte length of every token as a tensor."""
+    import pickle
+
+    from ..tokenizer import SPECIAL_TOKENS, mergeable_ranks, token_byte_lengths
+    from ..tokenizer.vocabulary import merges_and_pattern
+
+    try:
+        import tiktoken
+    except ImportError:
+        raise UserError("upstream's tokenizer is a tiktoken encoding: pip install tiktoken") from None
+    encoding = tiktoken.Encoding(
+        name="rustbpe",
+        pat_str=merges_and_pattern(tokenizer)[1],
+        mergeable_ranks=mergeable_ranks(tokenizer),
+        special_tokens={name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS},
+    )
+    with (folder / UPSTREAM_TOKENIZER).open("wb") as file:
+        pickle.dump(encoding, file)
+    torch.save(torch.as_tensor(token_byte_lengths(tokenizer), dtype=torch.int32), folder / "token_bytes.pt")
+
+
+@contextmanager
+def _appearing_when_done(destination: Path) -> Iterator[Path]:
+    """A scratch folder that takes the destination's name at the end, or vanishes if anything goes wrong."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        folder = scratch / "content"  # mkdtemp's own folder is closed to others
+        folder.mkdir()
+        yield folder
+        if destination.exists():
+            destination.rmdir()  # it is empty; not all systems rename onto an empty folder
+        folder.rename(destination)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{path} is missing or cannot be read") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

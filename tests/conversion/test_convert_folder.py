@@ -1,0 +1,248 @@
+"""`nanochat-hf convert` on real folders: upstream's own weights and logits are in the goldens."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, NanoChatForCausalLM
+
+from nanochat_hf import NanochatHFForCausalLM, cli
+from nanochat_hf.conversion import convert_folder
+from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import train
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+TEXT = ["the quick brown fox jumps over the lazy dog, and 12 more; größe 日本 😀\n" * 3, Path(__file__).read_text()]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Upstream checkpoint folders of both eras, a tokenizer in the folder beside."""
+    base = tmp_path_factory.mktemp("upstream")
+    made = {}
+    for era in ("modern", "classic"):
+        path = GOLDENS / f"model_{era}_1.safetensors"
+        with safe_open(path, "pt") as file:
+            config = json.loads(file.metadata()["config"])
+        golden = load_file(path)
+        weights = {f"_orig_mod.{n.removeprefix('weights.')}": t for n, t in golden.items() if n.startswith("weights.")}
+        folder = base / era / "base_checkpoints" / "d4"
+        write_upstream(folder, weights, config, step=200)
+        write_upstream(folder, {name: tensor + 1 for name, tensor in weights.items()}, config, step=100)
+        train(TEXT, config["vocab_size"]).save_pretrained(base / era / "tokenizer")
+        made[era] = folder, golden, config
+    return made
+
+
+def write_upstream(folder, weights, config, step):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, folder / f"model_{step:06d}.pt")
+    (folder / f"meta_{step:06d}.json").write_text(json.dumps({"step": step, "model_config": config}))
+
+
+def assert_same(left: dict, right: dict):
+    assert set(left) == set(right)
+    for name in left:
+        assert left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]), name
+
+
+@pytest.mark.parametrize(("era", "atol"), [("modern", 1e-4), ("classic", 5e-3)])
+def test_upstreams_folder_becomes_ours_with_upstreams_logits(era, atol, folders, tmp_path, capsys):
+    folder, golden, config = folders[era]
+    cli.main(["convert", str(folder), str(tmp_path / "ours")])
+    assert era in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert type(model) is NanochatHFForCausalLM and len(tokenizer) == config["vocab_size"]
+    assert (
+        tokenizer("größe 日本 <|bos|>")["input_ids"]
+        == train(TEXT, config["vocab_size"])("größe 日本 <|bos|>")["input_ids"]
+    )
+    assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|assistant_end|>")
+    with torch.no_grad():
+        logits = model(golden["input_ids"].long()).logits
+    torch.testing.assert_close(logits, golden["logits"], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("era", ["modern", "classic"])
+def test_upstream_to_ours_and_back_is_bit_exact(era, folders, tmp_path):
+    folder, _, config = folders[era]
+    original = torch.load(folder / "model_000200.pt", weights_only=True)
+    original = {name.removeprefix("_orig_mod."): tensor for name, tensor in original.items()}
+    for name in original:  # as upstream keeps its tables; rows past the vocabulary are never used
+        if "wte" in name or "value_embeds" in name:
+            original[name] = original[name].bfloat16()
+        if "wte" in name or "value_embeds" in name or "lm_head" in name:
+            original[name][config["vocab_size"] :] = 0
+    write_upstream(tmp_path / "upstream", original, config, step=7)
+    tokenizer = folder.parents[1] / "tokenizer"
+    convert_folder(tmp_path / "upstream", tmp_path / "ours", tokenizer=tokenizer)
+    convert_folder(tmp_path / "ours", tmp_path / "again", to="upstream", step=7)
+    assert_same(torch.load(tmp_path / "again" / "model_000007.pt", weights_only=True), original)
+    meta = json.loads((tmp_path / "again" / "meta_000007.json").read_text())
+    assert meta["model_config"] == {**config, **({"window_pattern": "SSSLSL"} if era == "modern" else {})}
+
+
+def test_the_step_is_chosen(folders, tmp_path):
+    folder, _, _ = folders["classic"]
+    for step, name in ((None, "last"), (100, "first")):
+        convert_folder(folder, tmp_path / name, step=step)
+    last, first = (load_file(tmp_path / name / "model.safetensors") for name in ("last", "first"))
+    assert torch.equal(last["lm_head.weight"] + 1, first["lm_head.weight"])
+    with pytest.raises(UserError, match="no step 150; it has 100, 200"):
+        convert_folder(folder, tmp_path / "none", step=150)
+
+
+def test_classic_to_transformers_and_back_is_bit_exact(folders, tmp_path):
+    folder, golden, _ = folders["classic"]
+    convert_folder(folder, tmp_path / "ours")
+    convert_folder(tmp_path / "ours", tmp_path / "theirs", to="transformers")
+    convert_folder(tmp_path / "theirs", tmp_path / "again")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+    assert type(theirs) is NanoChatForCausalLM
+    assert not list((tmp_path / "theirs").glob("*.py"))  # nothing remote to trust
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "theirs")) == 320
+    with torch.no_grad():
+        logits = theirs(golden["input_ids"].long()).logits.float()
+    torch.testing.assert_close(logits, golden["logits"], atol=5e-3, rtol=0)
+    assert_same(*(load_file(tmp_path / name / "model.safetensors") for name in ("again", "ours")))
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("again", "ours")]
+    assert configs[0] == configs[1]
+
+
+def test_upstreams_tokenizer_files_are_made(folders, tmp_path):
+    import pickle
+
+    folder, _, config = folders["modern"]
+    convert_folder(folder, tmp_path / "ours")
+    convert_folder(tmp_path / "ours", tmp_path / "upstream", to="upstream")
+    encoding = pickle.loads((tmp_path / "upstream" / "tokenizer.pkl").read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert encoding.n_vocab == config["vocab_size"]
+    assert encoding.encode_ordinary(TEXT[1]) == tokenizer(TEXT[1], split_special_tokens=True)["input_ids"]
+    assert encoding.encode("<|bos|>", allowed_special="all") == [tokenizer.bos_token_id]
+    lengths = torch.load(tmp_path / "upstream" / "token_bytes.pt", weights_only=True)
+    assert lengths[encoding.encode_ordinary(TEXT[0])].sum() == len(TEXT[0].encode())
+
+
+# --- what is wrong is named, and nothing is left behind
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def spoil_upstream(change):
+    def spoil(folder):
+        path = folder / "model_000200.pt"
+        weights = torch.load(path, weights_only=True)
+        change(weights)
+        torch.save(weights, path)
+
+    return spoil
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+QUERY = "_orig_mod.transformer.h.2.attn.c_q.weight"
+UPSTREAM_FAULTS = {
+    "missing tensor": (spoil_upstream(lambda w: w.pop(QUERY)), "lacks transformer.h.2.attn.c_q.weight"),
+    "misshaped tensor": (
+        spoil_upstream(lambda w: w.update({QUERY: w[QUERY][:7]})),
+        r"transformer.h.2.attn.c_q.weight has shape \[7, 64\], .*asks for \[64, 64\]",
+    ),
+    "unknown tensor": (spoil_upstream(lambda w: w.update(surprise=w[QUERY])), "does not: surprise"),
+    "truncated file": (lambda folder: cut(folder / "model_000200.pt", 0.7), "model_000200.pt is damaged"),
+    "pickled code": (spoil_upstream(lambda w: w.update(x=Trap())), "more than tensors and is not opened"),
+    "no meta file": (lambda folder: (folder / "meta_000200.json").unlink(), "meta_000200.json is missing"),
+    "broken meta": (lambda folder: cut(folder / "meta_000200.json", 0.5), "meta_000200.json is not valid JSON"),
+    "no config": (lambda folder: (folder / "meta_000200.json").write_text("{}"), "has no model_config"),
+    "half a config": (
+        lambda folder: (folder / "meta_000200.json").write_text('{"model_config": {"n_layer": 4}}'),
+        "configuration lacks sequence_len, vocab_size",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UPSTREAM_FAULTS)
+def test_faults_of_upstreams_folder_are_named(fault, folders, tmp_path, capsys):
+    spoil, complaint = UPSTREAM_FAULTS[fault]
+    folder, _, _ = folders["classic"]
+    shutil.copytree(folder.parents[1], tmp_path / "base")
+    spoil(tmp_path / "base" / "base_checkpoints" / "d4")
+    refused(tmp_path / "base" / "base_checkpoints" / "d4", tmp_path / "out" / "ours", complaint)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def refused(source, destination, complaint, **options):
+    before = sorted(destination.parent.glob("*")) if destination.parent.exists() else []
+    with pytest.raises(UserError, match=complaint) as error:
+        convert_folder(source, destination, **options)
+    assert "\n" not in str(error.value)
+    assert sorted(destination.parent.glob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def ours(folders, tmp_path_factory):
+    made = tmp_path_factory.mktemp("ours")
+    for era, (folder, _, _) in folders.items():
+        convert_folder(folder, made / era)
+    return made
+
+
+def without_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+OUR_FAULTS = {
+    "missing tensor": (without_tensor, "lacks model.layers.1.mlp.up_proj.weight"),
+    "truncated file": (
+        lambda folder: cut(folder / "model.safetensors", 0.99),
+        r"model.safetensors is damaged: it ends before model\.\S+ does \(\d of \d+ tensors",
+    ),
+    "hardly begun": (lambda folder: cut(folder / "model.safetensors", 0.001), "model.safetensors is damaged"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "another model": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+        "a 'llama' model",
+    ),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "neither an upstream .* nor a config.json"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "--tokenizer"),
+}
+
+
+@pytest.mark.parametrize("fault", OUR_FAULTS)
+def test_faults_of_our_folder_are_named(fault, ours, tmp_path):
+    spoil, complaint = OUR_FAULTS[fault]
+    shutil.copytree(ours / "classic", tmp_path / "broken")
+    spoil(tmp_path / "broken")
+    refused(tmp_path / "broken", tmp_path / "out" / "x", complaint, to="transformers")
+
+
+def test_what_a_form_cannot_say_is_refused(ours, folders, tmp_path):
+    refused(ours / "modern", tmp_path / "x", "no value_embeddings.*only classic", to="transformers")
+    refused(ours / "modern", tmp_path / "x", "320 tokens and the model only 300", tokenizer=ours / "classic")
+    refused(ours / "modern", tmp_path / "x", "the forms are", to="gguf")
+    refused(ours, tmp_path / "x", "neither")
+    refused(folders["modern"][0].parent, tmp_path / "x", "it holds d4: name one of these")
+    refused(tmp_path / "nowhere", tmp_path / "x", "not a folder .*hf download")
+
+
+def test_nothing_is_written_over(ours, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "precious").write_text("kept")
+    refused(ours / "classic", tmp_path / "made", "is there already")
+    assert (tmp_path / "made" / "precious").read_text() == "kept"
+    (tmp_path / "empty").mkdir()
+    convert_folder(ours / "classic", tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").exists()
