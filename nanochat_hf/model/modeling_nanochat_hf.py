@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -335,7 +336,8 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         hidden_states = self._norm(self._to_compute_dtype(inputs_embeds))
         if self.config.smear:
             starts = position_ids == 0 if padded_or_packed or past_key_values is not None else None
-            hidden_states = self._smear(hidden_states, starts, past_key_values)
+            previous = self._previous_states(hidden_states, input_ids, past_key_values, kwargs)
+            hidden_states = self._smear(hidden_states, previous, starts)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
 
         initial_states = hidden_states
@@ -397,12 +399,20 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
             if kind in layer_types
         }
 
-    def _smear(self, x: torch.Tensor, starts: torch.Tensor | None, past_key_values: Cache | None) -> torch.Tensor:
+    def _previous_states(
+        self, x: torch.Tensor, input_ids: torch.Tensor | None, past_key_values: Cache | None, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """Each token's predecessor [B, T, C] among the normed embeddings `x`, from wherever the past is kept."""
+        state_layer = self.config.num_hidden_layers
+        if kwargs.get("cache") is not None:  # continuous batching
+            tokens = paged_previous_tokens(input_ids, state_layer, kwargs)
+            return self._norm(self._to_compute_dtype(self.embed_tokens(tokens)))
+        if past_key_values is not None:
+            return previous_states(x, past_key_values, state_layer)
+        return F.pad(x[:, :-1], (0, 0, 1, 0))
+
+    def _smear(self, x: torch.Tensor, previous: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
         """x_t + lambda * sigmoid(w . x_t) * x_(t-1), on the normed embeddings [B, T, C]; nothing reaches a start."""
-        if past_key_values is None:
-            previous = F.pad(x[:, :-1], (0, 0, 1, 0))
-        else:
-            previous = previous_states(x, past_key_values, layer_idx=self.config.num_hidden_layers)
         gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., : self.smear_gate.in_features]))
         if starts is not None:
             gate = gate.masked_fill(starts.unsqueeze(-1), 0)
@@ -436,6 +446,49 @@ def add_state_layer(past_key_values: Cache, layer_idx: int) -> None:
         layers.append(DynamicSlidingWindowLayer(sliding_window=2))
         if any(past_key_values.is_recording_past(index) for index in range(layer_idx)):
             layers[-1].activate_past_recording()
+
+
+def paged_previous_tokens(input_ids: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]) -> torch.Tensor:
+    """The token before each one in the rows of many requests that continuous batching lays end to end.
+
+    Smear sees no more of the past than one embedding, so the past is the ids of the tokens. They are kept as numbers
+    of base 256, which bfloat16 holds exactly, in the keys and values of one more layer of the paged cache: the engine
+    forks, shares and offloads it like any other.
+
+    Args:
+        input_ids: [1, T]; T tokens of all requests.
+        kwargs: the engine's arguments: `cache`, where each request begins in the queries (`cu_seq_lens_q`) and in the
+            keys (`cu_seq_lens_k`), and where the cache is read and written.
+
+    Returns:
+        Ids [1, T]; meaningless where a request begins (position 0).
+    """
+    cache, places = kwargs["cache"], dict(kwargs)  # the cache writes into the dictionary
+    allocator = cache.layer_to_allocator[layer_idx]
+    keys = torch.zeros(
+        (1, allocator.num_key_value_heads, input_ids.shape[1], allocator.head_dim),
+        dtype=cache.dtype,
+        device=input_ids.device,
+    )
+    values = keys.clone()
+    keys[:, 0, :, 0], keys[:, 0, :, 1] = input_ids % 256, input_ids // 256 % 256
+    values[:, 0, :, 0] = input_ids // 65536
+    keys, values = cache.update(keys, values, layer_idx, places)
+    tokens = keys[:, 0, :, 0].long() + 256 * keys[:, 0, :, 1].long() + 65536 * values[:, 0, :, 0].long()  # [1, keys]
+    queries_end, keys_end = kwargs["cu_seq_lens_q"][1:], places["cu_seq_lens_k"][1:]
+    index = torch.arange(input_ids.shape[1], device=input_ids.device)
+    request = torch.searchsorted(queries_end, index, right=True).clamp(max=queries_end.shape[0] - 1)
+    before = keys_end[request] - queries_end[request] + index - 1
+    return tokens[:, before.clamp(0, tokens.shape[1] - 1)]
+
+
+def with_state_layer(config: NanochatHFConfig) -> NanochatHFConfig:
+    """The configuration of a paged cache that has room for smear's state behind the model's own layers."""
+    config = copy.deepcopy(config)
+    kind = "sliding_attention" if "sliding_attention" in config.layer_types else "full_attention"
+    config.layer_types = [*config.layer_types, kind]
+    config.num_hidden_layers += 1
+    return config
 
 
 class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
@@ -503,6 +556,29 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with a layer for smear's state in the paged cache; see [`paged_previous_tokens`].
+
+        `generate_batch`, the server and TRL's trainers come through here. Kernels that write the cache themselves
+        (block tables) would not write that layer, so they are left out.
+        """
+        manager = super().init_continuous_batching(*args, **kwargs)
+        if not self.config.smear or "_create_batch_processor" in vars(manager):
+            return manager
+        manager.continuous_batching_config.max_blocks_per_request = 0
+        create = manager._create_batch_processor
+
+        def create_with_state_layer() -> Any:
+            config = self.config
+            self.config = with_state_layer(config)
+            try:
+                return create()
+            finally:
+                self.config = config
+
+        manager._create_batch_processor = create_with_state_layer
+        return manager
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
