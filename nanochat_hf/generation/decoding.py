@@ -35,8 +35,9 @@ def decode_batch(
     longest = ids.shape[1] + max(turn.max_tokens for turn in rows)
     steps = NanochatSteps(model, longest) if NanochatSteps.fit(model) else ForwardSteps(model)
     logits = steps.prefill(ids, mask, prompt_of_turn)  # [R, V]
+    soft_cap = None  # the prompt was read by the model's forward, which has applied its own
     while True:
-        drawn = sampling.draw(logits, generator).tolist()
+        drawn = sampling.draw(logits, generator, soft_cap).tolist()
         column = [
             turn.add(token) if turn.finish_reason is None else token for turn, token in zip(rows, drawn, strict=True)
         ]
@@ -47,7 +48,7 @@ def decode_batch(
         if len(rows) - len(live) >= DONE_SHARE * len(rows):
             steps.select(torch.tensor(live, device=model.device))
             rows, column = [rows[row] for row in live], [column[row] for row in live]
-        logits = steps.step(torch.tensor(column, device=model.device))
+        logits, soft_cap = steps.step(torch.tensor(column, device=model.device)), steps.soft_cap
 
 
 def pad_left(

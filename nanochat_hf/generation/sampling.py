@@ -35,8 +35,15 @@ class Sampling:
         if self.min_p is not None and not 0 <= self.min_p < 1:
             raise ValueError(f"min_p must lie in [0, 1), not {self.min_p}")
 
-    def draw(self, logits: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """[rows, vocab] logits → [rows] token ids, every row drawn on its own."""
+    def draw(
+        self, logits: torch.Tensor, generator: torch.Generator | None = None, soft_cap: float | None = None
+    ) -> torch.Tensor:
+        """[rows, vocab] logits → [rows] token ids, every row drawn on its own.
+
+        Args:
+            soft_cap: squashes the logits into (-soft_cap, soft_cap). That keeps their order, so it comes after top-k,
+                to k logits instead of all.
+        """
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         tokens = None
@@ -44,6 +51,8 @@ class Sampling:
             logits, tokens = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)  # in falling order
         elif self.min_p or (self.top_p or 1) < 1:
             logits, tokens = logits.sort(dim=-1, descending=True)
+        if soft_cap is not None:
+            logits = soft_cap * torch.tanh(logits / soft_cap)
         probabilities = (logits / self.temperature).softmax(dim=-1)
         if self.min_p:
             probabilities = probabilities.masked_fill(probabilities < self.min_p * probabilities[:, :1], 0)

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
-from nanochat_hf.model.modeling_nanochat_hf import Linear, NanochatHFForCausalLM, soft_cap
+from nanochat_hf.model.modeling_nanochat_hf import Linear, NanochatHFForCausalLM
 
 
 class ForwardSteps:
     """Steps of any causal language model, by `model.forward` and its own cache."""
+
+    soft_cap: float | None = None  # the model's forward applies its own
 
     def __init__(self, model: Any):
         self.model = model
@@ -42,7 +44,7 @@ class ForwardSteps:
         return logits[chosen]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Takes one more token of each row [R]; returns fp32 logits [R, V]."""
+        """Takes one more token of each row [R]; returns fp32 logits [R, V], `soft_cap` still to be applied."""
         self.positions = self.positions + 1
         if self.mask is not None:
             self.mask = F.pad(self.mask, (0, 1), value=1)
@@ -120,6 +122,7 @@ class NanochatSteps:
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(self.dtype)  # [capacity, D]
         self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(self.dtype)
         self.capacity = capacity
+        self.soft_cap = config.final_logit_softcapping
         self.scale = config.head_dim**-0.5 * config.qk_scale**2
         if config.residual_scalars:
             self.resid_scales = base.resid_lambdas.tolist()
@@ -201,7 +204,7 @@ class NanochatSteps:
         if config.backout:
             x = torch.sub(x, middle, alpha=self.backout)
         self.column += 1
-        return soft_cap(self.head(self._norm(x)).float(), config.final_logit_softcapping)
+        return self.head(self._norm(x)).float()
 
     def _attend(self, index: int, x: torch.Tensor, tokens: torch.Tensor, rotation: Any, mask: Any) -> torch.Tensor:
         """Attention of one token a row [R, C] over the layer's buffers → [R, H * D]."""
