@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from nanochat_hf.generation.decoding import pad_left
 from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps
@@ -65,3 +66,31 @@ def test_changed_models_take_the_plain_way(make_model):
     adapted.model.layers[0].self_attn.q_proj = torch.nn.Linear(64, 64, bias=False)
     assert not NanochatSteps.fit(adapted)
     assert not NanochatSteps.fit(torch.nn.Module.__new__(torch.nn.Module))
+
+
+@torch.inference_mode()
+def test_static_steps_share_a_compiled_graph(make_model):
+    """With a static cache all steps have the same shapes, and run one graph without breaks.
+
+    It is made twice: transformers' sliding layer counts tokens in Python, and at the second step the compiler sees that
+    this number changes.
+    """
+    model = make_model()
+    prompt = torch.tensor([[256, *range(20)], [256, *range(30, 50)]])
+    options = dict(max_new_tokens=40, min_new_tokens=40, do_sample=False, pad_token_id=0)
+    expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, 21:]
+
+    graphs = []
+    forward = torch.compile(
+        lambda **inputs: model(**inputs).logits[:, -1].argmax(-1, keepdim=True),
+        backend=lambda graph, _: graphs.append(graph) or graph.forward,
+        fullgraph=True,
+    )
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    tokens = [model(input_ids=prompt, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1, keepdim=True)]
+    for column in range(21, 60):
+        position_ids = torch.full((2, 1), column)
+        step = dict(input_ids=tokens[-1], position_ids=position_ids, past_key_values=cache, use_cache=True)
+        tokens.append(forward(**step))
+    assert torch.equal(torch.cat(tokens, dim=1), expected)
+    assert len(graphs) == 2
