@@ -72,8 +72,8 @@ def test_changed_models_take_the_plain_way(make_model):
 def test_static_steps_share_a_compiled_graph(make_model):
     """With a static cache all steps have the same shapes, and run one graph without breaks.
 
-    It is made twice: transformers' sliding layer counts tokens in Python, and at the second step the compiler sees that
-    this number changes.
+    It is made twice: transformers' sliding layer counts tokens in Python, and at the second step the compiler sees
+    that this number changes.
     """
     model = make_model()
     prompt = torch.tensor([[256, *range(20)], [256, *range(30, 50)]])
