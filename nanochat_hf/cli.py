@@ -103,12 +103,13 @@ def _convert(argv: list[str]) -> None:
         epilog="examples\n"
         "  nanochat-hf convert ~/.cache/nanochat/base_checkpoints/d24 runs/d24     upstream's to Hugging Face's\n"
         "  nanochat-hf convert runs/d24 exported --to upstream --step 5568         and back\n"
-        "  nanochat-hf convert runs/classic plain --to transformers                for servers without custom code",
+        "  nanochat-hf convert runs/classic plain --to transformers                for servers without custom code\n"
+        "  nanochat-hf convert runs/d24 d24-onnx --to onnx                         one graph, without a cache",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="folder to read; its form is recognised")
     parser.add_argument("destination", help="folder to write; must be empty or new")
-    parser.add_argument("--to", choices=("nanochat-hf", "upstream", "transformers"), default="nanochat-hf")
+    parser.add_argument("--to", choices=("nanochat-hf", "upstream", "transformers", "onnx"), default="nanochat-hf")
     parser.add_argument("--tokenizer", help="folder of the tokenizer; default: looked for in and beside the source")
     parser.add_argument("--step", type=int, help="which model_STEP.pt to read (default the last), or to write (0)")
     options = parser.parse_args(argv)

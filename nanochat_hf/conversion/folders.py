@@ -19,9 +19,10 @@ import torch
 from ..model.configuration_nanochat_hf import NanochatHFConfig
 from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
 from ..settings import UserError
+from .onnx import export_onnx
 from .tensors import from_own_tensors, from_transformers_tensors, from_upstream, to_transformers, to_upstream
 
-FORMS = ("nanochat-hf", "upstream", "transformers")
+FORMS = ("nanochat-hf", "upstream", "transformers", "onnx")
 UPSTREAM_WEIGHTS = re.compile(r"model_(\d+)\.pt")
 UPSTREAM_TOKENIZER = "tokenizer.pkl"
 
@@ -39,7 +40,8 @@ def convert_folder(
     Args:
         source: folder to read; its form is recognised.
         destination: folder to write, which must not exist or be empty. It appears only when it is complete.
-        to: "nanochat-hf", "upstream" (model_STEP.pt, meta_STEP.json, tokenizer.pkl) or "transformers" (classic only).
+        to: "nanochat-hf", "upstream" (model_STEP.pt, meta_STEP.json, tokenizer.pkl), "transformers" (classic only) or
+            "onnx" (model.onnx with the tokenizer; one way).
         tokenizer: folder of the tokenizer, ours or upstream's; default: in `source`, or where upstream keeps it beside
             its checkpoints.
         step: which `model_STEP.pt` of an upstream folder to read (default the last), or the number that one is written
@@ -69,6 +71,9 @@ def convert_folder(
         try:
             if to == "upstream":
                 _write_upstream(model, text_tokenizer, folder, step or 0)
+            elif to == "onnx":
+                export_onnx(model, folder / "model.onnx")
+                text_tokenizer.save_pretrained(folder)
             else:
                 written = to_transformers(model) if to == "transformers" else model
                 written.save_pretrained(folder)

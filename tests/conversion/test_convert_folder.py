@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, NanoChatForCausalLM
 
-from nanochat_hf import NanochatHFForCausalLM, cli
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, cli
 from nanochat_hf.conversion import convert_folder
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import train
@@ -127,6 +127,29 @@ def test_upstreams_tokenizer_files_are_made(folders, tmp_path):
     assert encoding.encode("<|bos|>", allowed_special="all") == [tokenizer.bos_token_id]
     lengths = torch.load(tmp_path / "upstream" / "token_bytes.pt", weights_only=True)
     assert lengths[encoding.encode_ordinary(TEXT[0])].sum() == len(TEXT[0].encode())
+
+
+def test_onnx_says_what_the_model_says(tmp_path):
+    """Any batch and any length, past the sliding windows too."""
+    import onnxruntime
+
+    config = NanochatHFConfig.from_depth(
+        2, vocab_size=320, sequence_length=64, head_dim=16, aspect_ratio=16, sliding_window=9, window_pattern="S"
+    )
+    model = NanochatHFForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "ours")
+    train(TEXT, 300).save_pretrained(tmp_path / "ours")
+    convert_folder(tmp_path / "ours", tmp_path / "onnx", to="onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    for shape in ((1, 1), (3, 100)):
+        ids = torch.randint(0, 320, shape)
+        (logits,) = session.run(["logits"], {"input_ids": ids.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), model(ids).logits, atol=1e-4, rtol=0)
+    assert (tmp_path / "onnx" / "tokenizer.json").exists()
 
 
 # --- what is wrong is named, and nothing is left behind
