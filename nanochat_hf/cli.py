@@ -5,6 +5,7 @@ and `evaluation/`.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 
@@ -37,6 +38,8 @@ examples
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
     argv = sys.argv[1:] if argv is None else argv
+    # torchao, where it is installed, makes torch warn about its own internals at every start.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     run_main(lambda: dispatch(argv))
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from nanochat_hf.settings import UserError
@@ -27,7 +26,11 @@ TGI_MAX_TOKENS = 100  # what text-generation-inference takes where a request say
 def main(argv: list[str]) -> None:
     """The `serve` command."""
     options = _parse(argv)
-    _check_checkpoint(options.checkpoint)
+    if not 0 <= options.port < 65536:
+        raise UserError(f"--port must be between 0 and 65535, not {options.port}")
+    from nanochat_hf.generation.chat import check_checkpoint
+
+    check_checkpoint(options.checkpoint)  # else it would only be noticed as a failed download
     try:
         from transformers.cli import serve
         from transformers.cli.serving import model_manager
@@ -254,15 +257,6 @@ def _tgi_details(choice: dict[str, Any], usage: dict[str, int]) -> dict[str, Any
         "generated_tokens": usage["completion_tokens"],
         "input_length": usage["prompt_tokens"],
     }
-
-
-def _check_checkpoint(checkpoint: str) -> None:
-    """A folder that is none would only be noticed at the first request, as a failed download."""
-    folder = Path(checkpoint)
-    if folder.is_dir() and not (folder / "config.json").exists():
-        raise UserError(f"{checkpoint} is not a checkpoint folder: it has no config.json")
-    if not folder.exists() and (checkpoint.count("/") != 1 or checkpoint.startswith((".", "/"))):
-        raise UserError(f"there is no folder {checkpoint}, and it is not the id of a model on the Hub (OWNER/NAME)")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -55,7 +55,12 @@ def test_every_command_explains_itself(command, capsys):
     ("line", "complaint"),
     [
         (["sing"], "no command 'sing'; the commands are chat"),
-        (["chat", "no/such/folder"], "no/such/folder"),
+        (["chat", "no/such/folder"], "there is no folder no/such/folder"),
+        (["chat", "../nowhere"], "there is no folder ../nowhere"),
+        (["chat", ".", "--prompt", "x"], "not a checkpoint folder (no config.json in it)"),
+        (["serve", "no/such/folder"], "there is no folder no/such/folder"),
+        (["serve", ".", "--port", "99999"], "--port must be between 0 and 65535"),
+        (["convert", "no/such/folder", "x"], "no/such/folder is not a folder"),
         (["plan", "12", "--gpu", "abacus"], "abacus"),
         (["chat", "x", "--temperature", "-1"], "temperature"),
     ],

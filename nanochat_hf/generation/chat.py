@@ -1,5 +1,6 @@
 """The two ways in: `generate_with_tools` for batches (RL rollouts, evaluation), `stream_chat` for one conversation."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,14 +211,10 @@ def load_for_chat(checkpoint: str | Path, device: str | None = None, dtype: str 
 
     import nanochat_hf  # noqa: F401  registers the model with the Auto classes
 
-    folder = Path(checkpoint)
-    if folder.exists() and not (folder / "config.json").exists():
-        stages = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        hint = f"; it holds {', '.join(stages)}: name one of these" if stages else "; give the folder of a stage"
-        raise UserError(f"{checkpoint} is not a checkpoint folder (no config.json in it){hint}")
+    check_checkpoint(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
-        model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=dtype or "auto")
+        model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=_dtype(dtype))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -225,7 +222,32 @@ def load_for_chat(checkpoint: str | Path, device: str | None = None, dtype: str 
         ) from None
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    try:
+        return model.to(device).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:  # torch's ways of saying that it has no such device
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot put the model on device {device!r} ({reason}); --device cpu always works") from None
+
+
+def check_checkpoint(checkpoint: str | Path) -> None:
+    """Raises UserError where something is neither a checkpoint folder nor can be the id of a model on the Hub."""
+    folder, name = Path(checkpoint), str(checkpoint)
+    if folder.exists() and not (folder / "config.json").exists():
+        stages = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"; it holds {', '.join(stages)}: name one of these" if stages else "; give the folder of a stage"
+        raise UserError(f"{checkpoint} is not a checkpoint folder (no config.json in it){hint}")
+    if not folder.exists() and not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
+        raise UserError(
+            f"there is no folder {checkpoint}, and no model on the Hub can have that name; give a checkpoint folder "
+            "such as runs/quickstart/rl, or a Hub id"
+        )
+
+
+def _dtype(name: str | None) -> Any:
+    dtype = getattr(torch, name or "", None)
+    if name not in (None, "auto") and not isinstance(dtype, torch.dtype):
+        raise UserError(f"there is no dtype {name!r}; use float32, bfloat16 or float16")
+    return dtype or "auto"
 
 
 def context_length_of(model: Any) -> int:

@@ -117,6 +117,10 @@ def test_loading_a_folder_and_what_is_none(tmp_path, model, tokenizer):
     messages, options = [user("Hi")], dict(max_new_tokens=8, temperature=0)
     same = generate_with_tools(loaded, its_tokenizer, [messages], **options)
     assert same == generate_with_tools(model, tokenizer, [messages], **options)
+    with pytest.raises(UserError, match="there is no dtype 'float7'; use float32"):
+        load_for_chat(tmp_path / "run" / "sft", dtype="float7")
+    with pytest.raises(UserError, match="cannot put the model on device 'cuda:77'"):
+        load_for_chat(tmp_path / "run" / "sft", device="cuda:77")
     with pytest.raises(UserError, match="it holds sft: name one of these"):
         load_for_chat(tmp_path / "run")
     (tmp_path / "empty").mkdir()

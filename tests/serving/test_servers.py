@@ -226,7 +226,7 @@ def test_the_terminal_talks_to_a_server(servers, capsys):
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match="no config.json"):
         serve.main([str(tmp_path)])
     with pytest.raises(UserError, match="there is no folder"):
         serve.main([str(tmp_path / "nothing")])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +32,13 @@ def checkpoint(tmp_path_factory):
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     config = NanochatHFConfig.from_depth(2, vocab_size=320, sequence_length=256, head_dim=16, aspect_ratio=16)
-    NanochatHFForCausalLM(config).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = NanochatHFForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+        model.lm_head.weight[256:] = 0  # bytes only: a control token would end the answer early
+    model.save_pretrained(folder)
     return folder
 
 
@@ -66,7 +73,7 @@ def client(checkpoint, tmp_path_factory):
 
 
 def test_answers_stream(client):
-    job = client.submit("Hello", "", 1.0, 50, 1.0, 24, api_name="/chat")
+    job = client.submit("Hello", "", 1.0, 5, 1.0, 24, api_name="/chat")
     final = job.result(timeout=60)
     pieces = job.outputs()
     assert len(pieces) > 2 and pieces[-1] == final
