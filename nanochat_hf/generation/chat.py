@@ -122,7 +122,7 @@ def generate_with_tools(
 def stream_chat(
     model: Any,
     tokenizer: Any,
-    messages: Sequence[Message],
+    messages: Sequence[Message] | Sequence[int],
     *,
     seed: int | None = None,
     context_length: int | None = None,
@@ -131,12 +131,13 @@ def stream_chat(
 ) -> Iterator[Chunk]:
     """Streams one assistant's turn as chunks of whole characters, tool calls and outputs told apart from text.
 
-    The oldest turns are left out where the conversation does not fit (see [`fit_conversation`]). Closing the iterator
-    stops the generation. Arguments as in [`generate_with_tools`].
+    The oldest turns are left out where the conversation does not fit (see [`fit_conversation`]); a prompt of token ids
+    is taken as it is. Closing the iterator stops the generation. Arguments as in [`generate_with_tools`].
     """
     settings = Sampling(**sampling)
     limit = context_length or context_length_of(model)
-    messages, _ = fit_conversation(tokenizer, messages, limit, settings.max_new_tokens)
+    if len(messages) and isinstance(messages[0], dict):
+        messages, _ = fit_conversation(tokenizer, messages, limit, settings.max_new_tokens)
     prompt = prompt_ids(tokenizer, messages)
     vocabulary = Vocabulary.of(tokenizer, model)
     turn = Turn(vocabulary, tokenizer, min(settings.max_new_tokens, limit - len(prompt)), tool)

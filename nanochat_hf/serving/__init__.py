@@ -1,0 +1,1 @@
+"""What `nanochat-hf serve` adds to transformers' server."""
