@@ -21,10 +21,11 @@ from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
 from ..settings import UserError
 from .onnx import export_onnx
 from .tensors import from_own_tensors, from_transformers_tensors, from_upstream, to_transformers, to_upstream
+from .upstream_tokenizer import NAME as UPSTREAM_TOKENIZER
+from .upstream_tokenizer import read_upstream_tokenizer, write_upstream_tokenizer
 
 FORMS = ("nanochat-hf", "upstream", "transformers", "onnx")
 UPSTREAM_WEIGHTS = re.compile(r"model_(\d+)\.pt")
-UPSTREAM_TOKENIZER = "tokenizer.pkl"
 
 
 def convert_folder(
@@ -203,9 +204,7 @@ def read_tokenizer(folder: Path) -> Any:
         loader = AutoTokenizer if (folder / "tokenizer_config.json").exists() else PreTrainedTokenizerFast
         return loader.from_pretrained(str(folder))
     if (folder / UPSTREAM_TOKENIZER).exists():
-        raise UserError(
-            f"{folder / UPSTREAM_TOKENIZER} is a pickle, which is not opened; give a folder with tokenizer.json"
-        )
+        return read_upstream_tokenizer(folder / UPSTREAM_TOKENIZER)
     raise UserError(f"{folder} has no tokenizer.json and no {UPSTREAM_TOKENIZER}")
 
 
@@ -224,29 +223,7 @@ def _write_upstream(model: NanochatHFForCausalLM, tokenizer: Any, folder: Path, 
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"model_{step:06d}.pt")
     meta = {"step": step, "model_config": config}
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    _write_upstream_tokenizer(tokenizer, folder)
-
-
-def _write_upstream_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Upstream reads nothing but a pickled tiktoken encoding, and the byte length of every token as a tensor."""
-    import pickle
-
-    from ..tokenizer import SPECIAL_TOKENS, mergeable_ranks, token_byte_lengths
-    from ..tokenizer.vocabulary import merges_and_pattern
-
-    try:
-        import tiktoken
-    except ImportError:
-        raise UserError("upstream's tokenizer is a tiktoken encoding: pip install tiktoken") from None
-    encoding = tiktoken.Encoding(
-        name="rustbpe",
-        pat_str=merges_and_pattern(tokenizer)[1],
-        mergeable_ranks=mergeable_ranks(tokenizer),
-        special_tokens={name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS},
-    )
-    with (folder / UPSTREAM_TOKENIZER).open("wb") as file:
-        pickle.dump(encoding, file)
-    torch.save(torch.as_tensor(token_byte_lengths(tokenizer), dtype=torch.int32), folder / "token_bytes.pt")
+    write_upstream_tokenizer(tokenizer, folder)
 
 
 @contextmanager

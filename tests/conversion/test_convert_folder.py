@@ -1,10 +1,12 @@
 """`nanochat-hf convert` on real folders: upstream's own weights and logits are in the goldens."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
+import tiktoken
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -115,8 +117,6 @@ def test_classic_to_transformers_and_back_is_bit_exact(folders, tmp_path):
 
 
 def test_upstreams_tokenizer_files_are_made(folders, tmp_path):
-    import pickle
-
     folder, _, config = folders["modern"]
     convert_folder(folder, tmp_path / "ours")
     convert_folder(tmp_path / "ours", tmp_path / "upstream", to="upstream")
@@ -150,6 +150,34 @@ def test_onnx_says_what_the_model_says(tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(logits), model(ids).logits, atol=1e-4, rtol=0)
     assert (tmp_path / "onnx" / "tokenizer.json").exists()
+
+
+def test_upstreams_pickled_tokenizer_is_read_without_running_it(folders, tmp_path):
+    folder, _, config = folders["modern"]
+    convert_folder(folder, tmp_path / "ours")
+    convert_folder(tmp_path / "ours", tmp_path / "upstream", to="upstream")
+    convert_folder(tmp_path / "upstream", tmp_path / "again")  # finds tokenizer.pkl beside the weights
+    ours, again = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("ours", "again"))
+    assert again.get_vocab() == ours.get_vocab()
+    assert again(TEXT[1])["input_ids"] == ours(TEXT[1])["input_ids"]
+
+
+PICKLES = {
+    "code": (pickle.dumps({"x": len}), "asks for builtins.len"),
+    "no encoding": (pickle.dumps({"x": 1}), "not upstream's tokenizer"),
+    "truncated": (pickle.dumps(list(range(999)))[:500], "not upstream's tokenizer"),
+    "other control tokens": (
+        pickle.dumps(tiktoken.Encoding("x", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<|end|>": 1})),
+        "its control tokens are not nanochat's",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_other_pickles_are_refused(name, folders, tmp_path):
+    content, complaint = PICKLES[name]
+    (tmp_path / "tokenizer.pkl").write_bytes(content)
+    refused(folders["modern"][0], tmp_path / "out", complaint, tokenizer=tmp_path)
 
 
 # --- what is wrong is named, and nothing is left behind
