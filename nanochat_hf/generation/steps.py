@@ -211,14 +211,15 @@ class NanochatSteps:
         config, layer, rows = self.config, self.layers[index], len(x)
         heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         projected = layer["qkv"](x)
-        turning = projected[:, : (heads + kv_heads) * width].view(rows, heads + kv_heads, width)
+        turning = projected[:, : (heads + kv_heads) * width].contiguous().view(rows, heads + kv_heads, width)
         value = projected[:, (heads + kv_heads) * width : (heads + 2 * kv_heads) * width].view(rows, kv_heads, width)
         if layer["table"] is not None:
             gate = torch.sigmoid(projected[:, -kv_heads:]).unsqueeze(-1)  # [R, K, 1]
             embedded = F.embedding(tokens, layer["table"]).view(rows, kv_heads, width)
             value = torch.addcmul(value, gate, embedded, value=3)
         cos, sin = rotation
-        turning = torch.addcmul(turning * cos, turning.roll(width // 2, dims=-1), sin)
+        swapped = turning.view(rows, heads + kv_heads, 2, width // 2).flip(2).view_as(turning)
+        turning = torch.addcmul(turning * cos, swapped, sin)
         turning = F.rms_norm(turning, (width,), eps=config.rms_norm_eps)
 
         keys, values = self.keys[index], self.values[index]
