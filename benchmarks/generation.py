@@ -5,8 +5,8 @@
     python benchmarks/generation.py --device cuda --dtype bfloat16
 
 All methods draw from the same weights, for the same number of tokens, at the same settings (temperature 1, top-k 50),
-with one prompt. Rounds alternate between the methods, so that a busy machine slows all of them; the table has medians
-and the ratio to ours. Tool use is on, and no turn can end early (the random model's end tokens are pushed down).
+with one prompt. Rounds alternate between the methods, so that a busy machine slows all of them; the table has medians,
+of the ratio to ours too. Tool use is on, and no turn can end early (the random model's end tokens are pushed down).
 """
 
 import argparse
@@ -134,7 +134,8 @@ def upstream_engine(path: str, model: Any, tokenizer: NoTokenizer, options: argp
 
 
 def measure(methods: dict[str, Callable], prompt: list[int], samples: int, length: int, rounds: int, sync: Callable):
-    """Median seconds of each method, in alternating rounds after one to warm up."""
+    """Of each method, in alternating rounds after one to warm up: median seconds, and the median over the rounds of how
+    many times as long as ours it took."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, method in methods.items():
@@ -144,7 +145,13 @@ def measure(methods: dict[str, Callable], prompt: list[int], samples: int, lengt
             sync()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        name: (
+            statistics.median(values),
+            statistics.median(theirs / ours for theirs, ours in zip(values, seconds["ours"], strict=True)),
+        )
+        for name, values in seconds.items()
+    }
 
 
 def main() -> None:
@@ -179,11 +186,10 @@ def main() -> None:
     print(f"depth {options.depth}, {options.prompt} + {options.tokens} tokens, {options.dtype_name}, {options.device}")
     print(f"{'method':20s} {'samples':>8s} {'tokens/s':>10s} {'ms/step':>9s} {'ours is':>9s}")
     for samples in options.samples:
-        medians = measure(methods, prompt, samples, options.tokens, options.rounds, sync)
-        for name, seconds in medians.items():
+        measured = measure(methods, prompt, samples, options.tokens, options.rounds, sync)
+        for name, (seconds, times) in measured.items():
             rate, step = samples * options.tokens / seconds, 1000 * seconds / options.tokens
-            ratio = f"{seconds / medians['ours']:8.2f}x"
-            print(f"{name:20s} {samples:8d} {rate:10.0f} {step:9.2f} {ratio:>9s}", flush=True)
+            print(f"{name:20s} {samples:8d} {rate:10.0f} {step:9.2f} {times:8.2f}x", flush=True)
 
 
 if __name__ == "__main__":

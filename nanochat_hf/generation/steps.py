@@ -158,14 +158,22 @@ class NanochatSteps:
         self.column = ids.shape[1]  # of the next token; all rows are in step
         self.pads = (ids.shape[1] - mask.sum(dim=1))[chosen]  # [R]
         self.max_pad = int(self.pads.max())
-        self.keys, self.values = [], []
+        # Samples of one prompt share its cache, and reading it is what attention costs. Only where the scores lose
+        # nothing by being written down: fp32.
+        shared = len(ids) == 1 < len(rows) and ids.device.type == "cpu" and self.dtype == torch.float32
+        self.begin = self.column if shared else 0  # column of the first token in the rows' own buffers
+        self.keys, self.values, self.prefixes = [], [], []
         for layer, cached in zip(self.layers, reader.cache.layers, strict=False):
-            slots = min(self.capacity, self.config.sliding_window) if layer["sliding"] else self.capacity
+            slots = self.capacity - self.begin
+            if layer["sliding"]:
+                slots = min(slots, self.config.sliding_window)
             kept = torch.arange(self.column - cached.keys.shape[2], self.column, device=ids.device)[-slots:] % slots
             for buffers, states in ((self.keys, cached.keys), (self.values, cached.values)):
-                buffer = states.new_zeros(len(rows), states.shape[1], slots, states.shape[3])  # [R, K, S, D]
-                buffer[:, :, kept] = states[chosen, :, -len(kept) :]
+                buffer = states.new_empty(len(rows), states.shape[1], slots, states.shape[3])  # [R, K, S, D]
+                if not shared:
+                    buffer[:, :, kept] = states[chosen, :, -len(kept) :]
                 buffers.append(buffer)
+            self.prefixes.append((cached.keys[0], cached.values[0]) if shared else None)  # [K, tokens, D] each
         if self.config.smear:
             self.previous = reader.cache.layers[self.config.num_hidden_layers].keys[chosen, 0, -1]  # [R, C]
         return logits[chosen]
@@ -223,18 +231,29 @@ class NanochatSteps:
         turning = F.rms_norm(turning, (width,), eps=config.rms_norm_eps)
 
         keys, values = self.keys[index], self.values[index]
-        slot, filled = self.column % keys.shape[2], min(self.column + 1, keys.shape[2])
+        column = self.column - self.begin
+        slot, filled = column % keys.shape[2], min(column + 1, keys.shape[2])
         keys.select(2, slot).copy_(turning[:, heads:])
         values.select(2, slot).copy_(value)
+        query, keys, values = turning[:, :heads], keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
+        prefix = self._visible_prefix(index)
+        if prefix is not None:
+            return attend_with_prefix(query * self.scale, keys, values, *prefix)
         attended = F.scaled_dot_product_attention(
-            turning[:, :heads].unsqueeze(2),
-            keys.narrow(2, 0, filled),
-            values.narrow(2, 0, filled),
-            attn_mask=mask,
-            scale=self.scale,
-            enable_gqa=heads != kv_heads,
+            query.unsqueeze(2), keys, values, attn_mask=mask, scale=self.scale, enable_gqa=heads != kv_heads
         )
         return attended.reshape(rows, heads * width)
+
+    def _visible_prefix(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values [K, tokens, D] of the shared prompt that a layer still sees."""
+        if self.prefixes[index] is None:
+            return None
+        keys, values = self.prefixes[index]
+        if not self.layers[index]["sliding"]:
+            return keys, values
+        # Of the window's columns, those before `begin`; the cache holds the last of them.
+        seen = min(keys.shape[1], self.begin - (self.column + 1 - self.config.sliding_window))
+        return (keys[:, -seen:], values[:, -seen:]) if seen > 0 else None
 
     def _visible(self, slots: int) -> torch.Tensor | None:
         """Which filled slots of a buffer hold no padding [R, 1, 1, filled]; None once none does."""
@@ -246,3 +265,42 @@ class NanochatSteps:
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+
+
+def attend_with_prefix(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    prefix_keys: torch.Tensor,
+    prefix_values: torch.Tensor,
+) -> torch.Tensor:
+    """Attention over a prompt that all rows share and over each row's own tokens.
+
+    The prompt's keys and values are read once for all rows instead of once for each.
+
+    Args:
+        query: [R, H, D], scaled.
+        keys, values: [R, K, S, D] of the rows.
+        prefix_keys, prefix_values: [K, P, D].
+
+    Returns:
+        [R, H * D]
+    """
+    rows, kv_heads, own, width = keys.shape
+    group, shared = query.shape[1] // kv_heads, prefix_keys.shape[1]
+    query = query.reshape(rows, kv_heads, group, width)
+    together = query.transpose(0, 1).reshape(kv_heads, rows * group, width)
+    # One dimension for rows and heads: of four, `matmul` would make a contiguous copy.
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    scores = torch.cat(
+        (
+            torch.bmm(together, prefix_keys.transpose(1, 2)).view(kv_heads, rows, group, shared).transpose(0, 1),
+            torch.bmm(query.flatten(0, 1), keys.transpose(1, 2)).view(rows, kv_heads, group, own),
+        ),
+        dim=-1,
+    )
+    weights = scores.softmax(dim=-1)  # [R, K, H / K, P + S]
+    of_prefix = weights[..., :shared].transpose(0, 1).reshape(kv_heads, rows * group, shared)
+    attended = torch.bmm(of_prefix, prefix_values).view(kv_heads, rows, group, width).transpose(0, 1)
+    of_own = torch.bmm(weights[..., shared:].flatten(0, 1), values).view(rows, kv_heads, group, width)
+    return (attended + of_own).reshape(rows, -1)

@@ -55,6 +55,19 @@ def test_sliding_layers_stop_growing(model):
     assert sizes == {"sliding_attention": window, "full_attention": 160}
 
 
+@torch.inference_mode()
+def test_samples_of_one_prompt_hold_its_cache_once(model):
+    ids, mask = pad_left(PROMPTS[1:2], 0, "cpu")
+    steps = NanochatSteps(model, 160)
+    steps.prefill(ids, mask, [0] * 5)
+    window, prompt = model.config.sliding_window, ids.shape[1]
+    own = {kind: keys.shape for kind, keys in zip(model.config.layer_types, steps.keys, strict=True)}
+    heads, width = model.config.num_key_value_heads, model.config.head_dim
+    assert own["full_attention"] == (5, heads, 160 - prompt, width)
+    assert own["sliding_attention"] == (5, heads, window, width)
+    assert {len(keys) for keys, _ in steps.prefixes} == {heads}  # no dimension of rows
+
+
 def test_changed_models_take_the_plain_way(make_model):
     model = make_model()
     assert NanochatSteps.fit(model)
