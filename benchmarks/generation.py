@@ -134,8 +134,8 @@ def upstream_engine(path: str, model: Any, tokenizer: NoTokenizer, options: argp
 
 
 def measure(methods: dict[str, Callable], prompt: list[int], samples: int, length: int, rounds: int, sync: Callable):
-    """Of each method, in alternating rounds after one to warm up: median seconds, and the median over the rounds of how
-    many times as long as ours it took."""
+    """Of each method, in alternating rounds after one to warm up: median seconds, and the median over the rounds of
+    its time divided by ours."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, method in methods.items():
