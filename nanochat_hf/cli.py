@@ -22,7 +22,8 @@ talk
 
 prepare and publish
   plan DEPTH                    parameters, memory, hours and dollars of a run before it is started
-  convert SOURCE DESTINATION    upstream's checkpoints to and from Hugging Face format
+  convert SOURCE DESTINATION    upstream's checkpoints to and from Hugging Face format, to transformers' own
+                                NanoChat (classic models) and to ONNX
   report RUN_DIR                write report.md again from what a run has left behind
   push CHECKPOINT REPO_ID       publish a checkpoint on the Hugging Face Hub
 
@@ -32,6 +33,7 @@ examples
   nanochat-hf chat runs/quickstart/rl
   nanochat-hf plan 24 --gpus 8 --gpu h100
   nanochat-hf serve runs/quickstart/rl --port 9000
+  nanochat-hf convert ~/.cache/nanochat/chatsft_checkpoints/d24 runs/d24
 """
 
 
