@@ -5,7 +5,7 @@ import torch
 from transformers import StaticCache
 
 from nanochat_hf.generation.decoding import pad_left
-from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps
+from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps, Projection
 from nanochat_hf.model.modeling_nanochat_hf import soft_cap
 
 PROMPTS = [[256, 5, 6, 7], [256, *range(40)], [256]]
@@ -53,6 +53,23 @@ def test_sliding_layers_stop_growing(model):
     window = model.config.sliding_window
     sizes = {kind: keys.shape[2] for kind, keys in zip(model.config.layer_types, steps.keys, strict=True)}
     assert sizes == {"sliding_attention": window, "full_attention": 160}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("out", [64, 7])
+def test_a_projection_is_a_linear_map_on_any_number_of_threads(threads, out):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        weight = torch.randn(out, 48)
+        projection = Projection(weight)
+        for rows in (1, 2, 5):
+            x = torch.randn(rows, 48)
+            torch.testing.assert_close(projection(x), torch.nn.functional.linear(x, weight))
+            strided = projection(torch.randn(48, rows).t())  # as a projection before it leaves its rows
+            assert strided.shape == (rows, out)
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()
