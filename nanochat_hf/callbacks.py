@@ -13,11 +13,18 @@ from transformers import TrainerCallback
 SAMPLE_PROMPTS = ("The capital of France is", "If yesterday was Friday, then tomorrow is", "My favourite colour is")
 
 
+def seconds_since_start() -> float:
+    """How long this process has existed, the imports of libraries included."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
+
+
 class Progress(TrainerCallback):
     """One bar with loss, bits per byte, speed and MFU; prints the time to the first step."""
 
     def __init__(self) -> None:
-        self.bar, self.shown, self.started = None, {}, time.perf_counter()
+        self.bar, self.shown = None, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -28,7 +35,7 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
             if state.global_step == self.first_step + 1:
-                self.bar.write(f"first step done {time.perf_counter() - self.started:.1f} s after the start")
+                self.bar.write(f"first step done {seconds_since_start():.1f} s after the start of the process")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.bar is None:
@@ -91,48 +98,61 @@ class StopOnSignal(TrainerCallback):
         signal.signal(signal.SIGTERM, self.previous)
 
 
-class Samples(TrainerCallback):
+class Interlude(TrainerCallback):
+    """Something that halts training at intervals; the time it takes is kept in `paused`, it is not training time."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.paused = every, 0.0
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every and state.global_step != state.max_steps:
+            return
+        started = time.perf_counter()
+        model.eval()
+        with torch.no_grad():
+            self.play(model, state)
+        model.train()
+        self.paused += time.perf_counter() - started
+
+    def play(self, model: torch.nn.Module, state: Any) -> None:
+        raise NotImplementedError
+
+
+class Samples(Interlude):
     """Greedy continuations of a few fixed prompts, to see the model learn."""
 
     def __init__(self, tokenizer: Any, every: int, prompts=SAMPLE_PROMPTS, length: int = 16) -> None:
-        self.tokenizer, self.every, self.prompts, self.length = tokenizer, every, prompts, length
+        super().__init__(every)
+        self.tokenizer, self.prompts, self.length = tokenizer, prompts, length
 
-    @torch.no_grad()
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        due = self.every > 0 and (state.global_step % self.every == 0 or state.global_step == state.max_steps)
-        if not due or not state.is_world_process_zero:
+    def play(self, model, state):
+        if not state.is_world_process_zero:
             return
-        model.eval()
         for prompt in self.prompts:
             ids = [self.tokenizer.bos_token_id, *self.tokenizer.encode(prompt, add_special_tokens=False)]
             found = model.generate(
                 torch.tensor([ids], device=model.device), max_new_tokens=self.length, do_sample=False
             )
             tqdm.write(f"step {state.global_step}: {self.tokenizer.decode(found[0][1:])!r}")
-        model.train()
 
 
-class CoreMetric(TrainerCallback):
+class CoreMetric(Interlude):
     """CORE at intervals, on a bundle folder, logged as `core`."""
 
     def __init__(self, tokenizer: Any, bundle: str | None, every: int, max_per_task: int = 500) -> None:
-        self.tokenizer, self.bundle, self.every, self.max_per_task = tokenizer, bundle, every, max_per_task
-        self.tasks = None
+        super().__init__(every)
+        self.tokenizer, self.bundle, self.max_per_task, self.tasks = tokenizer, bundle, max_per_task, None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         bos = [self.tokenizer.bos_token_id]
         return [bos + ids for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every and state.global_step != state.max_steps:
-            return
+    def play(self, model, state):
         from nanochat_hf.evals.core import evaluate_task, load_bundle, summarize
 
         if self.tasks is None:
             self.tasks = load_bundle(self.bundle, max_per_task=self.max_per_task)
-        model.eval()
         results = summarize([evaluate_task(model, self.encode, task) for task in self.tasks])
-        model.train()
         if state.is_world_process_zero:
             state.log_history.append({"step": state.global_step, "core": results["core"]})
             tqdm.write(f"step {state.global_step}: CORE {results['core']:.4f}")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -83,6 +84,17 @@ def newest_intact(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
             return checkpoint, complaints
         complaints.append(f"{checkpoint} is not used: {wrong}")
     return None, complaints
+
+
+def to_resume(folder: str | os.PathLike, verbose: bool = True) -> str | None:
+    """The checkpoint to go on from, or None; says which newer ones are passed over, and why."""
+    checkpoint, complaints = newest_intact(folder)
+    if verbose:
+        for complaint in complaints:
+            print(f"warning: {complaint}", file=sys.stderr)
+        if checkpoint:
+            print(f"going on from {checkpoint}", flush=True)
+    return str(checkpoint) if checkpoint else None
 
 
 def rotate(folder: str | os.PathLike, keep: int | None) -> None:

@@ -1,6 +1,12 @@
 """What a run will need before it is started: parameters, tokens, FLOPs, memory by part, time and money."""
 
-from nanochat_hf.scaling import DepthDial, depth_dial, fit_batch
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nanochat_hf.scaling import DepthDial, depth_dial, fit_dial
+
+if TYPE_CHECKING:
+    import torch
 
 # Dense bf16 matrix throughput in FLOP/s, memory in GB and a customary price in dollars an hour. Throughputs are the
 # vendors' data sheets without sparsity; longer names stand before the shorter ones they contain.
@@ -59,6 +65,59 @@ def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int) -> dic
     }
 
 
+def largest_device_batch(
+    dial: DepthDial, world_size: int, device: "torch.device", make_model: "Callable[[], torch.nn.Module]", bf16: bool
+) -> int:
+    """The most rows of which forward and backward fit beside weights, gradients and optimizer state, for all ranks.
+
+    On a GPU it is tried out, doubling until memory is exhausted; on a CPU, where exhausting it would hurt, it is
+    worked out from the free memory. Every process has to call it: the smallest answer counts.
+    """
+    import torch
+    import torch.distributed as dist
+
+    needed = max(1, dial.total_batch_size // (dial.shape.sequence_length * world_size))  # more would not be used
+    if device.type == "cuda":
+        rows = _try_rows(dial, world_size, device, make_model(), bf16, needed)
+    else:
+        rows = _rows_in_memory(dial, world_size)
+    answer = torch.tensor(min(needed, rows), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(answer, op=dist.ReduceOp.MIN)
+    return int(answer)
+
+
+def _rows_in_memory(dial: DepthDial, world_size: int) -> int:
+    """Rows for which four fifths of the free memory, shared by the processes of this machine, are enough."""
+    import psutil
+
+    parts = memory_plan(dial, world_size, 1)
+    per_row = 2 * (parts.pop("activations") + parts.pop("logits"))  # in fp32 instead of bf16
+    free = psutil.virtual_memory().available / world_size - sum(parts.values())
+    return int(max(1, free * 0.8 // per_row))
+
+
+def _try_rows(
+    dial: DepthDial, world_size: int, device: "torch.device", model: "torch.nn.Module", bf16: bool, needed: int
+) -> int:
+    import torch
+
+    model = model.to(device)
+    held = torch.empty(int(memory_plan(dial, world_size, 1)["optimizer state"]), dtype=torch.uint8, device=device)
+    rows, fits = 1, 1
+    while rows <= needed:
+        try:
+            ids = torch.zeros(rows, dial.shape.sequence_length, dtype=torch.long, device=device)
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                model(input_ids=ids, shift_labels=ids, use_cache=False).loss.backward()
+            fits, rows = rows, rows * 2
+        except torch.OutOfMemoryError:
+            break
+    del model, held
+    torch.cuda.empty_cache()
+    return fits
+
+
 def plan(
     depth: int, *, gpus: int = 8, gpu: str = "h100", mfu: float = 0.5, device_batch_size: int = 16, **dial
 ) -> str:
@@ -70,9 +129,7 @@ def plan(
     facts = device_facts(gpu)
     if facts is None:
         raise ValueError(f"no figures for the device {gpu!r}; known are {', '.join(sorted(DEVICES))}")
-    turned = depth_dial(depth, **dial)
-    batch = fit_batch(turned.total_batch_size, turned.shape.sequence_length, gpus, device_batch_size)
-    turned = turned.with_batch(batch.total_batch_size)
+    turned, batch = fit_dial(depth_dial(depth, **dial), gpus, device_batch_size)
     peak, memory_gb, price = facts
     memory = memory_plan(turned, gpus, device_batch_size)
     hours = turned.total_flops / (peak * gpus * mfu) / 3600

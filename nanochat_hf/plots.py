@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from nanochat_hf.optim import Schedule
     from nanochat_hf.report import Stage
 
 # Colour-blind safe (Okabe and Ito 2008), one colour a stage everywhere.
@@ -113,6 +114,25 @@ def _draw_scores(models: "list[Stage]") -> Any:
     _plain_axes(axes)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def draw_schedules(schedule: "Schedule", weight_decay: float, path: Path) -> None:
+    """Draws learning rate, Muon's momentum and Muon's decay over a run that has not yet begun."""
+    steps = range(0, schedule.num_iterations, max(1, schedule.num_iterations // 1000))
+    curves = {
+        "learning rate\n(share of the peak)": schedule.lr_factor,
+        "Muon momentum": schedule.momentum,
+        "Muon weight decay": lambda step: weight_decay * schedule.decay_factor(step),
+    }
+    figure = _figure(width=6.4, height=6.4)
+    for number, (title, curve) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(len(curves), 1, number)
+        axes.plot(steps, [curve(step) for step in steps], color=COLOURS["base"], linewidth=1.6)
+        axes.set_ylabel(title)
+        _plain_axes(axes)
+    axes.set_xlabel("step")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -144,6 +144,14 @@ class DepthDial:
     def total_flops(self) -> float:
         return float(self.flops_per_token) * self.total_tokens
 
+    def describe(self) -> str:
+        return (
+            f"d{self.depth}: width {self.hidden_size}, {self.heads} heads, {self.params:,} parameters "
+            f"({self.scaling_params:,} scaling), {self.flops_per_token:.3g} FLOPs a token\n"
+            f"{self.num_iterations:,} steps, {self.total_tokens:,} tokens, {self.total_flops:.3g} FLOPs; Muon weight "
+            f"decay {self.weight_decay:.4f}"
+        )
+
     def as_dict(self) -> dict:
         return asdict(self) | {"total_tokens": self.total_tokens, "total_flops": self.total_flops}
 
@@ -281,3 +289,16 @@ def fit_batch(total_batch_size: int, sequence_length: int, world_size: int, max_
         micro = min(max_device_batch, max(1, round(rows / accumulation)))
         plans.append(BatchPlan(micro, accumulation, world_size, sequence_length, total_batch_size))
     return min(plans, key=lambda plan: (abs(plan.total_batch_size - plan.wanted), plan.accumulation_steps))
+
+
+def fit_dial(
+    dial: DepthDial, world_size: int, max_device_batch: int, keep_steps: bool = False
+) -> tuple[DepthDial, BatchPlan]:
+    """The dial with the batch that `world_size` devices can make, and how they make it.
+
+    Args:
+        keep_steps: keep the number of steps, where it was asked for, instead of the number of tokens.
+    """
+    batch = fit_batch(dial.total_batch_size, dial.shape.sequence_length, world_size, max_device_batch)
+    fitted = dial.with_batch(batch.total_batch_size)
+    return (replace(fitted, num_iterations=dial.num_iterations) if keep_steps else fitted), batch

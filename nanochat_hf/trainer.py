@@ -3,6 +3,7 @@
 import functools
 import math
 import shutil
+import statistics
 import time
 from collections import deque
 from pathlib import Path
@@ -14,7 +15,7 @@ from accelerate import DistributedType
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 
 from nanochat_hf import checkpoints
 from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
@@ -167,10 +168,16 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         spike_threshold: float = 0.0,
         **kwargs,
     ):
-        self.loader, self.validation, self.byte_lengths = loader, validation, byte_lengths
+        self.loader, self.validation = loader, validation
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.spike_threshold = spike_threshold
         super().__init__(*args, eval_dataset=validation, **kwargs)  # Trainer insists on it; `evaluate` is our own
+        self.remove_callback(PrinterCallback)  # `callbacks.Progress` shows the same on one line
+        if byte_lengths is not None:  # the vocabulary is padded to a multiple of 64: those rows stand for no bytes
+            lengths = torch.as_tensor(byte_lengths)
+            byte_lengths = lengths.new_zeros(self.model.config.vocab_size)
+            byte_lengths[: len(lengths)] = lengths
+        self.byte_lengths = byte_lengths
         self.loss_is_scaled_for_ga = False  # rows are full, so the mean of the micro-batches' means is exact
         self._mean_loss: float | None = None
         self._unchecked: deque[tuple[int, torch.Tensor, dict]] = deque()
@@ -233,6 +240,11 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        started = time.perf_counter()
+        super()._save_checkpoint(model, trial)
+        self._paused += time.perf_counter() - started
+
     @property
     def tokens_per_step(self) -> int:
         rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -242,6 +254,8 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         """Adds tokens seen, tokens a second, MFU and the time left to a row of training losses."""
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
+            for callback in self.callback_handler.callbacks:
+                self._paused, callback.paused = self._paused + getattr(callback, "paused", 0.0), 0.0
             logs["tokens"] = step * self.tokens_per_step
             if self._clock is not None and step > self._clock[0]:
                 seconds = max(1e-9, now - self._clock[1] - self._paused) / (step - self._clock[0])
@@ -253,6 +267,37 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
             self._clock, self._paused = (step, now), 0.0
             logs |= self.muon_adamw.norms
         super().log(logs)
+
+    def save_checkpoint_folder(self, folder: str | Path) -> None:
+        """Writes the trained model with its tokenizer, for `from_pretrained`; every process has to call it."""
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+            control = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            model.generation_config.update(**control)
+            model.save_pretrained(folder, state_dict=weights)
+            tokenizer.save_pretrained(folder)
+
+    def history(self) -> list[dict[str, float]]:
+        """What was logged, numbers only, as `run.json` keeps it."""
+        return [
+            {name: value for name, value in row.items() if isinstance(value, int | float)}
+            for row in self.state.log_history
+        ]
+
+    def scores(self) -> dict[str, float]:
+        """What the run came to: last loss, last and best bits per byte, last CORE, median speed; those there are."""
+        found: dict[str, list[float]] = {}
+        for row in self.history():
+            for name in ("loss", "val_bpb", "core", "tokens_per_second"):
+                if name in row:
+                    found.setdefault(name, []).append(row[name])
+        scores = {name: values[-1] for name, values in found.items() if name != "tokens_per_second"}
+        if "val_bpb" in found:
+            scores["min_val_bpb"] = min(found["val_bpb"])
+        if "tokens_per_second" in found:
+            scores["tokens_per_second"] = statistics.median_high(found["tokens_per_second"])
+        return scores
 
     # -- the loader's place in the data ------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """MuonAdamW: Muon for the matrices inside the blocks, AdamW for the rest, one class for one process and for many."""
 
-from .groups import build_optimizer, build_param_groups, parameter_roles
+from .groups import build_optimizer, build_param_groups, parameter_roles, peak_rates
 from .muon_adamw import MuonAdamW
 from .schedules import Schedule, apply_schedule, set_learning_rates
 
@@ -11,5 +11,6 @@ __all__ = [
     "build_optimizer",
     "build_param_groups",
     "parameter_roles",
+    "peak_rates",
     "set_learning_rates",
 ]

@@ -43,6 +43,26 @@ CLASSIC_ROLES = {
 }
 
 
+# Peak rates at the reference batch that differ between the presets; the others are defaults of `build_param_groups`.
+PEAK_RATES = {
+    "modern": {"unembedding_lr": 0.008, "embedding_lr": 0.3},
+    "classic": {"unembedding_lr": 0.004, "embedding_lr": 0.2},
+}
+
+
+def peak_rates(preset: str, scale: float, *, smear_lr: float | None = None, **rates: float | None) -> dict[str, float]:
+    """Peak learning rates for `build_param_groups`: the preset's or those given, times `scale` (but for smear's).
+
+    Args:
+        scale: √(batch / 2^19), or what the run sets in its place.
+        rates: `unembedding_lr`, `embedding_lr`, `matrix_lr`, `scalar_lr`; None leaves the preset's.
+    """
+    chosen = PEAK_RATES[preset] | {"matrix_lr": 0.02, "scalar_lr": 0.5}
+    chosen |= {name: rate for name, rate in rates.items() if rate is not None}
+    smear = {} if smear_lr is None else {"smear_lr": smear_lr}
+    return {name: rate * scale for name, rate in chosen.items()} | smear
+
+
 def parameter_roles(model: nn.Module) -> dict[str, str]:
     """Maps every trainable parameter's name to its role: matrix, head, embedding, value_embedding or a scalar role.
 

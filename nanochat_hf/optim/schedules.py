@@ -37,6 +37,12 @@ class Schedule:
         values |= {"momentum_peak": 0.95, "momentum_final": 0.95, "momentum_warmup_steps": 300, "decay_to_zero": False}
         return cls(num_iterations, **(values | changes))
 
+    @classmethod
+    def of(cls, preset: str, num_iterations: int, **changes) -> "Schedule":
+        """The schedule of a preset, "modern" or "classic"; a change that is None leaves the preset's value."""
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return (cls.classic if preset == "classic" else cls)(num_iterations, **changes)
+
     @property
     def warmdown_steps(self) -> int:
         return round(self.warmdown_ratio * self.num_iterations)

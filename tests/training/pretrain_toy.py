@@ -1,6 +1,6 @@
 """A pretraining run of seconds on arithmetic rows, for the tests to start, kill and resume as real processes.
 
-    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|term|nan]
+    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|term|nan|spike]
 
 Rank 0 ends with one line of JSON: world size, losses and a sum over the weights.
 """
@@ -59,6 +59,8 @@ class Mishap(TrainerCallback):
         if state.global_step == self.step:
             if self.kind == "nan":
                 model.lm_head.weight.data.fill_(float("nan"))
+            elif self.kind == "spike":
+                model.lm_head.weight.data.mul_(-50)
             else:
                 os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
 
@@ -79,6 +81,7 @@ def main():
         args=arguments,
         loader=Rows(arguments.process_index, arguments.world_size, rows),
         schedule=Schedule(steps, warmup_steps=2),
+        spike_threshold=2.0,
         callbacks=[Mishap(sys.argv[5] if len(sys.argv) > 5 else None), stop],
     )
     checkpoint, complaints = newest_intact(output)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 TOY = Path(__file__).with_name("pretrain_toy.py")
 STEPS = 8
@@ -66,6 +67,15 @@ def test_sigterm_saves_and_exits_and_nan_stops_with_the_batch(tmp_path):
     spoiled = launch(tmp_path, 6, 1, "step=5:nan")
     assert spoiled.returncode == 2 and "the loss is nan" in spoiled.stderr
     assert (tmp_path / "bad-batch-step5-rank0.safetensors").exists()
+
+
+def test_a_loss_spike_stops_with_the_batch_and_the_same_command_goes_on(plain, tmp_path):
+    spoiled = launch(tmp_path, 6, 1, "step=5:spike")
+    assert spoiled.returncode == 2 and "the loss rose to" in spoiled.stderr and "goes on" not in spoiled.stdout
+    batch = load_file(tmp_path / "bad-batch-step5-rank0.safetensors")
+    assert batch["input_ids"].shape == batch["shift_labels"].shape == (6, 32)
+    assert batch["input_ids"][:, 1:].equal(batch["shift_labels"][:, :-1])
+    assert result(launch(tmp_path, 6, 1)) == plain[1]
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):

@@ -1,0 +1,88 @@
+"""The command itself: training/pretrain.py, with two processes and everything that happens on the way."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat_hf import tokenizer as tokenizers
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.settings import UserError, load_run
+
+ROOT = Path(__file__).parents[2]
+SHAPE = ["--depth", "2", "--aspect_ratio", "32", "--head_dim", "32", "--sequence_length", "64", "--data", "microworld"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    documents = open_documents("microworld").next_batch(200)
+    tokenizers.train(documents, 320).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def core_bundle(tmp_path_factory):
+    """One task of three questions, as small as the format allows."""
+    folder = tmp_path_factory.mktemp("core")
+    (folder / "eval_data").mkdir()
+    items = [{"query": f"Is {n} even?", "choices": ["yes", "no"], "gold": n % 2} for n in range(3)]
+    (folder / "eval_data" / "even.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (folder / "core.yaml").write_text(
+        "icl_tasks:\n- {label: even, dataset_uri: even.jsonl, num_fewshot: [0], icl_task_type: multiple_choice}\n"
+    )
+    (folder / "eval_meta_data.csv").write_text("Eval Task,Task Category,Random baseline\neven,x,50\n")
+    return str(folder)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Runs the script's main in this process, with the given options."""
+    spec = importlib.util.spec_from_file_location("training_script_pretrain_main", ROOT / "training" / "pretrain.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", *SHAPE, *options])
+        module.main()
+
+    return run
+
+
+def test_two_real_processes_by_the_config_file(tokenizer, core_bundle, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "training/accelerate_cpu.yaml"]
+    command += ["--main_process_port", "0", "training/pretrain.py", *SHAPE, "--tokenizer", tokenizer]
+    command += ["--output_dir", str(tmp_path), "--num_iterations", "6", "--total_batch_size", "512"]
+    command += ["--auto_device_batch", "true", "--eval_every", "3", "--eval_tokens", "512", "--save_every", "3"]
+    command += ["--sample_every", "6", "--core_every", "6", "--core_bundle", core_bundle, "--log_every", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "batch of 512 tokens = 2 processes × 1 micro-batches × 4 rows × 64" in done.stdout
+    assert done.stdout.count("first step done") == 1  # only one process speaks
+    assert "step 6: 'The capital of France is" in done.stdout and "step 6: CORE" in done.stdout
+    run = load_run(tmp_path)
+    assert run["environment"]["world_size"] == 2
+    assert {"val_bpb", "core", "loss", "tokens_per_second"} <= run["metrics"].keys()
+    assert [row["step"] for row in run["history"] if "loss" in row] == [1, 2, 4, 6]
+    states = sorted(path.name for path in (tmp_path / "checkpoint-6").glob("optimizer-*"))
+    assert states == ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"]
+
+
+def test_dry_run_draws_the_schedules_and_trains_nothing(script, tokenizer, tmp_path, capsys):
+    script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--dry_run", "true", "--param_data_ratio", "8")
+    assert "Muon weight decay" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["schedules.png"]
+    assert (tmp_path / "schedules.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
+    with pytest.raises(UserError, match="--core_bundle"):
+        script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--core_every", "5")
+    with pytest.raises(UserError, match="training/tokenizer.py"):
+        script("--output_dir", str(tmp_path))
