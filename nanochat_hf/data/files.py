@@ -72,6 +72,25 @@ def read_groups(
                 yield index, first, group
 
 
+def read_columns(path: str | os.PathLike, text_column: str | None = None) -> Iterator[Any]:
+    """Yields the documents of the file group by group as `pyarrow.LargeStringArray`; parquet makes no Python strings.
+
+    Raises:
+        UserError: as `read_groups`.
+    """
+    import pyarrow as pa
+
+    if file_format(path) != ".parquet" or (os.path.exists(path) and os.path.getsize(path) == 0):
+        for _, _, texts in read_groups(path, text_column):
+            yield pa.array(texts, pa.large_string())
+        return
+    with _named_faults(path), _parquet(path) as file:
+        column = _parquet_column(path, file, text_column)
+        for index in range(file.num_row_groups):
+            texts = file.read_row_group(index, columns=[column]).column(column)
+            yield pa.concat_arrays([chunk.cast(pa.large_string()).fill_null("") for chunk in texts.chunks])
+
+
 def _parquet(path: str | os.PathLike) -> Any:
     import pyarrow.parquet as pq
 
@@ -80,12 +99,16 @@ def _parquet(path: str | os.PathLike) -> Any:
 
 def _parquet_groups(path: str | os.PathLike, text_column: str | None, start: int, step: int) -> Iterator[Group]:
     with _parquet(path) as file:
-        texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")]
-        column = _find_column(path, file.schema_arrow.names, texts, text_column)
+        column = _parquet_column(path, file, text_column)
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         for index in range(start, len(sizes), step):
             group = file.read_row_group(index, columns=[column]).column(column).to_pylist()
             yield index, sum(sizes[:index]), [text or "" for text in group]
+
+
+def _parquet_column(path: str | os.PathLike, file: Any, text_column: str | None) -> str:
+    texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")]
+    return _find_column(path, file.schema_arrow.names, texts, text_column)
 
 
 def _find_column(path: Any, columns: Iterable[str], texts: list[str], wanted: str | None) -> str:

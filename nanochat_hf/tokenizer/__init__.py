@@ -1,7 +1,7 @@
 """Byte-pair encoding from training to chat: one vocabulary file, `tokenizer.json`, from which all else is built."""
 
 from .chat import CHAT_TEMPLATE, render_conversation, render_prompt
-from .corpus import CorpusEncoder
+from .corpus import CorpusEncoder, read_documents
 from .vocabulary import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
@@ -18,6 +18,7 @@ __all__ = [
     "CorpusEncoder",
     "from_mergeable_ranks",
     "mergeable_ranks",
+    "read_documents",
     "render_conversation",
     "render_prompt",
     "token_byte_lengths",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -49,25 +50,36 @@ def train(
         vocab_size: tokens in all, the nine control tokens included.
         pattern: regular expression that cuts text into words; default `SPLIT_PATTERN`.
         num_threads: default `RAYON_NUM_THREADS`, else all cores. The result does not depend on it.
-        max_words: where more distinct words are held than this (weighted by length), the rarest are forgotten.
+        max_words: the cap on memory, for text without spaces such as Japanese or DNA. Where more distinct words are
+            held than this (a long one counts more), the rarest are forgotten until half are left, with a warning.
         model_max_length: the context that the tokenizer's files name.
         progress: show a bar.
 
     Raises:
         ValueError: the vocabulary is smaller than bytes and control tokens, the pattern does not compile, or the text
-            is too small for so many merges.
+            is too small for so many merges; or the number of threads is none.
+
+    Ctrl-C stops it within a second, while it counts and while it merges.
     """
     if vocab_size < SMALLEST:
         raise ValueError(
             f"vocab_size is {vocab_size}, but 256 bytes and {len(SPECIAL_TOKENS)} control tokens need {SMALLEST}"
         )
+    if max_words < 1:
+        raise ValueError(f"max_words is {max_words}, but at least one word must be held; the default is 16 million")
     if isinstance(texts, str | bytes):
         raise TypeError("texts must be an iterable of strings, not one string: put it into a list")
     wanted = vocab_size - SMALLEST
-    threads = num_threads or int(os.environ.get("RAYON_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+    threads = thread_count(num_threads)
     with _Bars(enabled=progress) as bars:
-        merges, num_bytes, _, _ = _rustbpe.train(
+        merges, num_bytes, num_words, forgotten = _rustbpe.train(
             iter(texts), wanted, pattern=pattern, num_threads=threads, max_words=max_words, progress=bars.show
+        )
+    if forgotten:
+        warnings.warn(
+            f"the text has more distinct words than max_words={max_words:,}: words seen up to {forgotten:,} times "
+            f"were forgotten on the way, the merges come from the {num_words:,} that were left",
+            stacklevel=2,
         )
     if num_bytes == 0:
         raise ValueError("there is no text to train on: the source is empty")
@@ -80,6 +92,24 @@ def train(
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
     return wrap(tokens, merges, pattern or SPLIT_PATTERN, model_max_length)
+
+
+def thread_count(num_threads: int | None = None) -> int:
+    """Returns how many threads to use: the argument, else `RAYON_NUM_THREADS`, else all cores of this process.
+
+    Raises:
+        ValueError: either is not a whole number from 1.
+    """
+    name = "num_threads"
+    if num_threads is None:
+        name, given = "RAYON_NUM_THREADS", os.environ.get("RAYON_NUM_THREADS") or "0"
+        num_threads = int(given) if given.isdecimal() else given
+        if num_threads == 0:  # rayon's own meaning: as many as there are cores
+            affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
+            return len(affinity(0)) if affinity else os.cpu_count() or 1
+    if not isinstance(num_threads, int) or num_threads < 1:
+        raise ValueError(f"{name} is {num_threads!r}, but threads are counted in whole numbers from 1")
+    return num_threads
 
 
 def wrap(

@@ -1,6 +1,7 @@
 //! Counts the pieces of a stream of texts on several threads.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -44,13 +45,15 @@ pub struct Counter<'a> {
     splitter: &'a Splitter,
     state: Mutex<State>,
     changed: Condvar,
+    stopped: AtomicBool,
     tables: Vec<Mutex<WordTable>>,
 }
 
 impl<'a> Counter<'a> {
     pub fn new(splitter: &'a Splitter, threads: usize) -> Self {
         let tables = (0..threads).map(|_| Mutex::new(WordTable::new())).collect();
-        Counter { splitter, state: Mutex::default(), changed: Condvar::new(), tables }
+        let (state, changed, stopped) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Counter { splitter, state, changed, stopped, tables }
     }
 
     /// A worker's life: takes batches until the queue is closed and empty.
@@ -85,7 +88,10 @@ impl<'a> Counter<'a> {
 
     fn count(&self, batch: &Batch, table: &mut WordTable) -> Result<(), String> {
         for text in batch.texts() {
-            self.splitter.split(text, false, |piece| table.add(piece, 1))?;
+            self.splitter.split(text, false, |piece| {
+                table.add(piece, 1);
+                !self.stopped.load(Ordering::Relaxed)
+            })?;
         }
         Ok(())
     }
@@ -118,15 +124,14 @@ impl<'a> Counter<'a> {
         }
     }
 
-    /// Moves the workers' counts into `total`. Call it when the queue is drained.
-    pub fn collect(&self, total: &mut WordTable) {
-        for table in &self.tables {
-            total.absorb(&mut table.lock().unwrap());
-        }
+    /// Takes the workers' counts away from them. Call it when the queue is drained.
+    pub fn take_tables(&self) -> Vec<WordTable> {
+        self.tables.iter().map(|table| std::mem::replace(&mut *table.lock().unwrap(), WordTable::new())).collect()
     }
 
-    /// Lets the workers end; `discard` throws away what still waits.
+    /// Lets the workers end; `discard` throws away what still waits and what is in work.
     pub fn close(&self, discard: bool) {
+        self.stopped.store(discard, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap();
         state.closed = true;
         if discard {

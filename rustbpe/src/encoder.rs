@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::merge::{pair, PairMap};
 use crate::splitter::Splitter;
@@ -77,15 +78,28 @@ impl Encoder {
         Ok(Encoder { splitter: Splitter::new(pattern)?, byte_ids, merges: by_pair, whole })
     }
 
-    /// Appends the ids of `text` to `out`.
-    pub fn encode(&self, text: &str, space: &mut Workspace, out: &mut Vec<u32>) -> Result<(), String> {
-        self.splitter.split(text, true, |piece| self.encode_piece(piece, space, out))
+    pub fn splitter(&self) -> &Splitter {
+        &self.splitter
+    }
+
+    /// Appends the ids of `text` to `out`. Ends early, with ids that mean nothing, once `stop` is set.
+    pub fn encode(
+        &self,
+        text: &str,
+        space: &mut Workspace,
+        out: &mut Vec<u32>,
+        stop: &AtomicBool,
+    ) -> Result<(), String> {
+        self.splitter.split(text, true, |piece| {
+            self.encode_piece(piece, space, out, stop);
+            !stop.load(Ordering::Relaxed)
+        })
     }
 
     #[inline(always)]
-    fn encode_piece(&self, piece: &[u8], space: &mut Workspace, out: &mut Vec<u32>) {
+    fn encode_piece(&self, piece: &[u8], space: &mut Workspace, out: &mut Vec<u32>, stop: &AtomicBool) {
         if piece.len() > SHORT {
-            self.merge_piece(piece, space);
+            self.merge_piece(piece, space, stop);
             out.extend_from_slice(&space.ids);
             return;
         }
@@ -96,7 +110,7 @@ impl Encoder {
             out.extend_from_slice(&cached.ids[..cached.count as usize]);
             return;
         }
-        self.merge_piece(piece, space);
+        self.merge_piece(piece, space, stop);
         out.extend_from_slice(&space.ids);
         if space.ids.len() <= CACHED_IDS {
             let cached = &mut space.cache[place];
@@ -108,7 +122,7 @@ impl Encoder {
 
     /// Leaves the ids of one piece in `space.ids`.
     #[inline(never)]
-    fn merge_piece(&self, piece: &[u8], space: &mut Workspace) {
+    fn merge_piece(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
         space.ids.clear();
         if let Some(&id) = self.whole.get(piece) {
             space.ids.push(id);
@@ -118,7 +132,7 @@ impl Encoder {
         if piece.len() <= 48 {
             self.merge_short(space);
         } else {
-            self.merge_long(space);
+            self.merge_long(space, stop);
         }
     }
 
@@ -149,7 +163,7 @@ impl Encoder {
     }
 
     /// A linked list of tokens and a heap of (rank, position): n log n for pieces of any length.
-    fn merge_long(&self, space: &mut Workspace) {
+    fn merge_long(&self, space: &mut Workspace, stop: &AtomicBool) {
         let Workspace { ids, heap, next, previous, .. } = space;
         let length = ids.len() as u32;
         next.clear();
@@ -162,6 +176,9 @@ impl Encoder {
         }));
         while let Some(Reverse((rank, at))) = heap.pop() {
             let (left, right) = (at as usize, next[at as usize] as usize);
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
             if ids[left] == NONE || right >= length as usize {
                 continue;
             }

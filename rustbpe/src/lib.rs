@@ -1,20 +1,21 @@
 //! `nanochat_hf._rustbpe`: trains byte-pair encodings and encodes corpora. The Python side is `nanochat_hf.tokenizer`.
 
+mod batch;
 mod count;
 mod encoder;
 mod merge;
 mod splitter;
 mod words;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyIterator, PyList, PyString};
+use pyo3::types::{PyBytes, PyIterator, PyList, PyString};
 
 use count::{Batch, Counter};
-use encoder::{Encoder, Workspace};
 use merge::Merger;
 use splitter::Splitter;
 use words::WordTable;
@@ -23,18 +24,11 @@ const BATCH_BYTES: usize = 1 << 20;
 const EPOCH_BYTES: usize = 128 << 20; // between two looks at the cap on distinct words
 const PATIENCE: Duration = Duration::from_millis(100); // between two looks at Ctrl-C
 
-/// Appends a Python string to a batch; half a surrogate pair becomes U+FFFD, as in tiktoken.
-fn push_text(batch: &mut Batch, item: &Bound<'_, PyAny>) -> PyResult<()> {
-    let Ok(text) = item.cast::<PyString>() else {
-        let kind = item.get_type().name()?;
-        return Err(PyTypeError::new_err(format!("texts must be strings, but one of them is of type {kind}")));
-    };
-    // A copy through bytes: `to_str` would leave a second, UTF-8 copy inside every string that is not ASCII.
-    match text.encode_utf8() {
-        Ok(bytes) => batch.push(std::str::from_utf8(bytes.as_bytes()).expect("Python encodes UTF-8")),
-        Err(_) => batch.push(&text.to_string_lossy()),
-    }
-    Ok(())
+fn as_string<'a, 'py>(item: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, PyString>> {
+    item.cast::<PyString>().map_err(|_| {
+        let kind = item.get_type().name().map_or_else(|_| "unknown".into(), |name| name.to_string());
+        PyTypeError::new_err(format!("texts must be strings, but one of them is of type {kind}"))
+    })
 }
 
 /// Calls `progress(stage, done, total)` at most ten times a second; `total` is 0 where it is not known.
@@ -57,49 +51,101 @@ impl Progress<'_> {
         self.last = Instant::now();
         Ok(())
     }
+
+    /// Runs `work` on a thread of its own and looks at Ctrl-C meanwhile. Work that is given up ends unseen.
+    fn wait_for<T: Send + 'static>(
+        &mut self,
+        (stage, done, total): (&str, usize, usize),
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> PyResult<T> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let receiver = Mutex::new(receiver); // for `detach`, which wants what is shared to be `Sync`
+        std::thread::spawn(move || sender.send(work()));
+        loop {
+            match self.py.detach(|| receiver.lock().unwrap().recv_timeout(PATIENCE)) {
+                Ok(outcome) => return Ok(outcome),
+                Err(RecvTimeoutError::Timeout) => self.report(stage, done, total)?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(PyRuntimeError::new_err("the trainer failed; this is a fault of nanochat_hf"))
+                }
+            }
+        }
+    }
 }
 
-/// Pulls texts from a Python iterator while the workers count; returns the distinct words and their counts.
-fn count_words(
-    counter: &Counter,
-    texts: &Bound<'_, PyIterator>,
+/// Feeds texts to the counting threads and adds up what they count.
+struct Reading<'a, 'py> {
+    counter: &'a Counter<'a>,
+    progress: &'a mut Progress<'py>,
+    batch: Batch,
+    total: WordTable,
     max_words: usize,
-    progress: &mut Progress,
-) -> PyResult<(WordTable, usize, u64)> {
-    let py = texts.py();
-    let (mut total, mut bytes, mut forgotten, mut epoch) = (WordTable::new(), 0, 0u64, 0);
-    let mut batch = Batch::default();
-    let mut texts = texts.clone();
-    loop {
-        let item = texts.next().transpose()?;
-        let ended = item.is_none();
-        if let Some(item) = item {
-            push_text(&mut batch, &item)?;
+    bytes: usize,
+    epoch: usize, // bytes at the last look at the cap
+    forgotten: u64,
+}
+
+impl Reading<'_, '_> {
+    fn read(&mut self, splitter: &Splitter, texts: &Bound<'_, PyIterator>) -> PyResult<()> {
+        let mut texts = texts.clone();
+        while let Some(item) = texts.next().transpose()? {
+            let text = as_string(&item)?;
+            // A copy through bytes: `to_str` would leave a second, UTF-8 copy inside every string that is not ASCII.
+            // Half a surrogate pair becomes U+FFFD, as in tiktoken.
+            match text.encode_utf8() {
+                Ok(bytes) => self.take(splitter, std::str::from_utf8(bytes.as_bytes()).expect("Python encodes UTF-8")),
+                Err(_) => self.take(splitter, &text.to_string_lossy()),
+            }?;
         }
-        if batch.text.len() >= BATCH_BYTES || (ended && !batch.ends.is_empty()) {
-            bytes += batch.text.len();
-            while !py.detach(|| counter.offer(&mut batch, PATIENCE)).map_err(PyRuntimeError::new_err)? {
-                progress.report("count", bytes, 0)?;
+        self.hand_over()?;
+        self.add_up()
+    }
+
+    fn take(&mut self, splitter: &Splitter, text: &str) -> PyResult<()> {
+        for part in splitter.parts(text, BATCH_BYTES) {
+            self.batch.push(part);
+            if self.batch.text.len() >= BATCH_BYTES {
+                self.hand_over()?;
             }
         }
-        if ended || bytes - epoch >= EPOCH_BYTES {
-            epoch = bytes;
-            while !py.detach(|| counter.drained(PATIENCE)).map_err(PyRuntimeError::new_err)? {
-                progress.report("count", bytes, 0)?;
+        if self.bytes - self.epoch >= EPOCH_BYTES {
+            self.add_up()?;
+        }
+        if self.progress.due() {
+            self.progress.report("count", self.bytes, 0)?;
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> PyResult<()> {
+        self.bytes += self.batch.text.len();
+        let py = self.progress.py;
+        while !py.detach(|| self.counter.offer(&mut self.batch, PATIENCE)).map_err(PyRuntimeError::new_err)? {
+            self.progress.report("count", self.bytes, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the threads, adds up their tables and holds to the cap.
+    fn add_up(&mut self) -> PyResult<()> {
+        let (py, counter) = (self.progress.py, self.counter);
+        self.epoch = self.bytes;
+        while !py.detach(|| counter.drained(PATIENCE)).map_err(PyRuntimeError::new_err)? {
+            self.progress.report("count", self.bytes, 0)?;
+        }
+        let (tables, max_words) = (counter.take_tables(), self.max_words);
+        let mut total = std::mem::replace(&mut self.total, WordTable::new());
+        let (total, forgotten) = self.progress.wait_for(("count", self.bytes, 0), move || {
+            for mut table in tables {
+                total.absorb(&mut table);
             }
-            py.detach(|| {
-                counter.collect(&mut total);
-                if total.weight() > max_words {
-                    forgotten = forgotten.max(total.forget_rare(max_words));
-                }
-            });
-        }
-        if progress.due() || ended {
-            progress.report("count", bytes, 0)?;
-        }
-        if ended {
-            return Ok((total, bytes, forgotten));
-        }
+            let over = total.weight() > max_words;
+            let forgotten = if over { total.forget_rare(max_words) } else { 0 };
+            (total, forgotten)
+        })?;
+        self.total = total;
+        self.forgotten = self.forgotten.max(forgotten);
+        self.progress.report("count", self.bytes, 0)
     }
 }
 
@@ -126,9 +172,19 @@ fn train<'py>(
             let counter = &counter;
             scope.spawn(move || counter.work(worker));
         }
-        let outcome = count_words(&counter, texts, max_words, &mut progress);
+        let mut reading = Reading {
+            counter: &counter,
+            progress: &mut progress,
+            batch: Batch::default(),
+            total: WordTable::new(),
+            max_words,
+            bytes: 0,
+            epoch: 0,
+            forgotten: 0,
+        };
+        let outcome = reading.read(&splitter, texts);
         counter.close(outcome.is_err());
-        outcome
+        outcome.map(|()| (reading.total, reading.bytes, reading.forgotten))
     })?;
     let words = table.len();
     let merges = learn_merges(table, num_merges, &mut progress)?;
@@ -136,26 +192,25 @@ fn train<'py>(
 }
 
 fn learn_merges(table: WordTable, num_merges: usize, progress: &mut Progress) -> PyResult<Vec<(u32, u32)>> {
-    let py = progress.py;
-    let mut merger = py.detach(|| Merger::new(table, num_merges)).map_err(PyValueError::new_err)?;
+    let stage = |done| ("merge", done, num_merges);
+    progress.report("merge", 0, num_merges)?;
+    let merger = progress.wait_for(stage(0), move || Merger::new(table, num_merges))?;
+    let mut merger = merger.map_err(PyValueError::new_err)?;
     let mut merges = Vec::with_capacity(num_merges);
     let mut exhausted = false;
     while merges.len() < num_merges && !exhausted {
-        progress.report("merge", merges.len(), num_merges)?;
-        py.detach(|| {
+        (merger, merges, exhausted) = progress.wait_for(stage(merges.len()), move || {
             let started = Instant::now();
             while merges.len() < num_merges && started.elapsed() < PATIENCE {
                 match merger.step() {
                     Some(pair) => merges.push(pair),
-                    None => {
-                        exhausted = true;
-                        break;
-                    }
+                    None => return (merger, merges, true),
                 }
             }
-        });
+            (merger, merges, false)
+        })?;
+        progress.report("merge", merges.len(), num_merges)?;
     }
-    progress.report("merge", merges.len(), num_merges)?;
     Ok(merges)
 }
 
@@ -163,142 +218,17 @@ fn learn_merges(table: WordTable, num_merges: usize, progress: &mut Progress) ->
 #[pyfunction]
 #[pyo3(signature = (text, pattern=None, regex=false))]
 fn split<'py>(py: Python<'py>, text: &str, pattern: Option<&str>, regex: bool) -> PyResult<Bound<'py, PyList>> {
-    let splitter = if regex {
-        Splitter::regex(pattern.unwrap_or(splitter::DEFAULT_PATTERN))
-    } else {
-        Splitter::new(pattern)
-    };
+    let splitter =
+        if regex { Splitter::regex(pattern.unwrap_or(splitter::DEFAULT_PATTERN)) } else { Splitter::new(pattern) };
     let mut pieces = Vec::new();
     let splitter = splitter.map_err(PyValueError::new_err)?;
-    splitter.split(text, true, |piece| pieces.push(piece)).map_err(PyRuntimeError::new_err)?;
+    splitter
+        .split(text, true, |piece| {
+            pieces.push(piece);
+            true
+        })
+        .map_err(PyRuntimeError::new_err)?;
     PyList::new(py, pieces.into_iter().map(|piece| PyBytes::new(py, piece)))
-}
-
-/// Encodes batches of texts on several threads.
-#[pyclass(frozen, name = "Encoder")]
-struct PyEncoder {
-    encoder: Encoder,
-    first_id: Option<u32>,
-    num_threads: usize,
-}
-
-#[pymethods]
-impl PyEncoder {
-    #[new]
-    #[pyo3(signature = (tokens, merges, pattern=None, first_id=None, num_threads=1))]
-    fn new(
-        tokens: Vec<(Vec<u8>, u32)>,
-        merges: Vec<(u32, u32, u32)>,
-        pattern: Option<&str>,
-        first_id: Option<u32>,
-        num_threads: usize,
-    ) -> PyResult<Self> {
-        let encoder = Encoder::new(pattern, tokens, merges).map_err(PyValueError::new_err)?;
-        Ok(PyEncoder { encoder, first_id, num_threads: num_threads.max(1) })
-    }
-
-    /// Returns (ids as int32, offsets as int64), both as bytes in native order.
-    fn encode_batch<'py>(
-        &self,
-        py: Python<'py>,
-        texts: Vec<Bound<'py, PyAny>>,
-    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
-        let mut held = Vec::with_capacity(texts.len());
-        for item in &texts {
-            let Ok(text) = item.cast::<PyString>() else {
-                let kind = item.get_type().name()?;
-                return Err(PyTypeError::new_err(format!("texts must be strings, but one of them is of type {kind}")));
-            };
-            held.push(text.to_string_lossy());
-        }
-        let texts: Vec<&str> = held.iter().map(|text| text.as_ref()).collect();
-        let parts = self.encode_parts(py, &texts)?;
-        let total: usize = parts.iter().map(|part| part.ids.len()).sum();
-        let ids = PyByteArray::new_with(py, total * 4, |bytes| {
-            let mut at = 0;
-            for part in &parts {
-                for id in &part.ids {
-                    bytes[at..at + 4].copy_from_slice(&id.to_ne_bytes());
-                    at += 4;
-                }
-            }
-            Ok(())
-        })?;
-        let offsets = PyByteArray::new_with(py, (texts.len() + 1) * 8, |bytes| {
-            let (mut at, mut total) = (8, 0i64);
-            for length in parts.iter().flat_map(|part| &part.lengths) {
-                total += *length as i64;
-                bytes[at..at + 8].copy_from_slice(&total.to_ne_bytes());
-                at += 8;
-            }
-            Ok(())
-        })?;
-        Ok((ids, offsets))
-    }
-}
-
-/// Consecutive texts of a batch, encoded.
-#[derive(Default)]
-struct Part {
-    ids: Vec<u32>,
-    lengths: Vec<usize>,
-}
-
-impl PyEncoder {
-    fn encode_parts(&self, py: Python, texts: &[&str]) -> PyResult<Vec<Part>> {
-        let groups = group_texts(texts, BATCH_BYTES);
-        let next = AtomicUsize::new(0);
-        let cancelled = AtomicBool::new(false);
-        let work = || -> Result<Vec<(usize, Part)>, String> {
-            let mut space = Workspace::new();
-            let mut done = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= groups.len() || cancelled.load(Ordering::Relaxed) {
-                    return Ok(done);
-                }
-                let mut part = Part::default();
-                for text in &texts[groups[index].clone()] {
-                    let before = part.ids.len();
-                    part.ids.extend(self.first_id);
-                    self.encoder.encode(text, &mut space, &mut part.ids)?;
-                    part.lengths.push(part.ids.len() - before);
-                }
-                done.push((index, part));
-            }
-        };
-        let mut parts: Vec<(usize, Part)> = py
-            .detach(|| -> Result<_, String> {
-                std::thread::scope(|scope| {
-                    let threads = self.num_threads.min(groups.len().max(1));
-                    let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-                    let mut all = work()?;
-                    for other in others {
-                        all.extend(other.join().expect("a worker does not panic")?);
-                    }
-                    Ok(all)
-                })
-            })
-            .map_err(PyRuntimeError::new_err)?;
-        parts.sort_by_key(|part| part.0);
-        Ok(parts.into_iter().map(|part| part.1).collect())
-    }
-}
-
-/// Ranges of consecutive texts of about `bytes` bytes each.
-fn group_texts(texts: &[&str], bytes: usize) -> Vec<std::ops::Range<usize>> {
-    let (mut groups, mut start, mut size) = (Vec::new(), 0, 0);
-    for (index, text) in texts.iter().enumerate() {
-        size += text.len() + 1;
-        if size >= bytes {
-            groups.push(start..index + 1);
-            (start, size) = (index + 1, 0);
-        }
-    }
-    if start < texts.len() {
-        groups.push(start..texts.len());
-    }
-    groups
 }
 
 #[pymodule]
@@ -306,6 +236,6 @@ fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEFAULT_PATTERN", splitter::DEFAULT_PATTERN)?;
     module.add_function(wrap_pyfunction!(train, module)?)?;
     module.add_function(wrap_pyfunction!(split, module)?)?;
-    module.add_class::<PyEncoder>()?;
+    module.add_class::<batch::PyEncoder>()?;
     Ok(())
 }

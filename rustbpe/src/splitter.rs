@@ -6,7 +6,8 @@
 use std::sync::OnceLock;
 
 /// Upstream's pattern: GPT-4's with digits in groups of one or two.
-pub const DEFAULT_PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+pub const DEFAULT_PATTERN: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
 const OTHER: u8 = 0;
 const LETTER: u8 = 1;
@@ -36,17 +37,45 @@ impl Splitter {
         }
     }
 
-    /// Calls `piece` for every match, in order. With `keep_gaps`, text between matches is handed over as well (what
-    /// `tokenizers` does in encoding); without, it is left out (what upstream's trainer does). The default pattern
-    /// matches everything, so the two are the same for it.
-    pub fn split<'t>(&self, text: &'t str, keep_gaps: bool, mut piece: impl FnMut(&'t [u8])) -> Result<(), String> {
+    /// Cuts a long text into parts of at least `size` bytes that split as the whole text does, for several threads.
+    ///
+    /// The default pattern never lets a piece go on from a letter to something else, and looks ahead only over white
+    /// space: behind the last letter of a word is always a seam. Of other patterns nothing is known: one part.
+    pub fn parts<'t>(&self, text: &'t str, size: usize) -> impl Iterator<Item = &'t str> {
+        let classes = match self {
+            Splitter::Table(classes) => *classes,
+            Splitter::Regex(_) => &[],
+        };
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let end = if classes.is_empty() { rest.len() } else { seam(classes, rest, size) };
+            let (part, tail) = rest.split_at(end);
+            rest = tail;
+            Some(part)
+        })
+    }
+
+    /// Calls `piece` for every match, in order, until it returns false. With `keep_gaps`, text between matches is
+    /// handed over as well (what `tokenizers` does in encoding); without, it is left out (what upstream's trainer
+    /// does). The default pattern matches everything, so the two are the same for it.
+    pub fn split<'t>(
+        &self,
+        text: &'t str,
+        keep_gaps: bool,
+        mut piece: impl FnMut(&'t [u8]) -> bool,
+    ) -> Result<(), String> {
         match self {
             Splitter::Table(classes) => {
                 let bytes = text.as_bytes();
                 let mut start = 0;
                 while start < bytes.len() {
                     let end = piece_end(classes, bytes, start);
-                    piece(&bytes[start..end]);
+                    if !piece(&bytes[start..end]) {
+                        break;
+                    }
                     start = end;
                 }
                 Ok(())
@@ -55,11 +84,11 @@ impl Splitter {
                 let mut last = 0;
                 for found in regex.find_iter(text) {
                     let found = found.map_err(|error| format!("the split pattern failed on a text: {error}"))?;
-                    if keep_gaps && found.start() > last {
-                        piece(&text.as_bytes()[last..found.start()]);
+                    if keep_gaps && found.start() > last && !piece(&text.as_bytes()[last..found.start()]) {
+                        return Ok(());
                     }
-                    if found.end() > found.start() {
-                        piece(found.as_str().as_bytes());
+                    if found.end() > found.start() && !piece(found.as_str().as_bytes()) {
+                        return Ok(());
                     }
                     last = found.end();
                 }
@@ -70,6 +99,24 @@ impl Splitter {
             }
         }
     }
+}
+
+/// The first seam at or behind `from`, or the end of the text.
+fn seam(classes: &[u8], text: &str, from: usize) -> usize {
+    let (bytes, mut at) = (text.as_bytes(), from.min(text.len()));
+    while !text.is_char_boundary(at) {
+        at += 1;
+    }
+    let mut before = OTHER;
+    while at < bytes.len() {
+        let (class, length) = class_at(classes, bytes, at);
+        if before == LETTER && class != LETTER {
+            return at;
+        }
+        before = class;
+        at += length;
+    }
+    at
 }
 
 /// One class per code point, from the regex engine's own Unicode tables.

@@ -1,12 +1,14 @@
 """The splitter against the regular expression, the trainer against an independent and slow one."""
 
+import os
 import random
 from collections import Counter
 
 import pytest
 
 from nanochat_hf import _rustbpe
-from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, mergeable_ranks, train
+from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, CorpusEncoder, mergeable_ranks, train
+from nanochat_hf.tokenizer.vocabulary import thread_count
 
 INTERESTING = list("aZ'sSdDmMtTlLvVeErR09 \t\n\r\x0b\x0c.,-_!\"<|>")
 INTERESTING += list("ſßéñ½²٣ⅷ漢字かな한글😀\u0301\u200b\u200d\u2028\u2029\u0085\u00a0\u3000\ufffd\ufdd0")
@@ -112,6 +114,42 @@ def test_the_cap_on_words_forgets_the_rarest():
 def test_mistakes_are_named(texts, vocab_size, pattern, error, message):
     with pytest.raises(error, match=message):
         train(texts, vocab_size, pattern=pattern)
+
+
+def test_the_cap_on_words_is_named_where_it_is_reached():
+    texts = [" ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" * (1 + i % 2) for i in range(600))]
+    with pytest.warns(UserWarning, match=r"more distinct words than max_words=100: words seen up to 2 times"):
+        train(texts * 2 + ["common words " * 50], 270, max_words=100)
+    with pytest.raises(ValueError, match="max_words is 0"):
+        train(texts, 270, max_words=0)
+
+
+@pytest.mark.parametrize(("argument", "variable", "message"), [
+    (0, "2", "num_threads is 0"), (-3, "2", "num_threads is -3"), (None, "many", "RAYON_NUM_THREADS is 'many'"),
+    (None, "-1", "RAYON_NUM_THREADS is '-1'"), (2.5, "2", "num_threads is 2.5"),
+])  # fmt: skip
+def test_impossible_numbers_of_threads_are_named(tokenizer, monkeypatch, argument, variable, message):
+    monkeypatch.setenv("RAYON_NUM_THREADS", variable)
+    with pytest.raises(ValueError, match=message):
+        train(["hello"], 300, num_threads=argument)
+    with pytest.raises(ValueError, match=message):
+        CorpusEncoder(tokenizer, argument)
+
+
+def test_the_number_of_threads_comes_from_the_argument_the_environment_or_the_machine(monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "3")
+    assert (thread_count(), thread_count(5)) == (3, 5)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for unset in ("", "0"):
+        monkeypatch.setenv("RAYON_NUM_THREADS", unset)
+        assert thread_count() == cores
+
+
+def test_progress_names_bytes_and_merges(capfd):
+    train(["some words to learn from, words again and again"] * 50, 275, num_threads=1, progress=True)
+    shown = capfd.readouterr().err
+    assert "reading text" in shown and "B/s" in shown
+    assert "learning merges" in shown and "merges/s" in shown and "10/10" in shown
 
 
 def test_an_error_of_the_source_comes_through_and_ends_the_threads():

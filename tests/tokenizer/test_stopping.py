@@ -1,0 +1,57 @@
+"""Ctrl-C ends training and encoding: work without end, and a real SIGINT in the midst of it."""
+
+import subprocess
+import sys
+
+PROGRAM = r"""
+import itertools, os, random, signal, string, sys, threading
+import pyarrow as pa, pyarrow.parquet as pq
+from nanochat_hf import _rustbpe
+from nanochat_hf.tokenizer import CorpusEncoder, train
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+
+def interrupt(seconds):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+def expect_stop(name, work, seconds=0.5):
+    try:
+        if seconds:
+            interrupt(seconds)
+        work()
+    except KeyboardInterrupt:
+        print(name, "stopped", flush=True)
+
+text = "endless words of text, again and again. " * 25_000
+merged = [0]
+
+def show(stage, done, total):
+    if stage == "merge" and not merged[0]:
+        interrupt(0.3)
+    if stage == "merge":
+        merged[0] = max(done, 1)
+
+expect_stop("counting", lambda: _rustbpe.train(itertools.repeat(text), 100, num_threads=2))
+one_text = iter([("no seam for the general engine " * 10_000_000)])
+expect_stop("regex", lambda: _rustbpe.train(one_text, 100, pattern=r"\S+|\s+(?!\S)|\s+", num_threads=2))
+letters = random.Random(0)
+words = [" ".join("".join(letters.choices(string.ascii_lowercase, k=9)) for _ in range(300_000))]
+wanted = 3_000_000
+expect_stop("merging", lambda: _rustbpe.train(iter(words), wanted, num_threads=2, progress=show), None)
+assert 0 < merged[0] < wanted // 2, merged
+
+tokenizer = train([text], 280, num_threads=2)
+encoder = CorpusEncoder(tokenizer, 2)
+expect_stop("encode_batch", lambda: encoder.encode_batch([text] * 100_000))
+path = os.path.join(sys.argv[1], "texts.parquet")
+pq.write_table(pa.table({"text": [text] * 8}), path)
+expect_stop("encode_files", lambda: encoder.encode_files([path] * 100_000))
+expect_stop("one piece", lambda: encoder.encode_batch(["ab" * 10_000_000]))
+"""
+
+
+def test_ctrl_c_stops_training_and_encoding(tmp_path):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=200)
+    stopped = [line.removesuffix(" stopped") for line in done.stdout.splitlines()]
+    assert stopped == ["counting", "regex", "merging", "encode_batch", "encode_files", "one piece"], done.stderr
+    assert done.returncode == 0, done.stderr
