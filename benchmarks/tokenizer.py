@@ -1,12 +1,18 @@
-"""Trains and encodes beside the peers: rustbpe, tokenizers, tiktoken. Prints two tables.
+"""Trains and encodes beside the peers: rustbpe, tokenizers, gigatoken, tiktoken. Prints two tables.
 
-    python benchmarks/tokenizer.py --data my_texts/ --megabytes 77 --vocab_size 32768 --threads 2 --runs 5
+    python benchmarks/tokenizer.py --data my_texts/ --threads 2                       # both tables, medians of five
+    python benchmarks/tokenizer.py --data my_texts/ --kinds train --rounds 3
+    python benchmarks/tokenizer.py --data my_texts/ --kinds encode --libraries nanochat_hf tiktoken
 
-Every measurement runs in a process of its own; times are medians; memory is the peak above the loaded texts. A peer
-that is not installed is named as absent.
+Every measurement is a process of its own, so that an encoder's first pass meets cold caches. The libraries take turns
+in every round; times are medians, and "ours" is the median over the rounds of a peer's seconds by ours. Memory is the
+peak above the interpreter with the texts loaded. A peer that is not installed is named as absent. gigatoken refuses
+nanochat's split pattern: it trains with its own, and encodes a vocabulary of GPT-2's split, which we encode as well.
 """
 
 import argparse
+import ctypes
+import gc
 import hashlib
 import importlib.util
 import json
@@ -15,64 +21,109 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-TRAINERS = ("nanochat_hf", "rustbpe", "tokenizers")
-ENCODERS = ("nanochat_hf", "tiktoken", "tokenizers")
+TRAINERS = ("nanochat_hf", "rustbpe", "gigatoken", "tokenizers")
+ENCODERS = ("nanochat_hf", "tiktoken", "tokenizers", "gigatoken", "nanochat_hf (GPT-2 split)")
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+SEPARATOR = b"<|endoftext|>"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="microworld", help="text: a folder, a file, a Hub id or microworld")
-    parser.add_argument("--megabytes", type=float, default=77)
+    parser.add_argument("--kinds", nargs="+", choices=("train", "encode"), default=("train", "encode"))
+    parser.add_argument("--libraries", nargs="+", help="only these; ours is always among them")
+    parser.add_argument("--train_megabytes", type=float, default=77)
+    parser.add_argument("--encode_megabytes", type=float, default=60)
     parser.add_argument("--vocab_size", type=int, default=32768)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", nargs=2, metavar=("KIND", "LIBRARY"), help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args)))
         return
-    for kind, libraries in (("train", TRAINERS), ("encode", ENCODERS)):
-        print(f"\n| {kind} | seconds | MB/s | peak memory MB | identical |\n|---|---|---|---|---|")
-        reference = None
-        for library in libraries:
-            if importlib.util.find_spec(library) is None:
-                print(f"| {library} | absent | | | |")
-                continue
-            runs = [in_own_process(args, kind, library) for _ in range(args.runs)]
-            seconds = statistics.median(run["seconds"] for run in runs)
-            memory = statistics.median(run["memory_mb"] for run in runs)
-            reference = reference or runs[0]["digest"]
-            same = "yes" if all(run["digest"] == reference for run in runs) else "no"
-            print(f"| {library} | {seconds:.2f} | {runs[0]['megabytes'] / seconds:.1f} | {memory:.0f} | {same} |")
+    with tempfile.TemporaryDirectory() as folder:
+        args.ranks = folder
+        if "encode" in args.kinds:
+            write_vocabularies(args, Path(folder))
+        for kind in args.kinds:
+            print_table(args, kind)
+
+
+def print_table(args: argparse.Namespace, kind: str) -> None:
+    libraries = [
+        name
+        for name in (TRAINERS if kind == "train" else ENCODERS)
+        if not args.libraries or name.startswith("nanochat_hf") or name in args.libraries
+    ]
+    present = [name for name in libraries if importlib.util.find_spec(name.split(" ")[0])]
+    rounds = [{name: in_own_process(args, kind, name) for name in present} for _ in range(args.rounds)]
+    again = " second pass MB/s |" if kind == "encode" else ""
+    print(f"\n| {kind} | seconds | MB/s |{again} ours × | peak MB | peak, theirs ÷ ours | identical |")
+    print("|---" * (7 + bool(again)) + "|")
+    for name in libraries:
+        if name not in present:
+            print(f"| {name} | absent |" + " |" * (5 + bool(again)))
+            continue
+        runs = [one[name] for one in rounds]
+        ours = [one["nanochat_hf"] for one in rounds]
+        times, peaks = (
+            [run[key] / our[key] for run, our in zip(runs, ours, strict=True)] for key in ("seconds", "mb")
+        )
+        seconds = statistics.median(run["seconds"] for run in runs)
+        cells = [name, f"{seconds:.2f}", f"{runs[0]['megabytes'] / seconds:.1f}"]
+        if again:
+            cells.append(f"{runs[0]['megabytes'] / statistics.median(run['second'] for run in runs):.1f}")
+        cells += [f"{statistics.median(times):.1f}", f"{statistics.median(run['mb'] for run in runs):.0f}"]
+        cells += [f"{statistics.median(peaks):.2f}", identical(kind, name, runs, rounds[0])]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def identical(kind: str, name: str, runs: list[dict], one_round: dict[str, dict]) -> str:
+    """Whether all runs gave what ours gave under the same split pattern."""
+    if name == "gigatoken" and kind == "train":
+        return "another split"
+    if name == "gigatoken":
+        reference = one_round["nanochat_hf (GPT-2 split)"]
+    else:
+        reference = one_round[name if "GPT-2" in name else "nanochat_hf"]
+    return "yes" if all(run["digest"] == reference["digest"] for run in runs) else "no"
 
 
 def in_own_process(args: argparse.Namespace, kind: str, library: str) -> dict:
     command = [sys.executable, __file__, "--measure", kind, library, "--data", args.data]
-    for name in ("megabytes", "vocab_size", "threads"):
+    for name in ("train_megabytes", "encode_megabytes", "vocab_size", "threads", "ranks"):
         command += [f"--{name}", str(getattr(args, name))]
     threads = {"RAYON_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "true"}
-    done = subprocess.run(command, env=os.environ | threads, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{library} failed in {kind}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(args: argparse.Namespace) -> dict:
     kind, library = args.measure
-    texts = read_texts(args.data, args.megabytes)
-    work = prepare(kind, library, texts, args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    texts = read_texts(args.data, args.train_megabytes if kind == "train" else args.encode_megabytes)
+    work = (prepare_training if kind == "train" else prepare_encoding)(library, texts, args)
+    before = resident_mb_and_reset_peak()
     started = time.perf_counter()
     outcome = work()
     seconds = time.perf_counter() - started
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {
-        "seconds": seconds,
-        "memory_mb": memory,
-        "megabytes": sum(len(text.encode()) for text in texts) / 1e6,
-        "digest": digest(kind, library, outcome),
-    }
+    result = {"seconds": seconds, "mb": peak_mb() - before, "digest": digest(kind, library, outcome)}
+    result["megabytes"] = sum(len(text.encode()) for text in texts) / 1e6
+    if kind == "encode":
+        del outcome
+        started = time.perf_counter()
+        work()
+        result["second"] = time.perf_counter() - started
+    return result
 
 
 def read_texts(data: str, megabytes: float) -> list[str]:
@@ -83,55 +134,110 @@ def read_texts(data: str, megabytes: float) -> list[str]:
         texts.append(text)
         size += len(text.encode())
         if size >= megabytes * 1e6:
-            break
-    return texts
+            return texts
+    raise SystemExit(f"{data} has {size / 1e6:.0f} MB of training text, fewer than {megabytes:g}: lower the megabytes")
 
 
-def prepare(kind: str, library: str, texts: list[str], args: argparse.Namespace) -> Callable:
-    """Does what is not to be measured and returns what is."""
+# ---- memory ------------------------------------------------------------------------
+
+
+def resident_mb_and_reset_peak() -> float:
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what loading has freed must not hide what the work takes
+        Path("/proc/self/clear_refs").write_text("5")
+        return status_mb("VmRSS")
+    except (OSError, AttributeError):  # not Linux: the highest peak so far
+        return peak_mb()
+
+
+def peak_mb() -> float:
+    if Path("/proc/self/status").exists():
+        return status_mb("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def status_mb(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"no {name} in /proc/self/status")
+
+
+# ---- the contestants: each function does what is not measured and returns what is -----
+
+
+def prepare_training(library: str, texts: list[str], args: argparse.Namespace) -> Callable[[], Any]:
     from nanochat_hf import tokenizer as ours
 
-    if kind == "train":
-        merged = args.vocab_size - len(ours.SPECIAL_TOKENS)
-        if library == "nanochat_hf":
-            from nanochat_hf import _rustbpe
-
-            return lambda: _rustbpe.train(iter(texts), merged - 256, num_threads=args.threads)[0]
-        if library == "rustbpe":
-            import rustbpe
-
-            trainer = rustbpe.Tokenizer()
-            return lambda: trainer.train_from_iterator(iter(texts), merged, pattern=ours.SPLIT_PATTERN) or trainer
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
-        backend = Tokenizer(models.BPE())
-        split = pre_tokenizers.Split(Regex(ours.SPLIT_PATTERN), behavior="isolated")
-        bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=merged, initial_alphabet=alphabet, show_progress=False)
-        return lambda: backend.train_from_iterator(texts, trainer) or backend
-    tokenizer = ours.train(texts, args.vocab_size, num_threads=args.threads)
+    vocabulary = args.vocab_size - len(ours.SPECIAL_TOKENS)
     if library == "nanochat_hf":
-        encoder = ours.CorpusEncoder(tokenizer, args.threads)
-        return lambda: encoder.encode_batch(texts)
+        from nanochat_hf import _rustbpe
+
+        return lambda: _rustbpe.train(iter(texts), vocabulary - 256, num_threads=args.threads)[0]
+    if library == "rustbpe":
+        import rustbpe
+
+        trainer = rustbpe.Tokenizer()
+        return lambda: trainer.train_from_iterator(iter(texts), vocabulary, pattern=ours.SPLIT_PATTERN) or trainer
+    if library == "gigatoken":
+        import gigatoken
+
+        joined = SEPARATOR.join(text.encode() for text in texts)
+        return lambda: gigatoken.train_bpe(joined, vocabulary, [], separator=SEPARATOR)
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(ours.SPLIT_PATTERN), behavior="isolated")
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
+    return lambda: backend.train_from_iterator(texts, trainer) or backend
+
+
+def prepare_encoding(library: str, texts: list[str], args: argparse.Namespace) -> Callable[[], Any]:
+    from nanochat_hf import tokenizer as ours
+
+    gpt2 = library == "gigatoken" or "GPT-2" in library
+    path = Path(args.ranks) / ("gpt2.tiktoken" if gpt2 else "ours.tiktoken")
+    if library == "gigatoken":
+        import gigatoken
+
+        peer = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer="gpt2")
+        return lambda: peer.encode_batch(texts, parallel=True)
+    ranks = ours.read_tiktoken(path)
+    tokenizer = ours.from_mergeable_ranks(ranks, pattern=GPT2_PATTERN if gpt2 else None)
     if library == "tiktoken":
-        import tiktoken
-
-        ranks = ours.mergeable_ranks(tokenizer)
-        encoding = tiktoken.Encoding("x", pat_str=ours.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        encoding = ours.to_tiktoken(tokenizer)
         return lambda: encoding.encode_ordinary_batch(texts, num_threads=args.threads)
-    return lambda: tokenizer.backend_tokenizer.encode_batch_fast(texts)
+    if library == "tokenizers":
+        return lambda: tokenizer.backend_tokenizer.encode_batch_fast(texts)
+    encoder = ours.CorpusEncoder(tokenizer, args.threads)
+    return lambda: encoder.encode_batch(texts)
 
 
-def digest(kind: str, library: str, outcome: object) -> str:
-    """A hash of the learnt tokens, or of all ids without the document-start tokens."""
+def write_vocabularies(args: argparse.Namespace, folder: Path) -> None:
+    from nanochat_hf import tokenizer as ours
+
+    texts = read_texts(args.data, args.encode_megabytes)
+    for name, pattern in (("ours", None), ("gpt2", GPT2_PATTERN)):
+        tokenizer = ours.train(texts, args.vocab_size, pattern=pattern, num_threads=args.threads)
+        ours.write_tiktoken(tokenizer, folder / f"{name}.tiktoken")
+
+
+def digest(kind: str, library: str, outcome: Any) -> str:
+    """A hash of the learnt tokens in order, or of all ids without the document-start tokens."""
     if kind == "encode":
         import numpy as np
 
-        if library == "nanochat_hf":
+        if library.startswith("nanochat_hf"):
             ids, offsets = outcome
             ids = np.delete(ids, offsets[:-1])
+        elif library == "gigatoken":
+            import awkward
+
+            ids = awkward.to_numpy(awkward.flatten(outcome))
         else:
             rows = outcome if library == "tiktoken" else [row.ids for row in outcome]
             ids = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
@@ -142,6 +248,8 @@ def digest(kind: str, library: str, outcome: object) -> str:
             tokens.append(tokens[left] + tokens[right])
     elif library == "rustbpe":
         tokens = [bytes(token) for token, _ in sorted(outcome.get_mergeable_ranks(), key=lambda one: one[1])]
+    elif library == "gigatoken":
+        tokens = [outcome[0][index] for index in sorted(outcome[0])]
     else:
         tokens = [token.encode() for token, _ in sorted(outcome.get_vocab().items(), key=lambda one: one[1])]
     return hashlib.sha256(b"\0".join(tokens)).hexdigest()

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from ..settings import UserError
-from ..tokenizer import SPECIAL_TOKENS, from_mergeable_ranks, mergeable_ranks, token_byte_lengths
-from ..tokenizer.vocabulary import merges_and_pattern
+from ..tokenizer import SPECIAL_TOKENS, from_mergeable_ranks, to_tiktoken, token_byte_lengths
 
 NAME = "tokenizer.pkl"
 
@@ -50,15 +49,9 @@ def read_upstream_tokenizer(path: Path) -> Any:
 def write_upstream_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Writes `tokenizer.pkl` and `token_bytes.pt`, the only forms that upstream reads."""
     try:
-        import tiktoken
+        encoding = to_tiktoken(tokenizer, "rustbpe")
     except ImportError:
         raise UserError("upstream's tokenizer is a tiktoken encoding: pip install tiktoken") from None
-    encoding = tiktoken.Encoding(
-        name="rustbpe",
-        pat_str=merges_and_pattern(tokenizer)[1],
-        mergeable_ranks=mergeable_ranks(tokenizer),
-        special_tokens={name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS},
-    )
     with (folder / NAME).open("wb") as file:
         pickle.dump(encoding, file)
     torch.save(torch.as_tensor(token_byte_lengths(tokenizer), dtype=torch.int32), folder / "token_bytes.pt")

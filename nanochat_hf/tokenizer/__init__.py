@@ -2,6 +2,7 @@
 
 from .chat import CHAT_TEMPLATE, render_conversation, render_prompt
 from .corpus import CorpusEncoder, read_documents
+from .tiktoken import read_tiktoken, to_tiktoken, write_tiktoken
 from .vocabulary import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
@@ -19,8 +20,11 @@ __all__ = [
     "from_mergeable_ranks",
     "mergeable_ranks",
     "read_documents",
+    "read_tiktoken",
     "render_conversation",
     "render_prompt",
+    "to_tiktoken",
     "token_byte_lengths",
     "train",
+    "write_tiktoken",
 ]

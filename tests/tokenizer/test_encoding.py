@@ -7,11 +7,13 @@ import pytest
 
 from nanochat_hf.tokenizer import (
     SPECIAL_TOKENS,
-    SPLIT_PATTERN,
     CorpusEncoder,
     from_mergeable_ranks,
     mergeable_ranks,
+    read_tiktoken,
+    to_tiktoken,
     token_byte_lengths,
+    write_tiktoken,
 )
 
 TEXTS = [
@@ -42,10 +44,8 @@ def test_ids_are_the_tokenizers_with_bos_first(tokenizer, texts):
 
 
 def test_ids_are_those_of_tiktoken(tokenizer):
-    tiktoken = pytest.importorskip("tiktoken")
-    reference = tiktoken.Encoding(
-        "ours", pat_str=SPLIT_PATTERN, mergeable_ranks=mergeable_ranks(tokenizer), special_tokens={}
-    )
+    pytest.importorskip("tiktoken")
+    reference = to_tiktoken(tokenizer)
     documents = TEXTS + random_texts(300)
     ids, offsets = CorpusEncoder(tokenizer).encode_batch(documents)
     assert [one[1:] for one in split_documents(ids, offsets)] == reference.encode_ordinary_batch(documents)
@@ -83,6 +83,22 @@ def test_a_megabyte_of_one_letter_is_encoded(tokenizer):
     ids, offsets = CorpusEncoder(tokenizer).encode_batch(documents)
     lengths = token_byte_lengths(tokenizer)
     assert [int(lengths[one].sum()) for one in split_documents(ids, offsets)] == [1_000_000] * 3
+
+
+def test_a_file_of_ranks_and_an_encoding_give_the_same_tokenizer_back(tokenizer, tmp_path):
+    path = tmp_path / "vocabulary.tiktoken"
+    write_tiktoken(tokenizer, path)
+    again = from_mergeable_ranks(read_tiktoken(path))
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    tiktoken_load = pytest.importorskip("tiktoken.load")
+    assert tiktoken_load.load_tiktoken_bpe(str(path)) == mergeable_ranks(tokenizer)
+    encoding = to_tiktoken(tokenizer)
+    special = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    assert encoding.encode("".join(SPECIAL_TOKENS), allowed_special="all") == list(special.values())
+    assert encoding.decode([special["<|bos|>"]]) == "<|bos|>" and encoding.n_vocab == len(tokenizer)
+    path.write_text("aGk= 0\nnot base64\n")
+    with pytest.raises(ValueError, match="line 2 is not a token"):
+        read_tiktoken(path)
 
 
 def test_tiktokens_ranks_give_the_same_tokenizer_back(tokenizer):
