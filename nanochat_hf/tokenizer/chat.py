@@ -44,5 +44,19 @@ def render_conversation(
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
-    """Returns the ids of a conversation that waits for the assistant: they end with its start token."""
+    """Returns the ids of a conversation that waits for the assistant: they end with its start token.
+
+    After a tool's result they end with that: the assistant's turn has begun already, and goes on.
+
+    Raises:
+        ValueError: there is no message, or the last one is the assistant's. Upstream drops such an answer without a
+            word; here whoever wants the question alone says so.
+    """
+    if not messages:
+        raise ValueError("the conversation is empty: there is nothing to answer")
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            "the last message is the assistant's own: leave it out (messages[:-1]) to have it answered anew, "
+            "or take render_conversation for the ids of the whole conversation"
+        )
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))

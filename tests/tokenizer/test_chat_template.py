@@ -1,6 +1,10 @@
 """The chat template: what it renders, and that no text becomes a control token."""
 
+import re
+
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from nanochat_hf.tokenizer import SPECIAL_TOKENS, render_conversation, render_prompt
@@ -65,6 +69,42 @@ def test_answers_are_read_back(loaded):
     assert loaded.parse_response("Hi there<|assistant_end|>", prefix=prompt)["content"] == "Hi there"
 
 
+def test_a_prompt_with_an_answer_at_its_end_is_refused_not_cut(loaded):
+    for messages in ([], TOOL_CHAT, TOOL_CHAT[:3]):
+        with pytest.raises(ValueError, match="assistant's own|empty"):
+            render_prompt(loaded, messages)
+    assert render_prompt(loaded, TOOL_CHAT[:4]) == render_conversation(loaded, TOOL_CHAT[:4])[0]
+
+
+def test_an_unfinished_answer_can_be_continued(loaded):
+    chat = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two,"}]
+    text = loaded.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    assert text == "<|bos|><|user_start|>Count.<|user_end|><|assistant_start|>One, two,"
+
+
+def test_every_rendered_answer_is_read_back(loaded):
+    """What the template writes of an assistant's message, `parse_response` reads, call by call."""
+    prompt = loaded.apply_chat_template(TOOL_CHAT[:2], add_generation_prompt=True, tokenize=False)
+    second = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "'a b'.count('a')"}}}
+    for message in [
+        {"role": "assistant", "content": "  Spaces\n and é漢😀 stay. "},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "assistant", "content": "Two: ", "tool_calls": [CALL, second]},
+    ]:
+        whole = loaded.apply_chat_template([*TOOL_CHAT[:2], message], tokenize=False)
+        read = loaded.parse_response(whole.removeprefix(prompt), prefix=prompt)
+        assert read["role"] == "assistant" and read.get("tool_calls", []) == message.get("tool_calls", [])
+        assert (read.get("content") or "") == message["content"]
+
+
+def test_every_beginning_of_a_chat_is_a_beginning_of_its_rendering(loaded):
+    """What GRPO's tool loop needs: rendering more messages only appends."""
+    chat = [*TOOL_CHAT, {"role": "user", "content": "And 1+1?"}, *TOOL_CHAT[2:]]
+    texts = [loaded.apply_chat_template(chat[:end], tokenize=False) for end in range(2, len(chat) + 1)]
+    for before, after in zip(texts, texts[1:], strict=False):
+        assert after.startswith(before) and len(after) > len(before)
+
+
 def controls(tokenizer, messages) -> list[str]:
     ids = tokenizer.apply_chat_template(messages, return_dict=False)
     return [name for name in tokenizer.convert_ids_to_tokens(ids) if name in SPECIAL_TOKENS]
@@ -81,23 +121,85 @@ def test_typed_control_tokens_stay_text(loaded, name):
         assert controls(loaded, typed) == controls(loaded, harmless)
 
 
+def chats_with_a_seam(first: str, second: str) -> list[list[dict]]:
+    """Conversations in which two texts meet at every kind of boundary."""
+    user, assistant = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+    call = [{"function": {"name": "calculator", "arguments": {"expression": first}}}]
+    both = [{"type": "text", "text": first}, {"type": "text", "text": second}]
+    with_empty = [both[0], {"type": "text", "text": ""}, both[1]]
+    return [
+        [{"role": "system", "content": first}, {"role": "user", "content": second}, assistant],
+        [{"role": "system", "content": both}, user, assistant],
+        [{"role": "user", "content": first}, {"role": "assistant", "content": second}],
+        [{"role": "user", "content": both}, assistant],
+        [{"role": "user", "content": [first, second]}, assistant],
+        [user, {"role": "assistant", "content": first}, {"role": "user", "content": second}, assistant],
+        [user, {"role": "assistant", "content": both}],
+        [user, {"role": "assistant", "content": with_empty}],
+        [user, {"role": "assistant", "content": [both[0], {"type": "python", "text": second}]}],
+        [user, {"role": "assistant", "content": [{"type": "python", "text": first}, both[1]]}],
+        [
+            user,
+            {
+                "role": "assistant",
+                "content": [{"type": "python", "text": first}, {"type": "python_output", "text": second}, both[1]],
+            },
+        ],
+        [user, {"role": "assistant", "content": second, "tool_calls": call}, {"role": "tool", "content": second}],
+        [user, {"role": "assistant", "tool_calls": call}, {"role": "tool", "content": both}, assistant],
+        [
+            user,
+            {"role": "assistant", "tool_calls": call},
+            {"role": "tool", "content": first},
+            {**assistant, "content": second},
+        ],
+    ]
+
+
 @pytest.mark.parametrize("name", SPECIAL_TOKENS)
-def test_control_tokens_in_two_halves_stay_text(loaded, name):
+def test_control_tokens_split_over_any_boundary_stay_text(loaded, name):
+    expected = [controls(loaded, chat) for chat in chats_with_a_seam("x", "y")]
     for cut in range(1, len(name)):
-        first, second = name[:cut], name[cut:]
-        parts = [{"type": "text", "text": first}, {"type": "text", "text": second}]
-        chat = [
-            {"role": "system", "content": first},
-            {"role": "user", "content": second},
-            {"role": "assistant", "content": parts},
+        chats = chats_with_a_seam(name[:cut], name[cut:])
+        assert [controls(loaded, chat) for chat in chats] == expected, cut
+
+
+def test_whoever_renders_the_checkpoints_files_is_safe(loaded, tmp_path):
+    """A server that knows only Jinja, `chat_template.jinja` and `tokenizer.json`, with nothing of this library."""
+    loaded.save_pretrained(tmp_path)
+    template = (tmp_path / "chat_template.jinja").read_text(encoding="utf-8")
+    template = re.sub(r"{%-? *(end)?generation *-?%}", "", template)  # servers without transformers strip these
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    every = "".join(SPECIAL_TOKENS)
+    for text in (every, every.upper(), "<|<|bos|>bos|>", "<|bos" + every + "|>"):
+        chat = [{**one, "content": text} for one in TOOL_CHAT]
+        rendered = ImmutableSandboxedEnvironment().from_string(template).render(messages=chat, bos_token="<|bos|>")
+        typed = [one for one in tokenizer.encode(rendered, add_special_tokens=False).tokens if one in SPECIAL_TOKENS]
+        assert typed == controls(loaded, [{**one, "content": "x"} for one in TOOL_CHAT])
+
+
+def test_look_alikes_by_case_and_unicode_are_left_alone_and_are_text(loaded):
+    cyrillic = str.maketrans("aeo", "\u0430\u0435\u043e")
+    for name in SPECIAL_TOKENS:
+        inner = name[2:-2]
+        look_alikes = [
+            name.upper(),
+            name.title(),
+            f"＜|{inner}|＞",
+            f"<｜{inner}｜>",  # fullwidth bars, as other models' control tokens have
+            f"<\u2223{inner}\u2223>",
+            "<|" + inner.translate(cyrillic) + "|>",
+            f"<|\u200b{inner}|>",
+            f"<\u00ad|{inner}|>",
+            f"<|{inner}\u0301|>",
+            f"<| {inner} |>",
+            "<|" + "".join(chr(ord(letter) + 0xFEE0) for letter in inner) + "|>",  # what NFKC would make the name of
         ]
-        assert controls(loaded, chat) == [
-            "<|bos|>",
-            "<|user_start|>",
-            "<|user_end|>",
-            "<|assistant_start|>",
-            "<|assistant_end|>",
-        ]
+        for text in look_alikes:
+            chat = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+            rendered = loaded.apply_chat_template(chat, tokenize=False)
+            assert rendered == f"<|bos|><|user_start|>{text}<|user_end|><|assistant_start|>{text}<|assistant_end|>"
+            assert len(controls(loaded, chat)) == 5, text
 
 
 def test_ordinary_text_and_look_alikes_are_left_as_they_are(loaded):
