@@ -194,6 +194,13 @@ def tokenizer_section(tokenizer: Stage) -> Iterator[str]:
         yield markdown_table(
             [["measure", "value"], *([_plain(name), _number(value)] for name, value in metrics.items())]
         )
+    details = tokenizer.evaluations.get("tokenizer", {}).get("details", {})
+    if details.get("table"):
+        yield "## Tokenizer: bytes per token"
+        yield markdown_table(details["table"])
+        note = "In brackets: how many more tokens (+) than this tokenizer the other needs for the same text."
+        absent = details.get("absent") or []
+        yield note + (f" Absent on the machine that measured: {', '.join(absent)}." if absent else "")
 
 
 def cost_section(stages: list[Stage]) -> Iterator[str]:
