@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer
 
-from nanochat_hf import checkpoints
+from nanochat_hf import checkpoints, fsdp
 from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
 from nanochat_hf.settings import UserError
 
@@ -31,7 +31,8 @@ class MuonAdamWMixin:
 
     The optimizer averages gradients itself, so with several processes the model stays unwrapped (no
     `DistributedDataParallel`, hence no second copy of the gradients and no all-reduce on top). Gradients are never
-    clipped: upstream found clipping inactive, and local gradients are not what would have to be clipped.
+    clipped: upstream found clipping inactive, and local gradients are not what would have to be clipped. Where the
+    launcher's config file asks for FSDP, the model is sharded (`nanochat_hf.fsdp`).
 
     Args:
         hyper: arguments of `build_optimizer`.
@@ -41,10 +42,13 @@ class MuonAdamWMixin:
     def __init__(self, *args, hyper: dict[str, Any] | None = None, schedule: Schedule | None = None, **kwargs):
         self.optimizer_hyper, self.schedule, self.log_norms = dict(hyper or {}), schedule, False
         self._staging: Path | None = None
+        self._fsdp = fsdp.take_request()
         super().__init__(*args, **kwargs)
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-            prepare = self.accelerator.prepare_model
-            self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)  # place, do not wrap
+            prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)  # do not wrap
+            self.accelerator.prepare_model = (
+                functools.partial(prepare, device_placement=False) if self._fsdp else prepare
+            )
 
     # -- optimizer and schedule --------------------------------------------------------------------------------------
 
@@ -52,8 +56,9 @@ class MuonAdamWMixin:
         if self.optimizer is None:
             model = self.accelerator.unwrap_model(self.model if model is None else model)
             if dist.is_available() and dist.is_initialized():
-                for tensor in [*model.parameters(), *model.buffers()]:
-                    dist.broadcast(tensor.data, src=0)
+                fsdp.broadcast(model)
+                if self._fsdp:
+                    fsdp.shard(model)
             self.optimizer = build_optimizer(model, **self.optimizer_hyper)
             self.optimizer.overlap_backward()
         return self.optimizer
@@ -121,6 +126,14 @@ class MuonAdamWMixin:
         if self.args.should_save:
             shutil.rmtree(output / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not fsdp.is_sharded(self.model):
+            return super().save_model(output_dir, _internal_call)
+        weights = fsdp.full_state_dict(self.model, keep=self.args.should_save)
+        with fsdp.plain_class(self.model):
+            if self.args.should_save:
+                self._save(output_dir, state_dict=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -231,7 +244,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         started = time.perf_counter()
         model = self.model_wrapped if self.is_in_train else self.model
         model.eval()
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), fsdp.whole_weights(self.model):
             value = packed_bits_per_byte(model, self.validation, self.byte_lengths)
         model.train()
         metrics = {"val_bpb": value}
@@ -270,12 +283,13 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
 
     def save_checkpoint_folder(self, folder: str | Path) -> None:
         """Writes the trained model with its tokenizer, for `from_pretrained`; every process has to call it."""
-        weights = self.accelerator.get_state_dict(self.model)
+        model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+        weights = fsdp.full_state_dict(model, keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
             control = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
             model.generation_config.update(**control)
-            model.save_pretrained(folder, state_dict=weights)
+            with fsdp.plain_class(model):
+                model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
 
     def history(self) -> list[dict[str, float]]:

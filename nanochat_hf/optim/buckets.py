@@ -73,11 +73,15 @@ class MatrixBucket:
         mine = list(range(rank * rounds, (rank + 1) * rounds))
         self.owned = mine + [index for index, owner in self.owners.items() if owner == rank]
         self.rounds = rounds
+        self._make_state()
+
+    def _make_state(self) -> None:
         rows, cols = self.params[0].shape
         device, count = self.params[0].device, len(self.owned)
         self.momentum_buffer = torch.zeros(count, rows, cols, device=device)
         second_shape = (count, rows, 1) if rows >= cols else (count, 1, cols)
-        self.second_moment = torch.zeros(second_shape, device=device) if group["variant"] == "modern" else None
+        modern = self.group["variant"] == "modern"
+        self.second_moment = torch.zeros(second_shape, device=device) if modern else None
         self.works, self.received, self.sent = [], None, None
 
     def launch(self) -> None:
@@ -140,13 +144,19 @@ class MatrixBucket:
         return (torch.cat(parts) if len(parts) > 1 else parts[0]).div_(self.ranks.world_size)
 
     def _step(self, params: Tensor, grads: Tensor) -> Tensor:
-        group = self.group
-        rows, cols = params.shape[-2:]
-        lr = group["lr"] * max(1.0, rows / cols) ** 0.5
-        state = [self.momentum_buffer] + ([self.second_moment] if self.second_moment is not None else [])
-        betas = [group["momentum"]] + ([group["beta2"]] if self.second_moment is not None else [])
-        self.kernel(params, grads, *state, *betas, lr, group["weight_decay"])
+        self.kernel(params, grads, *self._state(), self._lr(), self.group["weight_decay"])
         return params
+
+    def _state(self) -> list:
+        """State tensors and their decays, in the order that kernels take them."""
+        group = self.group
+        if self.second_moment is None:
+            return [self.momentum_buffer, group["momentum"]]
+        return [self.momentum_buffer, self.second_moment, group["momentum"], group["beta2"]]
+
+    def _lr(self) -> float:
+        rows, cols = self.params[0].shape
+        return self.group["lr"] * max(1.0, rows / cols) ** 0.5
 
     def _send_back(self) -> None:
         group = self.ranks.group

@@ -78,6 +78,44 @@ def normalize_neurons(x: Tensor, second_moment: Tensor, beta2: float | Tensor) -
     return x * (scale * (before.sqrt() / after.sqrt().clamp_min(1e-10))).to(x.dtype)
 
 
+def modern_update(
+    grads: Tensor,
+    momentum_buffer: Tensor,
+    second_moment: Tensor,
+    momentum: float | Tensor,
+    beta2: float | Tensor,
+    matmul_dtype: torch.dtype,
+) -> Tensor:
+    """The July 2026 Muon's direction for a stack of matrices, `[K, rows, cols]` like all arguments.
+
+    Nesterov momentum → row equilibration → Polar Express → renormalization → NorMuon. `grads` is used as scratch.
+    """
+    momentum_buffer.lerp_(grads, 1 - momentum)
+    update = grads.lerp_(momentum_buffer, momentum).to(matmul_dtype)
+    update = orthogonalize(equilibrate_rows(update), POLAR_EXPRESS, margin=1.01, eps=1e-6).to(grads.dtype)
+    return normalize_neurons(renormalize(update), second_moment, beta2)
+
+
+def classic_update(
+    grads: Tensor, momentum_buffer: Tensor, momentum: float | Tensor, matmul_dtype: torch.dtype
+) -> Tensor:
+    """The October 2025 Muon's direction: Nesterov momentum, fixed Newton-Schulz coefficients."""
+    momentum_buffer.lerp_(grads, 1 - momentum)
+    update = grads.lerp_(momentum_buffer, momentum).to(matmul_dtype)
+    return orthogonalize(update, NEWTON_SCHULZ, margin=1.0, eps=1e-7).to(grads.dtype)
+
+
+def modern_step(params: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float | Tensor) -> None:
+    """Cautious decay (only where update and weight have the same sign, arXiv 2510.12402) and update, elementwise."""
+    agrees = (update * params) >= 0
+    params.sub_(lr * (update + weight_decay * params * agrees))
+
+
+def classic_step(params: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float | Tensor) -> None:
+    """Plain decay and update, elementwise."""
+    params.sub_(lr * (update + weight_decay * params))
+
+
 def muon_modern(
     params: Tensor,
     grads: Tensor,
@@ -89,17 +127,9 @@ def muon_modern(
     weight_decay: float | Tensor,
     matmul_dtype: torch.dtype,
 ) -> None:
-    """One step of the July 2026 Muon on a stack of matrices; everything is `[K, rows, cols]` and updated in place.
-
-    Nesterov momentum → row equilibration → Polar Express → renormalization → NorMuon → cautious decay and update.
-    `grads` is used as scratch. Decay acts only where the update and the weight have the same sign (arXiv 2510.12402).
-    """
-    momentum_buffer.lerp_(grads, 1 - momentum)
-    update = grads.lerp_(momentum_buffer, momentum).to(matmul_dtype)
-    update = orthogonalize(equilibrate_rows(update), POLAR_EXPRESS, margin=1.01, eps=1e-6).to(params.dtype)
-    update = normalize_neurons(renormalize(update), second_moment, beta2)
-    agrees = (update * params) >= 0
-    params.sub_(lr * (update + weight_decay * params * agrees))
+    """One step of the July 2026 Muon on a stack of whole matrices, `[K, rows, cols]`, in place."""
+    update = modern_update(grads, momentum_buffer, second_moment, momentum, beta2, matmul_dtype)
+    modern_step(params, update, lr, weight_decay)
 
 
 def muon_classic(
@@ -111,11 +141,8 @@ def muon_classic(
     weight_decay: float | Tensor,
     matmul_dtype: torch.dtype,
 ) -> None:
-    """One step of the October 2025 Muon: Nesterov momentum, fixed Newton-Schulz coefficients, plain decay."""
-    momentum_buffer.lerp_(grads, 1 - momentum)
-    update = grads.lerp_(momentum_buffer, momentum).to(matmul_dtype)
-    update = orthogonalize(update, NEWTON_SCHULZ, margin=1.0, eps=1e-7).to(params.dtype)
-    params.sub_(lr * (update + weight_decay * params))
+    """One step of the October 2025 Muon on a stack of whole matrices, in place."""
+    classic_step(params, classic_update(grads, momentum_buffer, momentum, matmul_dtype), lr, weight_decay)
 
 
 def adamw(

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from . import kernels
 from .buckets import ElementBucket, MatrixBucket, Ranks, StatePiece
+from .sharded import ShardedElementBucket, ShardedMatrixBucket, sharing_ranks
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -21,6 +23,8 @@ class MuonAdamW(torch.optim.Optimizer):
     A step has three phases, so that communication runs behind computation: all reductions are launched, then each
     bucket is updated as its gradients arrive and its weights are sent off, then the weights are awaited. With
     `overlap_backward` the reductions are launched even earlier, as soon as a bucket's gradients are complete.
+
+    Parameters that FSDP2 has sharded work too: see `nanochat_hf.optim.sharded`.
 
     Args:
         params: groups as `build_param_groups` makes them: dicts with `kind` "muon" or "adamw", `params` as
@@ -106,8 +110,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def overlap_backward(self) -> None:
         """Lets reductions start during the backward pass; `arm` has to precede the last backward of each step."""
-        if self._hooks or Ranks.current(self._process_group).world_size == 1:
-            return
+        sharded = any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"])
+        if self._hooks or sharded or Ranks.current(self._process_group).world_size == 1:
+            return  # FSDP2 reduces gradients itself, as they appear
         for number, bucket in enumerate(self.buckets):
             for p in bucket.params:
                 hook = functools.partial(self._gradient_ready, number)
@@ -176,23 +181,31 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _split(self, group: dict, ranks: Ranks) -> list[MatrixBucket | ElementBucket]:
         everything = list(range(len(group["params"])))
+        holders = sharing_ranks(group["param_names"][0], group["params"][0])
         if group["kind"] == "adamw":
-            return [ElementBucket(group, everything, ranks)]
-        kernel = self._muon_kernel(group["variant"], group["params"][0].device)
-        if ranks.world_size == 1:
+            return [
+                ShardedElementBucket(group, everything, holders)
+                if holders
+                else ElementBucket(group, everything, ranks)
+            ]
+        kernel = self._muon_kernel(group["variant"], group["params"][0].device, update_only=holders is not None)
+        make, ranks = (ShardedMatrixBucket, holders) if holders else (MatrixBucket, ranks)
+        if ranks.world_size == 1 and not holders:
             return [MatrixBucket(group, everything, ranks, 0, kernel)]
         matrix_mb = group["params"][0].numel() * 4 / 2**20
         rounds = max(1, round(self._bucket_mb / (matrix_mb * ranks.world_size)))
         size = rounds * ranks.world_size
         order = everything[::-1]  # the backward pass reaches the last layer first
         cuts = [order[start : start + size] for start in range(0, len(order), size)]
-        return [MatrixBucket(group, cut, ranks, len(self._buckets), kernel) for cut in cuts]
+        return [make(group, cut, ranks, len(self._buckets), kernel) for cut in cuts]
 
-    def _muon_kernel(self, variant: str, device: torch.device) -> Callable:
+    def _muon_kernel(self, variant: str, device: torch.device, update_only: bool) -> Callable:
         dtype = self._matmul_dtype
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-        kernel = kernels.muon_modern if variant == "modern" else kernels.muon_classic
+        whole = {"modern": kernels.muon_modern, "classic": kernels.muon_classic}
+        updates = {"modern": kernels.modern_update, "classic": kernels.classic_update}
+        kernel = (updates if update_only else whole)[variant]
         if self._compile if self._compile is not None else device.type == "cuda":
             return _compiled(kernel, dtype)
         return functools.partial(kernel, matmul_dtype=dtype)
@@ -211,8 +224,8 @@ def _compiled(kernel: Callable, dtype: torch.dtype) -> Callable:
     """Compiles a Muon kernel; numbers are handed over as 0-D tensors so that a new value is not a new graph."""
     compiled = torch.compile(functools.partial(kernel, matmul_dtype=dtype), dynamic=False, fullgraph=True)
 
-    def call(*arguments: Tensor | float) -> None:
-        compiled(*(a if isinstance(a, Tensor) else torch.tensor(float(a)) for a in arguments))
+    def call(*arguments: Tensor | float) -> Tensor | None:
+        return compiled(*(a if isinstance(a, Tensor) else torch.tensor(float(a)) for a in arguments))
 
     return call
 

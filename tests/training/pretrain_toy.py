@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.callbacks import StopOnSignal
 from nanochat_hf.checkpoints import newest_intact
+from nanochat_hf.fsdp import is_sharded
 from nanochat_hf.optim import Schedule
 from nanochat_hf.settings import run_main
 from nanochat_hf.trainer import NanochatTrainer
@@ -54,6 +55,9 @@ class Rows:
 class Mishap(TrainerCallback):
     def __init__(self, order: str | None):
         self.step, self.kind = (int(order[5:].split(":")[0]), order.split(":")[1]) if order else (-1, "")
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        print(f"sharded: {is_sharded(model)}", flush=True)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == self.step:

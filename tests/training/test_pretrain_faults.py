@@ -13,9 +13,11 @@ TOY = Path(__file__).with_name("pretrain_toy.py")
 STEPS = 8
 
 
-def launch(output, rows, accumulation, mishap="", ranks=1, prefix=()):
+def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_file=None):
     command = [sys.executable]
-    if ranks > 1:
+    if config_file:
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(config_file), "--main_process_port", "0"]
+    elif ranks > 1:
         command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone"]
     command += [str(TOY), str(output), str(STEPS), str(rows), str(accumulation), *([mishap] if mishap else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -46,6 +48,28 @@ def test_three_ranks_and_accumulation_see_the_same_losses_and_two_go_on(plain, t
     two = result(launch(tmp_path / "ranks", 3, 1, ranks=2))
     assert two["world"] == 2 and not two["wrapped"]
     assert two["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
+
+
+def fsdp_on_cpus(folder, ranks):
+    """The config file for GPUs, turned to CPUs as its head says."""
+    text = (TOY.parents[2] / "training" / "accelerate_fsdp.yaml").read_text()
+    for old, new in (("use_cpu: false", "use_cpu: true"), ("num_processes: 8", f"num_processes: {ranks}")):
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "fsdp.yaml"
+    path.write_text(text.replace("mixed_precision: bf16", 'mixed_precision: "no"'))
+    return path
+
+
+def test_fsdp_on_three_ranks_sees_the_same_losses_and_one_plain_process_goes_on(plain, tmp_path):
+    """Rows do not divide by three; the smear gate has a single one, so two ranks hold none of it."""
+    output = tmp_path / "run"
+    three = launch(output, 2, 1, "step=7:kill", config_file=fsdp_on_cpus(tmp_path, 3))
+    assert three.returncode != 0 and three.stdout.count("sharded: True") == 3, three.stderr[-3000:]
+    assert (output / "checkpoint-6" / "modeling_nanochat_hf.py").exists()  # loads anywhere, as without FSDP
+    one = launch(output, 6, 1)
+    assert "sharded: False" in one.stdout
+    assert result(one)["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
 
 
 def test_after_sigkill_the_rest_is_bit_identical_even_from_the_checkpoint_before(plain, tmp_path):

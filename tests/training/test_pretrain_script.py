@@ -54,8 +54,15 @@ def script(monkeypatch):
     return run
 
 
-def test_two_real_processes_by_the_config_file(tokenizer, core_bundle, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "training/accelerate_cpu.yaml"]
+@pytest.mark.parametrize("kind", ["plain"])
+def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp_path):
+    config = (ROOT / "training" / "accelerate_cpu.yaml").read_text()
+    if kind == "fsdp":
+        config = config.replace(
+            "distributed_type: MULTI_GPU", "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}"
+        )
+    (tmp_path / "config.yaml").write_text(config)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml")]
     command += ["--main_process_port", "0", "training/pretrain.py", *SHAPE, "--tokenizer", tokenizer]
     command += ["--output_dir", str(tmp_path), "--num_iterations", "6", "--total_batch_size", "512"]
     command += ["--auto_device_batch", "true", "--eval_every", "3", "--eval_tokens", "512", "--save_every", "3"]
@@ -70,6 +77,9 @@ def test_two_real_processes_by_the_config_file(tokenizer, core_bundle, tmp_path)
     assert run["environment"]["world_size"] == 2
     assert {"val_bpb", "core", "loss", "tokens_per_second"} <= run["metrics"].keys()
     assert [row["step"] for row in run["history"] if "loss" in row] == [1, 2, 4, 6]
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.architectures == ["NanochatHFForCausalLM"]
     states = sorted(path.name for path in (tmp_path / "checkpoint-6").glob("optimizer-*"))
     assert states == ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"]
 

@@ -1,0 +1,134 @@
+"""Parameters that FSDP2 has sharded: each rank holds some rows of every matrix, and so of its gradient.
+
+FSDP2 has already averaged the gradients. AdamW works on whatever rows there are. Muon needs whole matrices: for a
+bucket of them, one all-to-all brings the rows of every gradient to its owner, and a second one takes the rows of the
+update back, where they are applied. So a rank sends its gradients and its share of the updates once each. State is
+stored per matrix as without sharding, so checkpoints are interchangeable.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from . import kernels
+from .buckets import ElementBucket, MatrixBucket, Ranks, StatePiece
+
+
+def sharing_ranks(name: str, p: Tensor) -> Ranks | None:
+    """The ranks that hold the rows of a parameter, or None if it is not sharded.
+
+    Raises:
+        ValueError: it is sharded otherwise than by FSDP2 over one dimension of devices.
+    """
+    if not isinstance(p, DTensor):
+        return None
+    mesh, placements = p.device_mesh, p.placements
+    if mesh.ndim != 1 or not placements[0].is_shard(0):
+        raise ValueError(
+            f"{name} is placed as {placements} on a mesh of {mesh.ndim} dimensions; MuonAdamW works with whole "
+            "parameters and with FSDP2's sharding along dimension 0 over one dimension of devices"
+        )
+    return Ranks(mesh.get_local_rank(), mesh.size(), mesh.get_group())
+
+
+def rows_of(rank: int, world_size: int, rows: int) -> tuple[int, int]:
+    """First and last-plus-one row that FSDP2 gives a rank: chunks of equal size, the last ones shorter or empty."""
+    chunk = math.ceil(rows / world_size)
+    return min(rows, rank * chunk), min(rows, (rank + 1) * chunk)
+
+
+class ShardedMatrixBucket(MatrixBucket):
+    """Same-shape matrices of one Muon group, of which every rank holds rows; `kernel` is an update kernel."""
+
+    def __init__(self, group: dict, indices: list[int], ranks: Ranks, rotation: int, kernel: Callable):
+        self.group, self.ranks, self.kernel = group, ranks, kernel
+        self.params = [group["params"][index] for index in indices]
+        self.names = [group["param_names"][index] for index in indices]
+        owner = [(index + rotation) % ranks.world_size for index in range(len(indices))]
+        self.owned_by = [[i for i, who in enumerate(owner) if who == rank] for rank in range(ranks.world_size)]
+        self.owned = self.owned_by[ranks.rank]
+        self.order = [index for owned in self.owned_by for index in owned]
+        self._make_state()
+        rows, self.cols = self.params[0].shape
+        self.rows = [rows_of(rank, ranks.world_size, rows) for rank in range(ranks.world_size)]
+        start, stop = self.rows[ranks.rank]
+        self.held = (stop - start) * self.cols  # elements of each matrix here
+        self.step = kernels.modern_step if group["variant"] == "modern" else kernels.classic_step
+
+    def launch(self) -> None:
+        """Starts sending the rows of every gradient to the matrix's owner."""
+        grads = [_local_gradient(p).float().reshape(-1) for p in self.params]
+        self.sent = torch.cat([grads[index] for index in self.order])
+        self.received = self._exchange(self.sent, back=False)
+
+    def update(self, measured: Tensor | None = None) -> None:
+        """Computes the owned matrices' updates and starts sending their rows to where they belong."""
+        self._wait()
+        self.measured = measured
+        parts = self.received.split([len(self.owned) * (stop - start) * self.cols for start, stop in self.rows])
+        shape = (len(self.owned), -1, self.cols)
+        whole = [part.view(shape) for part in parts if part.numel()]
+        self.sent = self.received[:0]
+        if self.owned:
+            grads = torch.cat(whole, dim=1)  # [owned, rows, cols]
+            if measured is not None:
+                measured[0] += grads.square().sum()
+            update = self.kernel(grads, *self._state())
+            self.sent = torch.cat([update[:, start:stop].reshape(-1) for start, stop in self.rows])
+        self.received = self._exchange(self.sent, back=True)
+
+    def finish(self) -> None:
+        """Applies the updates to the rows that are here."""
+        self._wait()
+        if self.held:
+            updates = self.received.view(len(self.order), -1, self.cols)
+            held = [self.params[index].to_local() for index in self.order]
+            params = torch.stack(held)
+            self.step(params, updates, self._lr(), self.group["weight_decay"])
+            if self.measured is not None:
+                self.measured[1] += (params - torch.stack(held)).square().sum()
+            torch._foreach_copy_(held, list(params.unbind(0)))
+        self.received = self.sent = self.measured = None
+
+    def _exchange(self, sent: Tensor, back: bool) -> Tensor:
+        """All-to-all between the holders of rows and the owners of matrices; `back`: from owners to holders."""
+        by_owner = [len(owned) * self.held for owned in self.owned_by]
+        by_holder = [len(self.owned) * (stop - start) * self.cols for start, stop in self.rows]
+        sizes_in, sizes_out = (by_holder, by_owner) if back else (by_owner, by_holder)
+        received = sent.new_empty(sum(sizes_out))
+        self.works.append(
+            dist.all_to_all_single(received, sent, sizes_out, sizes_in, group=self.ranks.group, async_op=True)
+        )
+        return received
+
+
+class ShardedElementBucket(ElementBucket):
+    """The rows of one AdamW group that are here; nothing has to be sent."""
+
+    def __init__(self, group: dict, indices: list[int], ranks: Ranks):
+        local = [group["params"][index].to_local() for index in indices]
+        super().__init__({**group, "params": local, "param_names": group["param_names"]}, indices, Ranks())
+        self.group, self.holders = group, ranks
+        self.sharded = [group["params"][index] for index in indices]
+
+    def launch(self) -> None:
+        self.params = [p.to_local() for p in self.sharded]
+        self.grads = [_local_gradient(self.sharded[index]).reshape(-1) for index, _, _ in self.spans]
+
+    def pieces(self) -> Iterator[StatePiece]:
+        for piece in super().pieces():
+            if piece.state == "step":
+                yield piece
+                continue
+            p = self.sharded[self.names.index(piece.parameter)]
+            per_row = p.numel() // p.shape[0]
+            start = rows_of(self.holders.rank, self.holders.world_size, p.shape[0])[0] * per_row
+            yield StatePiece(piece.parameter, piece.state, start, start + piece.size, p.numel(), piece.tensor)
+
+
+def _local_gradient(p: DTensor) -> Tensor:
+    return p.grad.to_local() if p.grad is not None else torch.zeros_like(p.to_local())
