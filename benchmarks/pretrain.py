@@ -1,0 +1,333 @@
+"""What the Trainer costs, whether compiling pays, and our script against upstream's, at the same shapes.
+
+    python benchmarks/pretrain.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT
+    python benchmarks/pretrain.py            # the microworld, without the comparison
+
+Table 1 trains one model with one optimizer and one loader in two ways, block by block in turns: in a bare loop and in
+`NanochatTrainer` with all that training/pretrain.py adds to it. Table 2 starts whole scripts, ours as it is, ours
+compiled and upstream's scripts/base_train.py, and lets them train in turns: while one runs the others are stopped by a
+signal. In both, tokens/s are those of the whole loop, data included, first steps excluded, and a ratio is the median
+over the pairs of neighbouring blocks, so that other load on the machine weighs on both alike.
+"""
+
+import argparse
+import gc
+import os
+import pickle
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, callbacks
+from nanochat_hf.data.loader import PackedLoader
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.optim import Schedule, apply_schedule, set_learning_rates
+from nanochat_hf.settings import UserError, run_main
+from nanochat_hf.tokenizer import token_byte_lengths, train
+from nanochat_hf.trainer import NanochatTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_arguments() -> argparse.Namespace:
+    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser.add_argument("--data", default="microworld", help="source; with --upstream a folder of parquet shards")
+    parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat to compare with")
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--head_dim", type=int, default=64)
+    parser.add_argument("--sequence_length", type=int, default=512)
+    parser.add_argument("--window_pattern", default="L")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer trained here")
+    parser.add_argument("--batch_size", type=int, default=4, help="rows a step")
+    parser.add_argument("--block", type=int, default=4, help="steps before the other one's turn")
+    parser.add_argument("--pairs", type=int, default=8, help="blocks of each contestant")
+    parser.add_argument("--tables", nargs="+", default=["loop", "scripts"], choices=["loop", "scripts"])
+    return parser.parse_args()
+
+
+# -- table 1: the Trainer against a bare loop ------------------------------------------------------------------------
+
+
+class StepTimes(TrainerCallback):
+    """Notes when each step has ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+class Pauses:
+    """Seconds that Python's garbage collector takes while this context is open."""
+
+    def __enter__(self) -> "Pauses":
+        self.longest, self.total = 0.0, 0.0
+        gc.callbacks.append(self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        gc.callbacks.remove(self._note)
+
+    def _note(self, phase: str, _: dict) -> None:
+        if phase == "start":
+            self._started = time.perf_counter()
+        else:
+            pause = time.perf_counter() - self._started
+            self.longest, self.total = max(self.longest, pause), self.total + pause
+
+
+def bare_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, steps: int) -> list[float]:
+    """The loop that one would write by hand. Returns the times at which steps ended."""
+    ends = []
+    for step in range(steps):
+        batch = next(loader)
+        loss = model(input_ids=batch["input_ids"], shift_labels=batch["shift_labels"], use_cache=False).loss
+        loss.backward()
+        set_learning_rates(optimizer, schedule.lr_factor(step))
+        apply_schedule(optimizer, schedule, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        ends.append(time.perf_counter())
+    return ends
+
+
+def trainer_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, steps: int, folder: str) -> list[float]:
+    """The same steps in the Trainer, with the callbacks of training/pretrain.py."""
+    times = StepTimes()
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=loader.batch_size,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=10,
+        save_strategy="no",
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = NanochatTrainer(
+        model=model,
+        args=arguments,
+        loader=loader,
+        flops_per_token=1.0,
+        spike_threshold=100.0,
+        schedule=schedule,
+        optimizers=(optimizer, None),
+        callbacks=[callbacks.Progress(), callbacks.QuietGarbageCollector(), callbacks.StopOnSignal(), times],
+    )
+    trainer.train()
+    return times.ends
+
+
+def compare_loops(options: argparse.Namespace, tokenizer: Any) -> None:
+    from nanochat_hf.optim import build_optimizer
+
+    torch.manual_seed(0)
+    config = NanochatHFConfig.from_depth(
+        options.depth,
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        head_dim=options.head_dim,
+        sequence_length=options.sequence_length,
+        window_pattern=options.window_pattern,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = NanochatHFForCausalLM(config).to(device)
+    optimizer = build_optimizer(model)
+    loader = PackedLoader(
+        options.data, tokenizer, batch_size=options.batch_size, sequence_length=options.sequence_length
+    )
+    schedule = Schedule(options.pairs * options.block)
+    per_step = options.batch_size * options.sequence_length
+    speeds: dict[str, list[float]] = {"bare loop": [], "Trainer": []}
+    pauses: dict[str, list[float]] = {"bare loop": [], "Trainer": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for pair in range(options.pairs + 1):  # the first pair warms up
+            for name in sorted(speeds, reverse=bool(pair % 2)):
+                with Pauses() as collector:
+                    if name == "Trainer":
+                        ends = trainer_block(model, optimizer, loader, schedule, options.block + 1, folder)
+                    else:
+                        ends = bare_block(model, optimizer, loader, schedule, options.block + 1)
+                if pair:
+                    speeds[name].append(per_step * (len(ends) - 1) / (ends[-1] - ends[0]))
+                    pauses[name].append(collector.longest)
+    loader.close()
+    print(
+        f"\n| loop over one model, d{options.depth}, {per_step:,} tokens a step | tokens/s | against the bare loop |"
+    )
+    print("|---|--:|--:|")
+    for name, values in speeds.items():
+        print(f"| {name} | {statistics.median(values):,.0f} | {ratio(values, speeds['bare loop'])} |")
+    print(
+        f"\nlongest pause of the garbage collector in a block: bare loop {max(pauses['bare loop']) * 1e3:.0f} ms, "
+        f"Trainer {max(pauses['Trainer']) * 1e3:.0f} ms (its one sweep after the first step, not in the figures)"
+    )
+
+
+# -- table 2: whole scripts in turns ---------------------------------------------------------------------------------
+
+
+class Script:
+    """A training script as a process of its own that can be halted; `ends[n]` is when step n had been reported."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], folder: Path, step_pattern: str):
+        self.log, self.pattern, self.ends = bytearray(), re.compile(step_pattern.encode()), {}
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while chunk := os.read(self.process.stdout.fileno(), 4096):
+            now = time.perf_counter()
+            self.log += chunk
+            for match in self.pattern.finditer(self.log[-8192:]):
+                self.ends.setdefault(int(match[1]), now)
+
+    def run(self, steps: int, limit: float = 600.0) -> list[float]:
+        """Lets the script make `steps` more steps, then halts it. Returns when each ended."""
+        before = set(self.ends)
+        os.killpg(self.process.pid, signal.SIGCONT)
+        deadline = time.perf_counter() + limit
+        while len(self.ends) < len(before) + steps:
+            if self.process.poll() is not None or time.perf_counter() > deadline:
+                raise UserError(f"a script ended too early or hangs:\n{self.log.decode(errors='replace')[-3000:]}")
+            time.sleep(0.005)
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return sorted(end for step, end in self.ends.items() if step not in before)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def our_command(options: argparse.Namespace, tokenizer_folder: Path, output: Path, compiled: bool) -> list[str]:
+    command = [sys.executable, str(ROOT / "training" / "pretrain.py"), "--tokenizer", str(tokenizer_folder)]
+    command += ["--output_dir", str(output), "--data", str(options.data), "--depth", str(options.depth)]
+    command += ["--head_dim", str(options.head_dim), "--sequence_length", str(options.sequence_length)]
+    command += ["--window_pattern", options.window_pattern, "--device_batch_size", str(options.batch_size)]
+    command += ["--total_batch_size", str(options.batch_size * options.sequence_length), "--num_iterations", "100000"]
+    return command + ["--eval_every", "-1", "--save_every", "-1", "--compile", str(compiled).lower()]
+
+
+def upstream_command(options: argparse.Namespace) -> list[str]:
+    command = [sys.executable, "-m", "scripts.base_train", "--depth", str(options.depth)]
+    command += ["--head-dim", str(options.head_dim), "--max-seq-len", str(options.sequence_length)]
+    command += ["--window-pattern", options.window_pattern, "--device-batch-size", str(options.batch_size)]
+    command += ["--total-batch-size", str(options.batch_size * options.sequence_length), "--num-iterations", "100000"]
+    return command + ["--eval-every", "-1", "--core-metric-every", "-1", "--sample-every", "-1"]
+
+
+def prepare_upstream(options: argparse.Namespace, tokenizer: Any, base: Path) -> dict[str, str]:
+    """Puts our vocabulary and the shards where upstream's script looks for them; returns its environment."""
+    import tiktoken
+
+    from nanochat_hf.tokenizer import SPECIAL_TOKENS, mergeable_ranks, split_pattern
+
+    if not (options.upstream / "scripts" / "base_train.py").is_file():
+        raise UserError(f"{options.upstream} is not a checkout of nanochat; clone it and name its folder")
+    ranks = mergeable_ranks(tokenizer)
+    special = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
+    encoding = tiktoken.Encoding(
+        "bench", pat_str=split_pattern(tokenizer), mergeable_ranks=ranks, special_tokens=special
+    )
+    (base / "tokenizer").mkdir(parents=True)
+    (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+    torch.save(torch.as_tensor(token_byte_lengths(tokenizer)), base / "tokenizer" / "token_bytes.pt")
+    (base / "base_data_climbmix").symlink_to(Path(options.data).absolute(), target_is_directory=True)
+    paths = [str(options.upstream)]
+    try:
+        import wandb  # noqa: F401
+    except ImportError:  # imported by the script, used only in runs that have a name
+        (base / "stand_in").mkdir()
+        (base / "stand_in" / "wandb.py").touch()
+        paths.append(str(base / "stand_in"))
+    return {"NANOCHAT_BASE_DIR": str(base), "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def compare_scripts(options: argparse.Namespace, tokenizer: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        tokenizer.save_pretrained(base / "ours")
+        bar = r"(\d+)/100000 \["
+        starts = {
+            "ours, compiled": (our_command(options, base / "ours", base / "compiled", True), {}, ROOT, bar),
+            "ours": (our_command(options, base / "ours", base / "eager", False), {}, ROOT, bar),
+        }
+        if options.upstream:
+            environment = prepare_upstream(options, tokenizer, base / "upstream")
+            line = r"step (\d+)/100000 \("
+            starts["upstream"] = (upstream_command(options), environment, options.upstream, line)
+        scripts: dict[str, Script] = {}
+        first: dict[str, float] = {}
+        speeds: dict[str, list[float]] = {name: [] for name in starts}
+        per_step = options.batch_size * options.sequence_length
+        try:
+            for name, (command, environment, where, pattern) in starts.items():
+                print(f"starting {name} …", flush=True)
+                scripts[name] = Script(command, environment, where, pattern)
+                first[name] = scripts[name].run(2)[-1] - scripts[name].started  # bar: 0 and 1
+                scripts[name].run(2)
+            for pair in range(options.pairs):
+                for name in list(scripts) if pair % 2 else reversed(scripts):
+                    ends = scripts[name].run(options.block + 1)
+                    speeds[name].append(per_step * (len(ends) - 1) / (ends[-1] - ends[0]))
+        finally:
+            for script in scripts.values():
+                script.close()
+    peer = "upstream" if "upstream" in speeds else "ours"
+    print(
+        f"\n| script, d{options.depth}, {per_step:,} tokens a step | tokens/s | against {peer} | 2nd step after, s |"
+    )
+    print("|---|--:|--:|--:|")
+    for name, values in speeds.items():
+        print(f"| {name} | {statistics.median(values):,.0f} | {ratio(values, speeds[peer])} | {first[name]:.0f} |")
+
+
+def ratio(values: list[float], peers: list[float]) -> str:
+    ratios = sorted(value / peer for value, peer in zip(values, peers, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return f"{statistics.median(ratios):.3f} (half of the pairs: {low:.3f}–{high:.3f})"
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.upstream:
+        options.upstream = options.upstream.resolve()
+    if Path(options.data).exists():
+        options.data = str(Path(options.data).resolve())
+    if "scripts" in options.tables and not shutil.which("c++"):
+        raise UserError("the table of scripts compiles models and there is no C++ compiler; give --tables loop")
+    tokenizer = train(open_documents(options.data).next_batch(4000), options.vocab_size)
+    if "loop" in options.tables:
+        compare_loops(options, tokenizer)
+    if "scripts" in options.tables:
+        compare_scripts(options, tokenizer)
+
+
+if __name__ == "__main__":
+    run_main(main)
