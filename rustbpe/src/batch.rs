@@ -1,16 +1,18 @@
 //! Encodes many texts on several threads into one flat buffer of ids.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyByteArray;
+use pyo3::types::{PyByteArray, PyString};
 
 use crate::encoder::{Encoder, Workspace};
-use crate::{as_string, BATCH_BYTES, PATIENCE};
+use crate::{as_string, without_surrogates, BATCH_BYTES, PATIENCE};
 
 type Buffers<'py> = (Bound<'py, PyByteArray>, Bound<'py, PyByteArray>);
 
@@ -20,6 +22,7 @@ pub struct PyEncoder {
     encoder: Encoder,
     first_id: Option<u32>,
     num_threads: usize,
+    spaces: Mutex<Vec<Workspace>>, // of no thread at the moment; what they have cached serves the next batch
 }
 
 #[pymethods]
@@ -34,12 +37,12 @@ impl PyEncoder {
         num_threads: usize,
     ) -> PyResult<Self> {
         let encoder = Encoder::new(pattern, tokens, merges).map_err(PyValueError::new_err)?;
-        Ok(PyEncoder { encoder, first_id, num_threads: num_threads.max(1) })
+        Ok(PyEncoder { encoder, first_id, num_threads: num_threads.max(1), spaces: Mutex::default() })
     }
 
     /// Returns (ids as int32, offsets as int64), both as bytes in native order.
     fn encode_batch<'py>(&self, py: Python<'py>, texts: Vec<Bound<'py, PyAny>>) -> PyResult<Buffers<'py>> {
-        let held = texts.iter().map(|item| Ok(as_string(item)?.to_string_lossy())).collect::<PyResult<Vec<_>>>()?;
+        let held = texts.iter().map(|item| as_utf8(as_string(item)?)).collect::<PyResult<Vec<_>>>()?;
         let texts: Vec<&str> = held.iter().map(|text| text.as_ref()).collect();
         self.encode_texts(py, &texts)
     }
@@ -70,6 +73,13 @@ impl PyEncoder {
     }
 }
 
+fn as_utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<Cow<'a, str>> {
+    match text.to_str() {
+        Ok(text) => Ok(Cow::Borrowed(text)),
+        Err(_) => without_surrogates(text).map(Cow::Owned),
+    }
+}
+
 /// A stretch of one text, or all of it.
 struct Stretch<'t> {
     text: &'t str,
@@ -77,7 +87,6 @@ struct Stretch<'t> {
 }
 
 /// Consecutive stretches, encoded: their ids, and the length that each text gains by them.
-#[derive(Default)]
 struct Part {
     ids: Vec<u32>,
     lengths: Vec<(bool, usize)>, // of each stretch: whether a text begins with it
@@ -113,16 +122,15 @@ impl PyEncoder {
         let groups = self.groups(texts);
         let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         if groups.len() == 1 && groups[0].iter().all(|stretch| stretch.text.len() <= 2 * BATCH_BYTES) {
-            let only = py.detach(|| self.encode_group(&groups[0], &mut Workspace::new(), &stop));
+            let only = py.detach(|| self.with_space(|space| self.encode_group(&groups[0], space, &stop)));
             return Ok(vec![only.map_err(PyRuntimeError::new_err)?]);
         }
         let mut parts: Vec<Option<Part>> = groups.iter().map(|_| None).collect();
-        let work = |sender: mpsc::Sender<Result<(usize, Part), String>>| {
-            let mut space = Workspace::new();
+        let work = |space: &mut Workspace, sender: mpsc::Sender<Result<(usize, Part), String>>| {
             while !stop.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(group) = groups.get(index) else { return };
-                let outcome = self.encode_group(group, &mut space, &stop).map(|part| (index, part));
+                let outcome = self.encode_group(group, space, &stop).map(|part| (index, part));
                 if sender.send(outcome).is_err() {
                     return;
                 }
@@ -133,7 +141,7 @@ impl PyEncoder {
                 let (sender, receiver) = mpsc::channel();
                 for _ in 0..self.num_threads.min(groups.len()) {
                     let (work, sender) = (&work, sender.clone());
-                    scope.spawn(move || work(sender));
+                    scope.spawn(move || self.with_space(|space| work(space, sender)));
                 }
                 drop(sender);
                 let mut last_look = Instant::now();
@@ -159,6 +167,13 @@ impl PyEncoder {
         Ok(parts.into_iter().map(|part| part.expect("every group is encoded")).collect())
     }
 
+    fn with_space<T>(&self, work: impl FnOnce(&mut Workspace) -> T) -> T {
+        let mut space = self.spaces.lock().unwrap().pop().unwrap_or_else(Workspace::new);
+        let outcome = work(&mut space);
+        self.spaces.lock().unwrap().push(space);
+        outcome
+    }
+
     /// Stretches of consecutive texts, about `BATCH_BYTES` a group.
     fn groups<'t>(&self, texts: &[&'t str]) -> Vec<Vec<Stretch<'t>>> {
         let (mut groups, mut group, mut size) = (Vec::new(), Vec::new(), 0);
@@ -179,7 +194,8 @@ impl PyEncoder {
     }
 
     fn encode_group(&self, group: &[Stretch], space: &mut Workspace, stop: &AtomicBool) -> Result<Part, String> {
-        let mut part = Part::default();
+        let bytes: usize = group.iter().map(|stretch| stretch.text.len() + 4).sum();
+        let mut part = Part { ids: Vec::with_capacity(bytes / 4), lengths: Vec::with_capacity(group.len()) };
         for stretch in group {
             let before = part.ids.len();
             if stretch.is_first {

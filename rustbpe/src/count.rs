@@ -88,8 +88,8 @@ impl<'a> Counter<'a> {
 
     fn count(&self, batch: &Batch, table: &mut WordTable) -> Result<(), String> {
         for text in batch.texts() {
-            self.splitter.split(text, false, |piece| {
-                table.add(piece, 1);
+            self.splitter.split(text, false, |text, start, end| {
+                table.add_at(text, start, end);
                 !self.stopped.load(Ordering::Relaxed)
             })?;
         }

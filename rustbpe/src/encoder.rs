@@ -6,18 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::merge::{pair, PairMap};
 use crate::splitter::Splitter;
-use crate::words::{hash_key, pack, Key, SHORT};
+use crate::words::{hash_key, pack, pack_at, Key, SHORT};
 
 const NONE: u32 = u32::MAX;
-const CACHE_PLACES: usize = 1 << 16;
+const CACHE_PLACES: usize = 1 << 18;
 const CACHED_IDS: usize = 3;
+const FREE: Key = [0, 0]; // no piece is packed like this
 
 /// A vocabulary ready for encoding; shared by all threads.
 pub struct Encoder {
     splitter: Splitter,
     byte_ids: [u32; 256],
-    merges: PairMap<(u32, u32)>, // pair → (rank, new id)
-    whole: HashMap<Box<[u8]>, u32>,
+    merges: PairMap<(u32, u32)>,   // pair → (rank, new id)
+    short: Vec<(Key, u32)>,        // the tokens of up to `SHORT` bytes: open addressing, at most half full
+    long: HashMap<Box<[u8]>, u32>, // and the longer ones
+    longest: usize,
 }
 
 /// One place of the cache of short pieces: the piece, how many ids it has, and the ids.
@@ -40,7 +43,7 @@ pub struct Workspace {
 
 impl Workspace {
     pub fn new() -> Self {
-        let free = Cached { key: [0, 0], ids: [0; CACHED_IDS], count: 0 };
+        let free = Cached { key: FREE, ids: [0; CACHED_IDS], count: 0 };
         Workspace {
             cache: vec![free; CACHE_PLACES],
             ids: Vec::new(),
@@ -52,6 +55,17 @@ impl Workspace {
     }
 }
 
+/// The place of `key`, or the free place where it would go.
+#[inline(always)]
+fn find(table: &[(Key, u32)], key: Key) -> usize {
+    let mask = table.len() - 1;
+    let mut place = hash_key(key) as usize & mask;
+    while table[place].0 != key && table[place].0 != FREE {
+        place = (place + 1) & mask;
+    }
+    place
+}
+
 impl Encoder {
     /// `tokens`: bytes and id of every token that text can become; `merges`: pairs of ids in order of rank, with the
     /// id they make.
@@ -61,12 +75,20 @@ impl Encoder {
         merges: Vec<(u32, u32, u32)>,
     ) -> Result<Self, String> {
         let mut byte_ids = [NONE; 256];
-        let mut whole = HashMap::with_capacity(tokens.len());
+        let mut short = vec![(FREE, NONE); (tokens.len() * 2).next_power_of_two()];
+        let mut long = HashMap::new();
+        let longest = tokens.iter().map(|token| token.0.len()).max().unwrap_or(0);
         for (bytes, id) in tokens {
             if let [byte] = bytes[..] {
                 byte_ids[byte as usize] = id;
             }
-            whole.insert(bytes.into_boxed_slice(), id);
+            if bytes.len() > SHORT {
+                long.insert(bytes.into_boxed_slice(), id);
+            } else if !bytes.is_empty() {
+                let key = pack(&bytes);
+                let place = find(&short, key);
+                short[place] = (key, id);
+            }
         }
         if let Some(byte) = byte_ids.iter().position(|&id| id == NONE) {
             return Err(format!("the vocabulary has no token for byte {byte}; only byte-level vocabularies will do"));
@@ -75,7 +97,7 @@ impl Encoder {
         for (rank, (left, right, made)) in merges.into_iter().enumerate() {
             by_pair.entry(pair(left, right)).or_insert((rank as u32, made));
         }
-        Ok(Encoder { splitter: Splitter::new(pattern)?, byte_ids, merges: by_pair, whole })
+        Ok(Encoder { splitter: Splitter::new(pattern)?, byte_ids, merges: by_pair, short, long, longest })
     }
 
     pub fn splitter(&self) -> &Splitter {
@@ -90,28 +112,50 @@ impl Encoder {
         out: &mut Vec<u32>,
         stop: &AtomicBool,
     ) -> Result<(), String> {
-        self.splitter.split(text, true, |piece| {
-            self.encode_piece(piece, space, out, stop);
+        self.splitter.split(text, true, |text, start, end| {
+            self.encode_piece(text, start, end, space, out, stop);
             !stop.load(Ordering::Relaxed)
         })
     }
 
     #[inline(always)]
-    fn encode_piece(&self, piece: &[u8], space: &mut Workspace, out: &mut Vec<u32>, stop: &AtomicBool) {
-        if piece.len() > SHORT {
-            self.merge_piece(piece, space, stop);
+    fn encode_piece(
+        &self,
+        text: &[u8],
+        start: usize,
+        end: usize,
+        space: &mut Workspace,
+        out: &mut Vec<u32>,
+        stop: &AtomicBool,
+    ) {
+        if end - start > SHORT {
+            self.encode_long(&text[start..end], space, stop);
             out.extend_from_slice(&space.ids);
             return;
         }
-        let key = pack(piece);
+        let key = pack_at(text, start, end);
         let place = hash_key(key) as usize & (CACHE_PLACES - 1);
         let cached = &space.cache[place];
-        if cached.key == key {
+        if cached.key != key {
+            self.encode_short(key, place, &text[start..end], space, stop);
+            out.extend_from_slice(&space.ids);
+        } else if cached.count == 1 {
+            out.push(cached.ids[0]);
+        } else {
             out.extend_from_slice(&cached.ids[..cached.count as usize]);
-            return;
         }
-        self.merge_piece(piece, space, stop);
-        out.extend_from_slice(&space.ids);
+    }
+
+    /// A piece that the cache does not know: leaves its ids in `space.ids`, and in the cache.
+    #[inline(never)]
+    fn encode_short(&self, key: Key, place: usize, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
+        let (found, id) = self.short[find(&self.short, key)];
+        space.ids.clear();
+        if found == key {
+            space.ids.push(id);
+        } else {
+            self.merge_piece(piece, space, stop);
+        }
         if space.ids.len() <= CACHED_IDS {
             let cached = &mut space.cache[place];
             cached.key = key;
@@ -120,14 +164,18 @@ impl Encoder {
         }
     }
 
-    /// Leaves the ids of one piece in `space.ids`.
     #[inline(never)]
-    fn merge_piece(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
+    fn encode_long(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
         space.ids.clear();
-        if let Some(&id) = self.whole.get(piece) {
-            space.ids.push(id);
-            return;
+        let whole = if piece.len() <= self.longest { self.long.get(piece) } else { None };
+        match whole {
+            Some(&id) => space.ids.push(id),
+            None => self.merge_piece(piece, space, stop),
         }
+    }
+
+    /// Leaves the ids of a piece that is no token itself in `space.ids`.
+    fn merge_piece(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
         space.ids.extend(piece.iter().map(|&byte| self.byte_ids[byte as usize]));
         if piece.len() <= 48 {
             self.merge_short(space);

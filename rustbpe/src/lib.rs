@@ -31,6 +31,14 @@ fn as_string<'a, 'py>(item: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, Py
     })
 }
 
+/// A string with half a surrogate pair in it, as UTF-8: whole pairs become their character, halves U+FFFD, one each.
+/// What tiktoken does.
+fn without_surrogates(text: &Bound<'_, PyString>) -> PyResult<String> {
+    let units = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?.cast_into::<PyBytes>()?;
+    let units: Vec<u16> = units.as_bytes().chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]])).collect();
+    Ok(String::from_utf16_lossy(&units))
+}
+
 /// Calls `progress(stage, done, total)` at most ten times a second; `total` is 0 where it is not known.
 struct Progress<'py> {
     py: Python<'py>,
@@ -91,10 +99,9 @@ impl Reading<'_, '_> {
         while let Some(item) = texts.next().transpose()? {
             let text = as_string(&item)?;
             // A copy through bytes: `to_str` would leave a second, UTF-8 copy inside every string that is not ASCII.
-            // Half a surrogate pair becomes U+FFFD, as in tiktoken.
             match text.encode_utf8() {
                 Ok(bytes) => self.take(splitter, std::str::from_utf8(bytes.as_bytes()).expect("Python encodes UTF-8")),
-                Err(_) => self.take(splitter, &text.to_string_lossy()),
+                Err(_) => self.take(splitter, &without_surrogates(text)?),
             }?;
         }
         self.hand_over()?;
@@ -223,8 +230,8 @@ fn split<'py>(py: Python<'py>, text: &str, pattern: Option<&str>, regex: bool) -
     let mut pieces = Vec::new();
     let splitter = splitter.map_err(PyValueError::new_err)?;
     splitter
-        .split(text, true, |piece| {
-            pieces.push(piece);
+        .split(text, true, |text, start, end| {
+            pieces.push(&text[start..end]);
             true
         })
         .map_err(PyRuntimeError::new_err)?;

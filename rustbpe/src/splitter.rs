@@ -9,6 +9,9 @@ use std::sync::OnceLock;
 pub const DEFAULT_PATTERN: &str =
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
+/// One class a code point; an array, so that looking up an ASCII character needs no check of bounds.
+type Classes = [u8; 0x110000];
+
 const OTHER: u8 = 0;
 const LETTER: u8 = 1;
 const NUMBER: u8 = 2;
@@ -16,7 +19,7 @@ const SPACE: u8 = 3; // white space other than CR and LF
 const NEWLINE: u8 = 4; // CR and LF
 
 pub enum Splitter {
-    Table(&'static [u8]),
+    Table(&'static Classes),
     Regex(Box<fancy_regex::Regex>),
 }
 
@@ -43,37 +46,37 @@ impl Splitter {
     /// space: behind the last letter of a word is always a seam. Of other patterns nothing is known: one part.
     pub fn parts<'t>(&self, text: &'t str, size: usize) -> impl Iterator<Item = &'t str> {
         let classes = match self {
-            Splitter::Table(classes) => *classes,
-            Splitter::Regex(_) => &[],
+            Splitter::Table(classes) => Some(*classes),
+            Splitter::Regex(_) => None,
         };
         let mut rest = text;
         std::iter::from_fn(move || {
             if rest.is_empty() {
                 return None;
             }
-            let end = if classes.is_empty() { rest.len() } else { seam(classes, rest, size) };
+            let end = classes.map_or(rest.len(), |classes| seam(classes, rest, size));
             let (part, tail) = rest.split_at(end);
             rest = tail;
             Some(part)
         })
     }
 
-    /// Calls `piece` for every match, in order, until it returns false. With `keep_gaps`, text between matches is
+    /// Calls `piece(text, start, end)` for every match, in order, until it returns false. With `keep_gaps`, text between matches is
     /// handed over as well (what `tokenizers` does in encoding); without, it is left out (what upstream's trainer
     /// does). The default pattern matches everything, so the two are the same for it.
     pub fn split<'t>(
         &self,
         text: &'t str,
         keep_gaps: bool,
-        mut piece: impl FnMut(&'t [u8]) -> bool,
+        mut piece: impl FnMut(&'t [u8], usize, usize) -> bool,
     ) -> Result<(), String> {
+        let bytes = text.as_bytes();
         match self {
             Splitter::Table(classes) => {
-                let bytes = text.as_bytes();
                 let mut start = 0;
                 while start < bytes.len() {
                     let end = piece_end(classes, bytes, start);
-                    if !piece(&bytes[start..end]) {
+                    if !piece(bytes, start, end) {
                         break;
                     }
                     start = end;
@@ -84,16 +87,16 @@ impl Splitter {
                 let mut last = 0;
                 for found in regex.find_iter(text) {
                     let found = found.map_err(|error| format!("the split pattern failed on a text: {error}"))?;
-                    if keep_gaps && found.start() > last && !piece(&text.as_bytes()[last..found.start()]) {
+                    if keep_gaps && found.start() > last && !piece(bytes, last, found.start()) {
                         return Ok(());
                     }
-                    if found.end() > found.start() && !piece(found.as_str().as_bytes()) {
+                    if found.end() > found.start() && !piece(bytes, found.start(), found.end()) {
                         return Ok(());
                     }
                     last = found.end();
                 }
                 if keep_gaps && last < text.len() {
-                    piece(&text.as_bytes()[last..]);
+                    piece(bytes, last, text.len());
                 }
                 Ok(())
             }
@@ -102,7 +105,7 @@ impl Splitter {
 }
 
 /// The first seam at or behind `from`, or the end of the text.
-fn seam(classes: &[u8], text: &str, from: usize) -> usize {
+fn seam(classes: &Classes, text: &str, from: usize) -> usize {
     let (bytes, mut at) = (text.as_bytes(), from.min(text.len()));
     while !text.is_char_boundary(at) {
         at += 1;
@@ -120,8 +123,8 @@ fn seam(classes: &[u8], text: &str, from: usize) -> usize {
 }
 
 /// One class per code point, from the regex engine's own Unicode tables.
-fn classes() -> &'static [u8] {
-    static TABLE: OnceLock<Vec<u8>> = OnceLock::new();
+fn classes() -> &'static Classes {
+    static TABLE: OnceLock<Box<Classes>> = OnceLock::new();
     TABLE.get_or_init(|| {
         let mut table = vec![OTHER; 0x110000];
         for (pattern, class) in [(r"\p{L}", LETTER), (r"\p{N}", NUMBER), (r"\s", SPACE), (r"[\r\n]", NEWLINE)] {
@@ -133,13 +136,13 @@ fn classes() -> &'static [u8] {
                 table[range.start() as usize..=range.end() as usize].fill(class);
             }
         }
-        table
+        table.into_boxed_slice().try_into().expect("the length is that of the type")
     })
 }
 
 /// Class and length in bytes of the character at `at`, which must be a character boundary.
 #[inline(always)]
-fn class_at(classes: &[u8], bytes: &[u8], at: usize) -> (u8, usize) {
+fn class_at(classes: &Classes, bytes: &[u8], at: usize) -> (u8, usize) {
     let first = bytes[at];
     if first < 0x80 {
         return (classes[first as usize], 1);
@@ -147,7 +150,7 @@ fn class_at(classes: &[u8], bytes: &[u8], at: usize) -> (u8, usize) {
     wide_class_at(classes, bytes, at)
 }
 
-fn wide_class_at(classes: &[u8], bytes: &[u8], at: usize) -> (u8, usize) {
+fn wide_class_at(classes: &Classes, bytes: &[u8], at: usize) -> (u8, usize) {
     let tail = |k: usize| (bytes[at + k] & 0x3f) as usize;
     let first = bytes[at] as usize;
     let (code, length) = if first < 0xe0 {
@@ -162,7 +165,7 @@ fn wide_class_at(classes: &[u8], bytes: &[u8], at: usize) -> (u8, usize) {
 
 /// End of the run of `class` that starts at `at` (may be empty).
 #[inline(always)]
-fn run_end(classes: &[u8], bytes: &[u8], mut at: usize, class: u8) -> usize {
+fn run_end(classes: &Classes, bytes: &[u8], mut at: usize, class: u8) -> usize {
     while at < bytes.len() {
         let (found, length) = class_at(classes, bytes, at);
         if found != class {
@@ -173,14 +176,34 @@ fn run_end(classes: &[u8], bytes: &[u8], mut at: usize, class: u8) -> usize {
     at
 }
 
+/// End of the run of letters that starts at `at`. Eight ASCII letters are seen at once: words end where a loop over
+/// bytes would not expect it, and a branch that the processor guesses wrong costs more than the whole word.
+#[inline(always)]
+fn letters_end(classes: &Classes, bytes: &[u8], mut at: usize) -> usize {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    while let Some(eight) = bytes.get(at..at + 8) {
+        let word = u64::from_le_bytes(eight.try_into().expect("eight bytes"));
+        let lower = (word | (0x20 * EACH)) & (0x7f * EACH);
+        let from_a = lower + (0x80 - b'a' as u64) * EACH; // the top bit of each byte: whether it is `a` or above,
+        let above_z = lower + (0x7f - b'z' as u64) * EACH; // and whether it is above `z`
+        let others = !(from_a & !above_z & !word) & (0x80 * EACH);
+        if others != 0 {
+            at += others.trailing_zeros() as usize / 8;
+            return if bytes[at] < 0x80 { at } else { run_end(classes, bytes, at, LETTER) };
+        }
+        at += 8;
+    }
+    run_end(classes, bytes, at, LETTER)
+}
+
 /// End of the piece that starts at `start`: the alternatives of `DEFAULT_PATTERN`, decided by the class of the first
 /// character and, mostly, of the second.
 #[inline]
-fn piece_end(classes: &[u8], bytes: &[u8], start: usize) -> usize {
+fn piece_end(classes: &Classes, bytes: &[u8], start: usize) -> usize {
     let (first, length) = class_at(classes, bytes, start);
     let second = start + length;
     match first {
-        LETTER => return run_end(classes, bytes, second, LETTER),
+        LETTER => return letters_end(classes, bytes, second),
         NUMBER => {
             if second < bytes.len() {
                 let (class, length) = class_at(classes, bytes, second);
@@ -198,7 +221,7 @@ fn piece_end(classes: &[u8], bytes: &[u8], start: usize) -> usize {
     }
     let next = if second < bytes.len() { class_at(classes, bytes, second).0 } else { NEWLINE };
     if next == LETTER {
-        return run_end(classes, bytes, second, LETTER);
+        return letters_end(classes, bytes, second);
     }
     if first == OTHER || (bytes[start] == b' ' && next == OTHER) {
         let end = run_end(classes, bytes, second, OTHER);
@@ -220,7 +243,7 @@ fn contraction_end(bytes: &[u8], at: usize) -> Option<usize> {
 
 /// White space: up to its last line break; without one, all of it at the end of the text, else all but its last
 /// character (which belongs to the next piece), unless that is all there is.
-fn space_end(classes: &[u8], bytes: &[u8], start: usize) -> usize {
+fn space_end(classes: &Classes, bytes: &[u8], start: usize) -> usize {
     let (mut at, mut last, mut behind_newline) = (start, start, None);
     while at < bytes.len() {
         let (class, length) = class_at(classes, bytes, at);

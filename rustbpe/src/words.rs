@@ -15,6 +15,21 @@ pub fn pack(piece: &[u8]) -> Key {
     [u64::from_le_bytes(bytes[..8].try_into().unwrap()), u64::from_le_bytes(bytes[8..].try_into().unwrap())]
 }
 
+/// `pack(&text[start..end])`, mostly in two loads and a mask.
+#[inline(always)]
+pub fn pack_at(text: &[u8], start: usize, end: usize) -> Key {
+    let length = end - start;
+    debug_assert!((1..=SHORT).contains(&length));
+    match text.get(start..start + 16) {
+        Some(sixteen) => {
+            let word = u128::from_le_bytes(sixteen.try_into().expect("sixteen bytes"));
+            let word = word & (u128::MAX >> (128 - 8 * length)) | (length as u128) << 120;
+            [word as u64, (word >> 64) as u64]
+        }
+        None => pack(&text[start..end]),
+    }
+}
+
 /// The piece that `pack` packed, in the first `len` bytes of the array.
 pub fn unpack(key: Key) -> ([u8; 16], usize) {
     let mut bytes = [0u8; 16];
@@ -83,6 +98,16 @@ impl WordTable {
             self.add_short(pack(piece), count);
         } else {
             self.add_long(piece, count);
+        }
+    }
+
+    /// Adds one of `text[start..end]`.
+    #[inline(always)]
+    pub fn add_at(&mut self, text: &[u8], start: usize, end: usize) {
+        if end - start <= SHORT {
+            self.add_short(pack_at(text, start, end), 1);
+        } else {
+            self.add_long(&text[start..end], 1);
         }
     }
 

@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 import pytest
+from tokenizers.decoders import DecodeStream
+from transformers import TextIteratorStreamer
 
 from nanochat_hf.tokenizer import (
     SPECIAL_TOKENS,
@@ -73,9 +75,30 @@ def test_byte_lengths_add_up(tokenizer):
     assert (lengths[: len(lengths) - 9] > 0).all()
 
 
-def test_half_a_surrogate_pair_is_encoded_and_not_an_error(tokenizer):
-    ids, offsets = CorpusEncoder(tokenizer).encode_batch(["a\ud800b", "next"])
-    assert "a" in tokenizer.decode(ids[1 : offsets[1]]) and tokenizer.decode(ids[offsets[1] + 1 :]) == "next"
+def test_half_a_surrogate_pair_becomes_one_replacement_character_as_in_tiktoken(tokenizer):
+    texts = ["a\ud800b", "next \ude00", "\ud83d\ude00 whole", "\ud83d \ude00"]
+    ids, offsets = CorpusEncoder(tokenizer).encode_batch(texts)
+    decoded = [tokenizer.decode(one[1:]) for one in split_documents(ids, offsets)]
+    assert decoded == ["a\ufffdb", "next \ufffd", "😀 whole", "\ufffd \ufffd"]
+    pytest.importorskip("tiktoken")
+    expected = to_tiktoken(tokenizer).encode_ordinary_batch(texts)
+    assert [one[1:] for one in split_documents(ids, offsets)] == expected
+
+
+def test_streams_never_show_half_a_character(tokenizer):
+    """Neither tokenizers' own stream nor transformers' streamer, on text whose characters are several tokens each."""
+    text = "größe ✨ 😀👩‍👩‍👧‍👦 日本語 한국어 नमस्ते 🇰🇷 e\u0301 end"
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) > len(text)
+    stream = DecodeStream(skip_special_tokens=True)
+    shown = [piece for piece in (stream.step(tokenizer.backend_tokenizer, one) for one in ids) if piece]
+    assert "".join(shown) == text and not any("\ufffd" in piece for piece in shown)
+    streamer = TextIteratorStreamer(tokenizer, timeout=10)
+    for one in ids:
+        streamer.put(np.array([one]))
+    streamer.end()
+    shown = list(streamer)
+    assert "".join(shown) == text and not any("\ufffd" in piece for piece in shown)
 
 
 def test_a_megabyte_of_one_letter_is_encoded(tokenizer):

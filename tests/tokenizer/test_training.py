@@ -1,14 +1,41 @@
 """The splitter against the regular expression, the trainer against an independent and slow one."""
 
+import argparse
+import inspect
 import os
 import random
+import typing
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from nanochat_hf import _rustbpe
-from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, CorpusEncoder, mergeable_ranks, train
+from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, CorpusEncoder, mergeable_ranks, to_tiktoken, train
 from nanochat_hf.tokenizer.vocabulary import thread_count
+
+# Article 1 of the Universal Declaration of Human Rights.
+ARTICLES = [
+    "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and "
+    "should act towards one another in a spirit of brotherhood.",
+    "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt und "
+    "sollen einander im Geist der Brüderlichkeit begegnen.",
+    "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de "
+    "conscience et doivent agir les uns envers les autres dans un esprit de fraternité.",
+    "Todos los seres humanos nacen libres e iguales en dignidad y derechos y, dotados como están de razón y "
+    "conciencia, deben comportarse fraternalmente los unos con los otros.",
+    "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью и должны "
+    "поступать в отношении друг друга в духе братства.",
+    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. Είναι προικισμένοι με λογική "
+    "και συνείδηση, και οφείλουν να συμπεριφέρονται μεταξύ τους με πνεύμα αδελφοσύνης.",
+    "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق. وقد وهبوا عقلاً وضميرًا وعليهم أن يعامل بعضهم بعضًا بروح الإخاء.",
+    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
+    "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+    "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로 이성과 양심을 부여받았다.",
+    "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền lợi.",
+    "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+]
 
 INTERESTING = list("aZ'sSdDmMtTlLvVeErR09 \t\n\r\x0b\x0c.,-_!\"<|>")
 INTERESTING += list("ſßéñ½²٣ⅷ漢字かな한글😀\u0301\u200b\u200d\u2028\u2029\u0085\u00a0\u3000\ufffd\ufdd0")
@@ -33,6 +60,63 @@ def test_the_table_splits_like_the_regular_expression_on_fuzzed_text():
     for _ in range(150):
         text = "".join(fuzzed_text(random_state) for _ in range(random_state.choice([1, 40])))
         assert _rustbpe.split(text) == _rustbpe.split(text, SPLIT_PATTERN, regex=True), repr(text)
+
+
+def assert_same_pieces(text: str) -> None:
+    assert _rustbpe.split(text) == _rustbpe.split(text, SPLIT_PATTERN, regex=True), repr(text[:200])
+
+
+@pytest.mark.parametrize("plane", range(17))
+def test_the_table_splits_like_the_regular_expression_in_every_plane(plane):
+    """Characters of one plane, mostly with ordinary neighbours: classes meet that no language puts together."""
+    random_state = random.Random(plane)
+    for _ in range(6):
+        codes = [random_state.randrange(plane << 16, (plane + 1) << 16) for _ in range(400)]
+        characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
+        neighbours = random_state.choices(
+            ["", "", " ", "a", "'", "'s", "7", "\r\n", "\n", "\u3000"], k=len(characters)
+        )
+        assert_same_pieces("".join(a + b for a, b in zip(characters, neighbours, strict=True)))
+
+
+def test_the_table_splits_like_the_regular_expression_on_long_runs_and_line_ends():
+    random_state = random.Random(7)
+    units = [
+        " ",
+        "a",
+        "7",
+        "é",
+        "٣",
+        "漢",
+        "-",
+        "\n",
+        "\r\n",
+        "\r",
+        "\t",
+        "\u3000",
+        "\u0301",
+        "😀",
+        "'",
+        "'s",
+        " \r",
+        "\n ",
+    ]
+    for unit in units:
+        for follower in ("", "x", " x", "\n", "\r\n ", "!", "5", " '"):
+            assert_same_pieces(unit * 1500 + follower)
+    for _ in range(200):
+        assert_same_pieces("".join(random_state.choices(["\r", "\n", "\r\n", " ", "  ", "\t", "a", ".", "1"], k=60)))
+
+
+def test_halves_of_surrogate_pairs_are_split_and_counted_as_replacement_characters():
+    random_state = random.Random(8)
+    pieces = ["\ud83d", "\ude00", "\ud83d\ude00", "a", " ", "7", "\n", "é", "😀"]
+    texts = ["".join(random_state.choices(pieces, k=50)) for _ in range(100)]
+    clean = [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
+    assert any("\ufffd" in text for text in clean)
+    assert _rustbpe.train(iter(texts), 60) == _rustbpe.train(iter(clean), 60)
+    for text in clean:
+        assert_same_pieces(text)
 
 
 def test_the_table_splits_like_the_regular_expression_on_every_code_point():
@@ -75,12 +159,33 @@ def test_merges_are_those_of_the_definition_down_to_the_last_pair():
     assert len(merges) > 50 and merges == slow_merges(texts, len(merges))
 
 
-def test_merges_are_those_of_upstreams_trainer(texts):
+PROSE = [
+    (Path(__file__).parents[2] / "evaluation" / "samples" / f"{name}.txt") for name in ("prose", "science", "maths")
+]
+KINDS = {
+    "prose": [path.read_text(encoding="utf-8") for path in PROSE],
+    "code": [Path(module.__file__).read_text(encoding="utf-8") for module in (argparse, inspect, random, typing)],
+    "multilingual": ARTICLES,
+}
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), [("prose", 900), ("code", 4000), ("multilingual", 900)])
+def test_merges_are_those_of_upstreams_trainer(kind, vocab_size):
+    """Real text, down to pairs that occur a few times, where there are ties by the hundred."""
     rustbpe = pytest.importorskip("rustbpe")
     reference = rustbpe.Tokenizer()
-    reference.train_from_iterator(iter(texts), 1400, pattern=SPLIT_PATTERN)
+    reference.train_from_iterator(iter(KINDS[kind]), vocab_size, pattern=SPLIT_PATTERN)
     expected = {bytes(token): rank for token, rank in reference.get_mergeable_ranks()}
-    assert mergeable_ranks(train(texts, 1400 + len(SPECIAL_TOKENS))) == expected
+    assert len(expected) == vocab_size
+    trained = train(KINDS[kind], vocab_size + len(SPECIAL_TOKENS), num_threads=2)
+    assert mergeable_ranks(trained) == expected
+    # ... and its vocabulary encodes all three kinds alike, whoever does it.
+    documents = [text for texts in KINDS.values() for text in texts]
+    ids, offsets = CorpusEncoder(trained, 2).encode_batch(documents)
+    got = [ids[start + 1 : end].tolist() for start, end in zip(offsets, offsets[1:], strict=False)]
+    assert got == [encoding.ids for encoding in trained.backend_tokenizer.encode_batch(documents)]
+    pytest.importorskip("tiktoken")
+    assert got == to_tiktoken(trained).encode_ordinary_batch(documents)
 
 
 def test_the_number_of_threads_does_not_matter(texts):
