@@ -128,14 +128,15 @@ class Samples(Interlude):
         self.tokenizer, self.prompts, self.length = tokenizer, prompts, length
 
     def play(self, model, state):
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero and not fsdp.is_sharded(model):  # a sharded model generates on all at once
             return
         for prompt in self.prompts:
             ids = [self.tokenizer.bos_token_id, *self.tokenizer.encode(prompt, add_special_tokens=False)]
             found = model.generate(
                 torch.tensor([ids], device=model.device), max_new_tokens=self.length, do_sample=False
             )
-            tqdm.write(f"step {state.global_step}: {self.tokenizer.decode(found[0][1:])!r}")
+            if state.is_world_process_zero:
+                tqdm.write(f"step {state.global_step}: {self.tokenizer.decode(found[0][1:])!r}")
 
 
 class CoreMetric(Interlude):

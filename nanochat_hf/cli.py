@@ -90,6 +90,7 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument("--device-batch-size", type=int, default=16, help="rows a device takes at once (default 16)")
     parser.add_argument("--preset", choices=("modern", "classic"), default="modern", help="architecture")
     parser.add_argument("--vocab-size", type=int, default=32768, help="rows of the token tables (default 32768)")
+    parser.add_argument("--param-data-ratio", type=float, help="tokens per scaling parameter (record run: 8)")
     options = vars(parser.parse_args(argv))
 
     from nanochat_hf.plan import plan

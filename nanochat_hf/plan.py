@@ -1,9 +1,10 @@
 """What a run will need before it is started: parameters, tokens, FLOPs, memory by part, time and money."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nanochat_hf.scaling import DepthDial, depth_dial, fit_dial
+from nanochat_hf.scaling import BatchPlan, DepthDial, depth_dial, fit_dial
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,15 @@ def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int) -> dic
         "activations": 18.0 * shape.hidden_size * shape.depth * tokens,
         "logits": 7.0 * shape.padded_vocab * tokens,
     }
+
+
+def data_needs(dial: DepthDial) -> tuple[float, int]:
+    """Gigabytes of text and shards of 250 million characters that a run reads once, at 4.8 characters a token.
+
+    Upstream's estimate for English web text and vocabularies of 32,768 to 65,536; cropped documents are not counted.
+    """
+    characters = dial.total_tokens * 4.8
+    return characters / 1e9, math.ceil(characters / 250e6)
 
 
 def largest_device_batch(
@@ -138,7 +148,10 @@ def plan(
     lines += [f"  {part:18s}{count:>18,}" for part, count in turned.shape.parameter_counts().items()]
     lines += ["", "run", f"  {batch.describe()}", f"  {turned.num_iterations:,} steps, {turned.total_tokens:,} tokens"]
     lines += [f"  {turned.flops_per_token:.4g} FLOPs a token, {turned.total_flops:.3g} FLOPs in all"]
-    lines += [f"  data: about {turned.total_tokens * 4.8 / 1e9:.1f} GB of text (4.8 bytes a token)"]
+    gigabytes, shards = data_needs(turned)
+    lines += [
+        f"  data: about {gigabytes:.1f} GB of text, {shards:,} shards of ClimbMix or FineWeb-Edu as shuffled upstream"
+    ]
     lines += ["", f"memory of each of {gpus} devices (GB of {memory_gb})"]
     lines += [f"  {part:18s}{size / 1e9:>8.1f}" for part, size in memory.items()]
     lines += [f"  {'total':18s}{total_gb:>8.1f}"]
@@ -146,3 +159,20 @@ def plan(
     if total_gb > memory_gb:
         lines += [f"this does not fit: lower the device batch of {device_batch_size}"]
     return "\n".join(lines)
+
+
+def table_row(name: str, dial: DepthDial, batch: BatchPlan, gpu: str, mfu: float) -> str:
+    """A line of the table of recipes in docs/pretraining.md."""
+    peak, _, price = device_facts(gpu)
+    gigabytes, shards = data_needs(dial)
+    memory = sum(memory_plan(dial, batch.world_size, batch.device_batch_size).values()) / 1e9
+    hours = dial.total_flops / (peak * batch.world_size * mfu) / 3600
+    cells = [name, f"{dial.params / 1e6:,.0f} M", f"{dial.total_tokens / 1e9:.2f} B", f"{dial.num_iterations:,}"]
+    cells += [f"{dial.total_flops:.2e}", f"{gigabytes:.0f} GB, {shards} shards", f"{batch.world_size} × {gpu}"]
+    cells += [
+        f"{batch.device_batch_size}",
+        f"{memory:.0f} GB",
+        f"{hours:.1f} h",
+        f"${hours * batch.world_size * price:,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"

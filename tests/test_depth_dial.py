@@ -49,3 +49,30 @@ def test_plan_agrees_with_the_published_run():
 
     text = plan(24, gpus=8, gpu="h100", mfu=0.594, param_data_ratio=8)
     assert "5,568 steps" in text and "2.79e+19 FLOPs" in text and "99 minutes" in text
+
+
+ASSUMED = {  # recipe: GPUs, kind, share of the peak, rows where the recipe leaves them to trial
+    "small-gpu": (1, "rtx 4090", 0.4, 8),
+    "classic-d20": (8, "h100", 0.5, None),
+    "speedrun": (8, "h100", 0.594, None),
+    "d26": (8, "h100", 0.5, None),
+    "classic-d32": (8, "h100", 0.51, None),
+}
+
+
+@pytest.mark.parametrize("recipe", ASSUMED)
+def test_the_table_of_recipes_is_what_the_plan_says(recipe):
+    from pathlib import Path
+
+    from nanochat_hf.plan import table_row
+    from nanochat_hf.scaling import fit_dial
+    from nanochat_hf.settings import read_recipe
+
+    root = Path(__file__).parents[1]
+    path = root / "training" / "recipes" / f"{recipe}.yaml"
+    run, vocab_size = read_recipe(path, "pretrain"), read_recipe(path, "tokenizer")["vocab_size"]
+    gpus, gpu, mfu, rows = ASSUMED[recipe]
+    options = {"preset": run.get("preset", "modern"), "param_data_ratio": run.get("param_data_ratio")}
+    dial = depth_dial(run["depth"], vocab_size=vocab_size, **options)
+    row = table_row(f"`{recipe}`", *fit_dial(dial, gpus, rows or run["device_batch_size"]), gpu, mfu)
+    assert row in (root / "docs" / "pretraining.md").read_text().splitlines()

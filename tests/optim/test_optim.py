@@ -101,13 +101,35 @@ def test_state_goes_through_a_state_dict():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def _count_bytes(world):
+    """Replaces the collectives by ones that count; bytes sent a rank by the usual ring algorithms."""
+    counted = {}
+    share = (world - 1) / world
+    factors = {"reduce_scatter_tensor": share, "all_gather_into_tensor": share, "all_reduce": 2 * share}
+    for name, factor in {**factors, "reduce": share, "broadcast": share}.items():
+        original = getattr(torch.distributed, name)
+
+        def counting(*tensors, name=name, factor=factor, function=original, **options):
+            size = max(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+            counted.setdefault(name, []).append(factor * size)
+            return function(*tensors, **options)
+
+        setattr(torch.distributed, name, counting)
+    return counted
+
+
 def _rank(rank, world, port, queue):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     model = toy()
     optimizer = build_optimizer(model)
+    counted = _count_bytes(world)
     train(model, optimizer, 3, rank, world)
+    sent = sum(sum(sizes) for sizes in counted.values()) / 3
+    replicated = 8 * sum(p.numel() for p in model.parameters()) * (world - 1) / world  # DDP with Muon on every rank
+    assert 0.9 * replicated < sent < 1.1 * replicated, (sent, replicated)
+    assert max(counted["all_reduce"]) < 0.05 * replicated  # only what does not divide; never all gradients
     pieces = {piece.key: piece.tensor.numpy().copy() for piece in optimizer.state_pieces()}
     queue.put((rank, {name: p.detach().numpy().copy() for name, p in model.named_parameters()}, pieces))
     torch.distributed.destroy_process_group()

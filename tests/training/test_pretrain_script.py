@@ -54,7 +54,7 @@ def script(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("kind", ["plain"])
+@pytest.mark.parametrize("kind", ["plain", "fsdp"])
 def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp_path):
     config = (ROOT / "training" / "accelerate_cpu.yaml").read_text()
     if kind == "fsdp":
