@@ -66,9 +66,7 @@ def make_tokenizer(arguments: argparse.Namespace) -> Any:
 
 def upstream_loader(arguments: argparse.Namespace, tokenizer: Any, base: Path) -> Iterator[Any]:
     """Upstream's own loader over the same shards, with our vocabulary in the form it takes (tiktoken)."""
-    import tiktoken
-
-    from nanochat_hf.tokenizer import SPECIAL_TOKENS, mergeable_ranks, split_pattern
+    from nanochat_hf.tokenizer import to_tiktoken
 
     if not (arguments.upstream / "nanochat" / "dataloader.py").is_file():
         raise UserError(f"{arguments.upstream} is not a checkout of nanochat; clone it and name its folder")
@@ -78,13 +76,8 @@ def upstream_loader(arguments: argparse.Namespace, tokenizer: Any, base: Path) -
     from nanochat.dataloader import tokenizing_distributed_data_loader_bos_bestfit
     from nanochat.tokenizer import RustBPETokenizer
 
-    ranks = mergeable_ranks(tokenizer)
-    special = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
-    encoding = tiktoken.Encoding(
-        "bench", pat_str=split_pattern(tokenizer), mergeable_ranks=ranks, special_tokens=special
-    )
     return tokenizing_distributed_data_loader_bos_bestfit(
-        RustBPETokenizer(encoding, "<|bos|>"),
+        RustBPETokenizer(to_tiktoken(tokenizer), "<|bos|>"),
         arguments.batch_size,
         arguments.sequence_length,
         "train",

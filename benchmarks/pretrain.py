@@ -244,19 +244,12 @@ def upstream_command(options: argparse.Namespace) -> list[str]:
 
 def prepare_upstream(options: argparse.Namespace, tokenizer: Any, base: Path) -> dict[str, str]:
     """Puts our vocabulary and the shards where upstream's script looks for them; returns its environment."""
-    import tiktoken
-
-    from nanochat_hf.tokenizer import SPECIAL_TOKENS, mergeable_ranks, split_pattern
+    from nanochat_hf.tokenizer import to_tiktoken
 
     if not (options.upstream / "scripts" / "base_train.py").is_file():
         raise UserError(f"{options.upstream} is not a checkout of nanochat; clone it and name its folder")
-    ranks = mergeable_ranks(tokenizer)
-    special = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
-    encoding = tiktoken.Encoding(
-        "bench", pat_str=split_pattern(tokenizer), mergeable_ranks=ranks, special_tokens=special
-    )
     (base / "tokenizer").mkdir(parents=True)
-    (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+    (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(to_tiktoken(tokenizer)))
     torch.save(torch.as_tensor(token_byte_lengths(tokenizer)), base / "tokenizer" / "token_bytes.pt")
     (base / "base_data_climbmix").symlink_to(Path(options.data).absolute(), target_is_directory=True)
     paths = [str(options.upstream)]
@@ -316,6 +309,7 @@ def ratio(values: list[float], peers: list[float]) -> str:
 
 def main() -> None:
     options = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scripts are ended too
     if options.upstream:
         options.upstream = options.upstream.resolve()
     if Path(options.data).exists():
