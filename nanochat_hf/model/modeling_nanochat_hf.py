@@ -215,6 +215,11 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": NanochatHFDecoderLayer, "attentions": NanochatHFAttention}
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """transformers skips modules without parameters of their own where code is custom, hence attention, MLP and
+        the head's owner, whose projections would keep PyTorch's initialisation. Ours minds the flags itself."""
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Upstream's initialisation. Works on real tensors after a load through the meta device: `init` leaves alone

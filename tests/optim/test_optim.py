@@ -14,7 +14,11 @@ def toy(preset="modern"):
     config = NanochatHFConfig.from_depth(
         4, vocab_size=67, head_dim=16, aspect_ratio=16, sequence_length=32, preset=preset
     )
-    return NanochatHFForCausalLM(config)
+    model = NanochatHFForCausalLM(config)
+    for module in model.modules():  # behind upstream's zeros, gradients are noise, and Muon makes it large
+        if isinstance(module, torch.nn.Linear):
+            module.reset_parameters()
+    return model
 
 
 def train(model, optimizer, steps, rank=0, world=1, first=0):

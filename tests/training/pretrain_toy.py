@@ -79,9 +79,13 @@ def main():
     )  # fmt: skip
     set_seed(1)
     config = NanochatHFConfig.from_depth(3, vocab_size=64, head_dim=16, aspect_ratio=16, sequence_length=LENGTH)
+    model = NanochatHFForCausalLM(config)
+    for module in model.modules():  # behind upstream's zeros, gradients are noise, and Muon makes it large
+        if isinstance(module, torch.nn.Linear):
+            module.reset_parameters()
     stop = StopOnSignal(every=1)
     trainer = NanochatTrainer(
-        model=NanochatHFForCausalLM(config),
+        model=model,
         args=arguments,
         loader=Rows(arguments.process_index, arguments.world_size, rows),
         schedule=Schedule(steps, warmup_steps=2),
