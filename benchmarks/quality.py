@@ -1,0 +1,172 @@
+"""Bits per byte at equal tokens: our recipe, upstream's own script, and what might be better, by seeds.
+
+    python benchmarks/quality.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT --output_dir runs/quality
+    python benchmarks/quality.py --data DATA_FOLDER --output_dir runs/quality --arms ours "keep tails" --seeds 1
+
+Every arm is a whole run of a training script with the same tokenizer, tokens, batch, context and validation rows
+(upstream's packing of the last shard, whatever the arm trains on), not compiled unless asked. What is finished is not
+trained again and what was interrupted goes on, so the command can be given until the table is full; it is printed
+after every run.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pretrain import ROOT, prepare_upstream
+
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.settings import UserError, load_run, run_main
+from nanochat_hf.tokenizer import train
+
+# What each arm adds to the command of training/pretrain.py; "upstream" is upstream's script. In order of importance.
+ARMS: dict[str, list[str]] = {
+    "ours": [],
+    "upstream": [],
+    "keep tails": ["--packing", "keep_tails"],
+    "shuffled": ["--data_seed", "{seed}"],
+    "half the batch": ["--total_batch_size", "{half_batch}", "--num_iterations", "{twice_steps}"],
+    "classic": ["--preset", "classic"],
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser.add_argument("--data", required=True, help="folder of parquet shards; the last one validates")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quality"), help="receives runs and table")
+    parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat, for that arm")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="of the initial weights")
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--head_dim", type=int, default=64)
+    parser.add_argument("--sequence_length", type=int, default=512)
+    parser.add_argument("--vocab_size", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=3_000_000, help="trained on, rounded up to whole steps")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows a step")
+    parser.add_argument("--compile", action="store_true", help="compile models: faster after minutes")
+    parser.add_argument("--eval_tokens", type=int, default=262_144, help="validation tokens")
+    options = parser.parse_args()
+    options.data, options.output_dir = str(Path(options.data).resolve()), options.output_dir.resolve()
+    if options.upstream:
+        options.upstream = options.upstream.resolve()
+    else:
+        options.arms = [arm for arm in options.arms if arm != "upstream"]
+    options.batch_tokens = options.batch_size * options.sequence_length
+    options.steps = -(-options.tokens // options.batch_tokens)
+    return options
+
+
+def folder_of(options: argparse.Namespace, arm: str, seed: int) -> Path:
+    return options.output_dir / f"d{options.depth}-{arm.replace(' ', '-')}-seed{seed}"
+
+
+def make_tokenizer(options: argparse.Namespace) -> Path:
+    folder = options.output_dir / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        train(open_documents(options.data).next_batch(4000), options.vocab_size).save_pretrained(folder)
+    return folder
+
+
+def shape_options(options: argparse.Namespace, dash: str) -> list[str]:
+    """The settings that both scripts have, spelled with underscores or dashes."""
+    values = {"depth": options.depth, "head_dim": options.head_dim, "window_pattern": "SSSL"}
+    values |= {"device_batch_size": options.batch_size, "total_batch_size": options.batch_tokens}
+    values |= {"num_iterations": options.steps, "eval_tokens": options.eval_tokens, "eval_every": options.steps}
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', dash)}", str(value))]
+
+
+def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path) -> dict[str, float]:
+    output = folder_of(options, arm, seed)
+    command = [sys.executable, str(ROOT / "training" / "pretrain.py"), "--tokenizer", str(tokenizer)]
+    command += ["--output_dir", str(output), "--data", options.data, "--seed", str(seed)]
+    command += ["--compile", str(options.compile).lower()]
+    command += ["--sequence_length", str(options.sequence_length), "--save_every", "100", *shape_options(options, "_")]
+    blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
+    command += [part.format(**blanks) for part in ARMS[arm]]
+    if not load_run(output):
+        follow(command, output.with_suffix(".log"), {})
+    run = load_run(output)
+    return {"bpb": run["metrics"]["val_bpb"], "tokens_per_second": run["metrics"].get("tokens_per_second", 0.0)}
+
+
+def train_upstream(options: argparse.Namespace, seed: int, tokenizer: Path) -> dict[str, float]:
+    """Upstream's script, whose seed is fixed: it is given another one from outside."""
+    from transformers import AutoTokenizer
+
+    base = folder_of(options, "upstream", seed)
+    log = base.with_suffix(".log")
+    found = read_upstream(log, options.steps)
+    if not found:
+        shutil.rmtree(base, ignore_errors=True)
+        environment = prepare_upstream(options, AutoTokenizer.from_pretrained(tokenizer), base)
+        if not options.compile:
+            environment["TORCHDYNAMO_DISABLE"] = "1"
+        reseed = f"import runpy, torch; seed = torch.manual_seed; torch.manual_seed = lambda _: seed({seed}); "
+        command = [sys.executable, "-c", reseed + "runpy.run_module('scripts.base_train', run_name='__main__')"]
+        command += ["--max-seq-len", str(options.sequence_length), "--core-metric-every", "-1", "--sample-every", "-1"]
+        follow(command + shape_options(options, "-"), log, environment, options.upstream)
+        found = read_upstream(log, options.steps)
+    if not found:
+        raise UserError(f"{log} does not end with a validation of step {options.steps}; see there")
+    return found
+
+
+def read_upstream(log: Path, steps: int) -> dict[str, float]:
+    """The last validation and the median speed from the script's output; empty where it did not get that far."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    bpb = re.findall(rf"Step 0*{steps} \| Validation bpb: ([\d.]+)", text)
+    speeds = [float(speed.replace(",", "")) for speed in re.findall(r"tok/sec: ([\d,]+)", text)[5:]]
+    return {"bpb": float(bpb[-1]), "tokens_per_second": statistics.median(speeds or [0.0])} if bpb else {}
+
+
+def follow(command: list[str], log: Path, environment: dict[str, str], folder: Path = ROOT) -> None:
+    """Runs a script to its end with its output in a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{time.strftime('%H:%M')} {log.stem} …", flush=True)
+    with log.open("w") as out:
+        done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, stdout=out, stderr=out)
+    if done.returncode:
+        raise UserError(f"a training script failed; the end of {log}:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def print_table(options: argparse.Namespace, found: dict[str, dict[int, dict[str, float]]]) -> None:
+    tokens = options.steps * options.batch_tokens
+    seeds = " | ".join(f"seed {seed}" for seed in options.seeds)
+    print(f"\n| d{options.depth}, {tokens:,} tokens, bits per byte | {seeds} | mean − ours | tokens/s |")
+    print("|---|" + "--:|" * (len(options.seeds) + 2))
+    for arm, runs in found.items():
+        cells = [f"{runs[seed]['bpb']:.4f}" if seed in runs else "–" for seed in options.seeds]
+        pairs = [runs[seed]["bpb"] - found["ours"][seed]["bpb"] for seed in runs if seed in found.get("ours", {})]
+        cells.append(f"{statistics.mean(pairs):+.4f}" if pairs else "–")
+        cells.append(f"{statistics.median(run['tokens_per_second'] for run in runs.values()):,.0f}")
+        print(f"| {arm} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    options = parse_arguments()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(options)
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for seed in options.seeds:
+        for arm in options.arms:
+            if arm == "upstream":
+                result = train_upstream(options, seed, tokenizer)
+            else:
+                result = train_ours(options, arm, seed, tokenizer)
+            found.setdefault(arm, {})[seed] = result
+            print_table(options, found)
+            (options.output_dir / f"d{options.depth}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_main(main)
