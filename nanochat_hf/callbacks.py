@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from nanochat_hf import fsdp
+from nanochat_hf import fp8, fsdp
 
 SAMPLE_PROMPTS = ("The capital of France is", "If yesterday was Friday, then tomorrow is", "My favourite colour is")
 
@@ -111,7 +111,7 @@ class Interlude(TrainerCallback):
             return
         started = time.perf_counter()
         model.eval()
-        with torch.no_grad(), fsdp.whole_weights(model):
+        with torch.no_grad(), fp8.switched_off(model), fsdp.whole_weights(model):
             self.play(model, state)
         model.train()
         self.paused += time.perf_counter() - started

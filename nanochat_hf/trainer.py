@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer
 
-from nanochat_hf import checkpoints, fsdp
+from nanochat_hf import checkpoints, fp8, fsdp
 from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
 from nanochat_hf.settings import UserError
 
@@ -244,7 +244,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         started = time.perf_counter()
         model = self.model_wrapped if self.is_in_train else self.model
         model.eval()
-        with self.compute_loss_context_manager(), fsdp.whole_weights(self.model):
+        with self.compute_loss_context_manager(), fp8.switched_off(self.model), fsdp.whole_weights(self.model):
             value = packed_bits_per_byte(model, self.validation, self.byte_lengths)
         model.train()
         metrics = {"val_bpb": value}

@@ -81,6 +81,7 @@ class PretrainConfig:
     report_to: str = field(default="none", metadata={"help": "none, trackio, wandb or tensorboard"})
     seed: int = field(default=42, metadata={"help": "of the initial weights"})
     dtype: str = field(default="auto", metadata={"help": "bfloat16, float32 or auto: bf16 on GPUs that have it"})
+    fp8: bool = field(default=False, metadata={"help": "8-bit matrix products, on GPUs from Ada and Hopper on"})
     compile: str = field(default="auto", metadata={"help": "true, false or auto: on GPUs only"})
     dry_run: bool = field(default=False, metadata={"help": "print the plan, draw the schedules, train nothing"})
 
@@ -92,12 +93,15 @@ def main() -> None:
 
     from transformers import AutoTokenizer, set_seed
 
+    from nanochat_hf import fp8
     from nanochat_hf.checkpoints import to_resume
     from nanochat_hf.optim import Schedule
     from nanochat_hf.plan import largest_device_batch
     from nanochat_hf.plots import draw_schedules
 
     arguments = training_arguments(config)  # joins the other processes, if there are any
+    if config.fp8 and not config.dry_run:
+        fp8.require_hardware(arguments.device.type)
     world, leader = arguments.world_size, arguments.process_index == 0
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
 
@@ -120,6 +124,8 @@ def main() -> None:
     arguments.max_steps = dial.num_iterations
     arguments.per_device_train_batch_size = batch.device_batch_size
     arguments.gradient_accumulation_steps = batch.accumulation_steps
+    if config.fp8:
+        fp8.check_rows(batch.device_batch_size, config.sequence_length)
     set_seed(config.seed)
     model = build_model(config, tokenizer)
     trainer = build_trainer(config, arguments, model, tokenizer, dial, schedule)
@@ -214,7 +220,7 @@ def lr_scale(config: PretrainConfig, dial: Any) -> float:
 
 def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
     """A freshly initialised model whose control tokens are the tokenizer's."""
-    from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+    from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, fp8
 
     model_config = NanochatHFConfig.from_depth(
         config.depth,
@@ -229,7 +235,10 @@ def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return NanochatHFForCausalLM(model_config)
+    model = NanochatHFForCausalLM(model_config)
+    if config.fp8:
+        fp8.convert(model)
+    return model
 
 
 def build_trainer(config: PretrainConfig, arguments: Any, model: Any, tokenizer: Any, dial: Any, schedule: Any) -> Any:

@@ -102,6 +102,7 @@ def main():
         weights = sum(p.double().sum().item() for p in trainer.model.parameters())
         facts = {"world": trainer.accelerator.num_processes, "losses": losses, "weights": weights}
         facts["wrapped"] = trainer.model_wrapped is not trainer.model
+        facts["parameters"] = sum(p.numel() for p in trainer.model.parameters())
         print(json.dumps(facts), flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def plain(tmp_path_factory):
     return folder, result(launch(folder, 6, 1))
 
 
-def test_three_ranks_and_accumulation_see_the_same_losses_and_two_go_on(plain, tmp_path):
+def test_three_ranks_and_accumulation_see_the_same_losses_and_two_or_one_go_on(plain, tmp_path):
     accumulated = result(launch(tmp_path / "accumulated", 3, 2))
     assert accumulated["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
 
@@ -45,9 +46,12 @@ def test_three_ranks_and_accumulation_see_the_same_losses_and_two_go_on(plain, t
     assert three.returncode != 0
     found = sorted(path.name for path in (tmp_path / "ranks").glob("checkpoint-*"))
     assert found == ["checkpoint-3", "checkpoint-6"]
+    shutil.copytree(tmp_path / "ranks", tmp_path / "one")
     two = result(launch(tmp_path / "ranks", 3, 1, ranks=2))
     assert two["world"] == 2 and not two["wrapped"]
     assert two["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
+    one = result(launch(tmp_path / "one", 6, 1))
+    assert one["world"] == 1 and one["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
 
 
 def fsdp_on_cpus(folder, ranks):

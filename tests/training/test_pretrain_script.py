@@ -96,3 +96,25 @@ def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
         script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--core_every", "5")
     with pytest.raises(UserError, match="training/tokenizer.py"):
         script("--output_dir", str(tmp_path))
+
+
+def test_eight_bits_need_their_hardware_and_train_the_same_model(script, tokenizer, tmp_path, monkeypatch):
+    """Emulated on the CPU: trained through the script, evaluated in full precision, saved as any other model."""
+    from functools import partial
+
+    from transformers import AutoModelForCausalLM
+
+    from nanochat_hf import fp8
+
+    options = ["--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--aspect_ratio", "64", "--fp8", "true"]
+    options += ["--num_iterations", "2", "--total_batch_size", "256", "--eval_every", "2", "--eval_tokens", "256"]
+    with pytest.raises(UserError, match="compute capability 8.9"):
+        script(*options)
+    converted = []
+    monkeypatch.setattr(fp8, "require_hardware", lambda device: None)
+    emulated = partial(fp8.convert, emulate=True)
+    monkeypatch.setattr(fp8, "convert", lambda model: converted.append(emulated(model)))
+    script(*options)
+    assert converted == [13]
+    assert load_run(tmp_path)["metrics"]["val_bpb"] > 0
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path).lm_head).__name__ == "Linear"
