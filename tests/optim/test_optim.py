@@ -185,3 +185,34 @@ def test_norms_by_group():
     assert optimizer.norms["grad_norm/head"] == pytest.approx(gradient, rel=1e-5)
     assert optimizer.norms["update_norm/head"] == pytest.approx((head.detach() - before).norm().item(), rel=1e-4)
     assert len(optimizer.norms) == 2 * len(optimizer.param_groups)
+
+
+@pytest.mark.parametrize("variant", ["modern", "classic"])
+def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
+    """Rates, momentum and decay change every step; graphs are one for each shape of matrices."""
+    import functools
+
+    from torch._dynamo.testing import CompileCounter
+
+    from nanochat_hf.optim import MuonAdamW, apply_schedule, build_param_groups, muon_adamw, set_learning_rates
+
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    muon_adamw._compiled.cache_clear()
+    model, twin = toy(), toy()
+    optimizer = MuonAdamW(build_param_groups(model, variant=variant), compile=True)
+    plain = MuonAdamW(build_param_groups(twin, variant=variant), compile=False)
+    schedule = Schedule.of(variant, 6, warmup_steps=2, momentum_warmup_steps=3)
+    frames = []
+    for step in range(6):
+        for one in (optimizer, plain):
+            set_learning_rates(one, schedule.lr_factor(step))
+            apply_schedule(one, schedule, step)
+        train(model, optimizer, 1, first=step)
+        train(twin, plain, 1, first=step)
+        frames.append(counter.frame_count)
+    muon_adamw._compiled.cache_clear()
+    shapes = sum(group["kind"] == "muon" for group in optimizer.param_groups)
+    assert frames == [shapes] * 6
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)

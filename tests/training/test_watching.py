@@ -1,0 +1,126 @@
+"""What a run shows of itself: speed, MFU, time left, rows for reporters; and that Python's collector keeps quiet."""
+
+import gc
+import math
+
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, callbacks
+from nanochat_hf.optim import Schedule
+from nanochat_hf.plan import device_facts, peak_flops
+from nanochat_hf.trainer import NanochatTrainer
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("Tesla T4", 65),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("AMD Instinct MI300X", 1307),
+    ],
+)
+def test_peaks_by_the_names_that_drivers_give(name, teraflops):
+    assert peak_flops(name) == pytest.approx(teraflops * 1e12)
+
+
+def test_an_unknown_device_has_no_peak():
+    assert peak_flops("NVIDIA H1000 Ultra") == 0.0 and device_facts("Voodoo 2") is None
+
+
+class Rows:
+    """The same four rows of eight tokens, for ever."""
+
+    sequence_length, batch_size = 8, 4
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rows = torch.arange(36).reshape(4, 9) % 32
+        return {"input_ids": rows[:, :-1], "shift_labels": rows[:, 1:]}
+
+
+class Witness(TrainerCallback):
+    """Notes what is logged and whether the collector may run."""
+
+    def __init__(self):
+        self.logs, self.collecting = [], []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.collecting.append(gc.isenabled())
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def train(folder, peak=0.0, report_to="none", log_norms=False, extras=()):
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, use_cpu=True, logging_steps=2,
+        save_strategy="no", ignore_data_skip=True, disable_tqdm=True, remove_unused_columns=False, report_to=report_to,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = NanochatHFConfig.from_depth(1, vocab_size=64, head_dim=16, aspect_ratio=16, sequence_length=8)
+    trainer = NanochatTrainer(
+        model=NanochatHFForCausalLM(config),
+        args=arguments,
+        loader=Rows(),
+        flops_per_token=5e6,
+        peak_flops=peak,
+        schedule=Schedule(6),
+        callbacks=list(extras),
+    )
+    trainer.log_norms = log_norms
+    trainer.train()
+    return trainer
+
+
+def test_speed_mfu_time_left_and_norms_are_in_the_history(tmp_path):
+    witness = Witness()
+    trainer = train(tmp_path, peak=1e12, log_norms=True, extras=[witness])
+    rows = [row for row in trainer.history() if "loss" in row]
+    assert [row["tokens"] for row in rows] == [64, 128, 192]
+    for row in rows[1:]:
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * 5e6 / 1e12)
+        left = (6 - row["step"]) * 32 / row["tokens_per_second"]
+        assert row["eta_seconds"] == pytest.approx(left)
+    groups = {name for name in rows[0] if "norm/" in name}
+    assert {"grad_norm/head", "update_norm/embedding", "update_norm/matrix 64x16"} <= groups
+    assert all(math.isfinite(rows[0][name]) for name in groups)
+    assert all("mfu" not in row for row in train(tmp_path).history())  # no peak is known for a CPU
+
+
+def test_the_collector_is_quiet_after_the_first_step_and_back_at_the_end(tmp_path):
+    witness = Witness()
+    assert gc.isenabled()
+    train(tmp_path, extras=[callbacks.QuietGarbageCollector(), witness])
+    assert witness.collecting == [True] + [False] * 5
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+
+
+def test_a_reporter_receives_every_row(tmp_path, monkeypatch):
+    """A stand-in under one of the names that transformers knows, so that no account or package is needed."""
+    from transformers import integrations
+
+    made = []
+
+    class Reporter(Witness):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setitem(integrations.INTEGRATION_TO_CALLBACK, "tensorboard", Reporter)
+    train(tmp_path, report_to="tensorboard")
+    assert [row["loss"] > 0 for row in made[0].logs if "loss" in row] == [True] * 3
+    assert "tokens_per_second" in made[0].logs[1]
