@@ -8,6 +8,7 @@ paths open as ``${name}``, filled from ``--set name=value``. What was resolved i
 
 import argparse
 import json
+import logging
 import os
 import platform
 import re
@@ -155,6 +156,8 @@ def peak_memory_mb() -> float:
 
 def run_main(main: Callable[[], Any]) -> None:
     """Runs a script's `main`; the user's own mistakes end in one line and exit status 2, not in a traceback."""
+    # torchao 0.18 under torch 2.13 warns twice a process of what only torchao can change
+    logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in record.getMessage())
     try:
         main()
     except UserError as error:
