@@ -32,7 +32,7 @@ ARMS: dict[str, list[str]] = {
     "upstream": [],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],
-    "smear rate scaled": ["--smear_lr", "{scaled_smear}"],  # by √(batch / 2^19), as all other rates are
+    "smear as upstream": ["--smear_lr", "{full_smear}"],  # 0.2 whatever the batch
     "half the batch": ["--total_batch_size", "{half_batch}", "--num_iterations", "{twice_steps}"],
     "classic": ["--preset", "classic"],
 }
@@ -93,7 +93,7 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--compile", str(options.compile).lower()]
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "100", *shape_options(options, "_")]
     blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
-    blanks["scaled_smear"] = round(0.2 * (options.batch_tokens / 2**19) ** 0.5, 6)
+    blanks["full_smear"] = round(0.2 / min(1.0, (options.batch_tokens / 2**19) ** 0.5), 6)
     command += [part.format(**blanks) for part in ARMS[arm]]
     if not load_run(output):
         follow(command, output.with_suffix(".log"), {})

@@ -218,3 +218,12 @@ def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
     assert frames == [shapes] * 6
     for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_smear_rate_shrinks_with_small_batches_and_stays_upstreams_otherwise():
+    from nanochat_hf.optim import peak_rates
+
+    assert peak_rates("modern", 0.125, smear_lr=0.2)["smear_lr"] == pytest.approx(0.025)
+    for scale in (1.0, 2**0.5):
+        rates = peak_rates("modern", scale, smear_lr=0.2)
+        assert rates["smear_lr"] == 0.2 and rates["matrix_lr"] == pytest.approx(0.02 * scale)
