@@ -51,7 +51,7 @@ PEAK_RATES = {
 
 
 def peak_rates(preset: str, scale: float, *, smear_lr: float | None = None, **rates: float | None) -> dict[str, float]:
-    """Peak learning rates for `build_param_groups`: the preset's or those given, times `scale` (smear's never enlarged).
+    """Peak learning rates for `build_param_groups`: the preset's or those given, times `scale` (smear's at most 1).
 
     Args:
         scale: √(batch / 2^19), or what the run sets in its place.
