@@ -128,10 +128,10 @@ def test_prompts_are_laid_out_once_a_pass_and_too_long_ones_left_out(base):
 
 
 def test_reward_rises_and_held_out_problems_are_measured(base, tmp_path):
-    run_stage("rl", *stage_arguments(base, tmp_path / "out", num_iterations=16, prompts_per_step=8))
+    run_stage("rl", *stage_arguments(base, tmp_path / "out", num_iterations=28, prompts_per_step=8))
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     rewards = [row["reward"] for row in run["history"] if "reward" in row]
-    assert len(rewards) == 16
+    assert len(rewards) == 28
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.06
     passed = [row["val_pass@1/short-answers"] for row in run["history"] if "val_pass@1/short-answers" in row]
     assert len(passed) == 2 and passed[1] > passed[0]
