@@ -46,9 +46,11 @@ class NanochatHFConfig(PreTrainedConfig):
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.ve_gate": "colwise",
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
+        "value_embeds.*": "replicated_with_grad_allreduce",  # each process uses the columns of its own heads
     }
 
     vocab_size: int = 32768

@@ -137,7 +137,11 @@ class NanochatHFAttention(nn.Module):
         value = self.v_proj(hidden_states).view(heads)  # [B, T, K, D]
         if value_embeds is not None:
             gate = 3 * torch.sigmoid(self.ve_gate(hidden_states[..., : self.ve_gate.in_features]))  # [B, T, K]
-            value = value + gate.unsqueeze(-1) * value_embeds.view(heads)
+            value_embeds = value_embeds.view(heads)
+            if value_embeds.shape != value.shape:  # tensor parallelism: these heads are some of the table's
+                mesh = self.v_proj.weight.device_mesh
+                value_embeds = value_embeds.chunk(mesh.size(), dim=2)[mesh.get_local_rank()]
+            value = value + gate.unsqueeze(-1) * value_embeds
         value = value.transpose(1, 2)
 
         cos, sin = position_embeddings
@@ -214,6 +218,22 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": NanochatHFDecoderLayer, "attentions": NanochatHFAttention}
+    # Quantizers leave these out: gates have 12 and 24 inputs, less than a group of any 4-bit format.
+    _keep_in_fp32_modules = [".*_gate"]
+
+    def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Value embeddings have a row for each token too, and the head stays of its class."""
+        head = self.get_output_embeddings()
+        embeddings = super()._resize_token_embeddings(*args, **kwargs)
+        for table in self.base_model.value_embeds.values() if self.config.value_embeddings else ():
+            resized = self._get_resized_embeddings(table, embeddings.num_embeddings)
+            resized.requires_grad_(table.weight.requires_grad)
+            table.weight, table.num_embeddings = resized.weight, resized.num_embeddings
+        if head is not None:
+            resized = self.get_output_embeddings()
+            head.weight, head.out_features = resized.weight, resized.out_features
+            self.set_output_embeddings(head)
+        return embeddings
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """transformers skips modules without parameters of their own where code is custom, hence attention, MLP and
@@ -414,7 +434,7 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
             return self._norm(self._to_compute_dtype(self.embed_tokens(tokens)))
         if past_key_values is not None:
             return previous_states(x, past_key_values, state_layer)
-        return F.pad(x[:, :-1], (0, 0, 1, 0))
+        return F.pad(x, (0, 0, 1, -1))  # not of a slice: export would exclude the length at which that has one token
 
     def _smear(self, x: torch.Tensor, previous: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
         """x_t + lambda * sigmoid(w . x_t) * x_(t-1), on the normed embeddings [B, T, C]; nothing reaches a start."""
