@@ -221,6 +221,12 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     # Quantizers leave these out: gates have 12 and 24 inputs, less than a group of any 4-bit format.
     _keep_in_fp32_modules = [".*_gate"]
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which maps only the class that is saved: `AutoModel` finds the base model in it too."""
+        base = {"AutoModel": f"{NanochatHFModel.__module__.split('.')[-1]}.{NanochatHFModel.__name__}"}
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **base}
+        return super().save_pretrained(*args, **kwargs)
+
     def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Value embeddings have a row for each token too, and the head stays of its class."""
         head = self.get_output_embeddings()
