@@ -125,5 +125,5 @@ def test_trajectory(path, one_thread):
 
 
 def test_noise_does_not_excuse_another_recipe(one_thread):
-    run, wrong = Trajectory(TRAJECTORIES[0]), {"matrix_lr": 0.021}
-    assert first_wrong(run.find_noise(run.differences(24, **wrong), **wrong)) is not None
+    run, wrong = Trajectory(TRAJECTORIES[0]), {"embedding_lr": 0.31}
+    assert first_wrong(run.find_noise(run.differences(14, **wrong), **wrong)) is not None
