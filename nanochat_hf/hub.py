@@ -24,7 +24,7 @@ PUBLISHED = (
     re.compile(r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json"),
     re.compile(r"model\.safetensors\.index\.json"),
     re.compile(r"chat_template\.jinja"),
-    re.compile(r"(configuration|modeling)_nanochat_hf\.py"),
+    re.compile(r"(configuration|modeling|loss)_nanochat_hf\.py"),
 )
 WEIGHTS = PUBLISHED[0]
 # Benchmarks that the Hub shows on the model's page; our task names → (data set's Hub id, its task).
@@ -72,6 +72,9 @@ def files_to_publish(folder: str | os.PathLike) -> list[Path]:
     if "config.json" in names:
         mapped = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
         code = {f"{reference.split('.')[0]}.py" for reference in mapped.values()}
+        for name in code & names:
+            imported = re.findall(r"^from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
+            code = code | {f"{module}.py" for module in imported}
         missing += sorted(code - names)
     if missing:
         raise UserError(f"{folder} is not a whole checkpoint: it lacks {', '.join(missing)}")

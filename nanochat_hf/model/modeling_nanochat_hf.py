@@ -24,15 +24,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nanochat_hf import NanochatHFConfig
+from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
 
 # Channels of the normed input that feed the two kinds of gate (upstream's choice: enough for a gate, and cheap).
 VALUE_GATE_CHANNELS = 12
 SMEAR_GATE_CHANNELS = 24
-IGNORE_INDEX = -100
 
 
 class Linear(nn.Linear):
@@ -43,6 +43,13 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Parameter-free norm of the last dimension, in the dtype of `x` as upstream: autocast on GPUs would compute it in
+    fp32 and keep the result in fp32 for the backward pass."""
+    with maybe_autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 class NanochatHFRotaryEmbedding(nn.Module):
@@ -146,8 +153,7 @@ class NanochatHFAttention(nn.Module):
 
         cos, sin = position_embeddings
         eps = self.config.rms_norm_eps
-        query = F.rms_norm(rotate(query, cos, sin), (self.head_dim,), eps=eps)
-        key = F.rms_norm(rotate(key, cos, sin), (self.head_dim,), eps=eps)
+        query, key = rms_norm(rotate(query, cos, sin), eps), rms_norm(rotate(key, cos, sin), eps)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -185,7 +191,7 @@ class NanochatHFDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: NanochatHFConfig, layer_idx: int):
         super().__init__()
-        self.norm_shape, self.eps = (config.hidden_size,), config.rms_norm_eps
+        self.eps = config.rms_norm_eps
         self.self_attn = NanochatHFAttention(config, layer_idx)
         self.mlp = NanochatHFMLP(config)
 
@@ -198,9 +204,9 @@ class NanochatHFDecoderLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         if scales is not None:
             hidden_states = scales[0] * hidden_states + scales[1] * initial_states
-        attended, _ = self.self_attn(F.rms_norm(hidden_states, self.norm_shape, eps=self.eps), **kwargs)
+        attended, _ = self.self_attn(rms_norm(hidden_states, self.eps), **kwargs)
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(F.rms_norm(hidden_states, self.norm_shape, eps=self.eps))
+        return hidden_states + self.mlp(rms_norm(hidden_states, self.eps))
 
 
 class NanochatHFPreTrainedModel(PreTrainedModel):
@@ -398,7 +404,7 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self._norm(hidden_states), past_key_values=past_key_values)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+        return rms_norm(x, self.config.rms_norm_eps)
 
     @staticmethod
     def _to_compute_dtype(x: torch.Tensor) -> torch.Tensor:
@@ -548,6 +554,7 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
         shift_labels: torch.LongTensor | None = None,
+        return_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the model; see [`NanochatHFModel.forward`] for what is not described here.
@@ -557,13 +564,17 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
             num_items_in_batch: what the summed loss is divided by; default the number of supervised tokens here.
             shift_labels: [B, T] labels that are shifted already, instead of `labels`.
+            return_logits: whether logits are wanted beside a loss. By default not in training, where [B, T, V] in fp32
+                would be the largest tensor of all.
 
         Returns:
-            `loss`, and `logits` [B, T, V] in fp32.
+            `loss`, and `logits` [B, T, V] in fp32 or None.
         """
         supervised = labels is not None or shift_labels is not None
         if supervised and use_cache is None:
             use_cache = False
+        if return_logits is None:
+            return_logits = not (supervised and self.training and torch.is_grad_enabled())
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -574,12 +585,15 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = soft_cap(self.lm_head(hidden_states).float(), self.config.final_logit_softcapping)
-        loss = None
-        if supervised:
-            if shift_labels is None:
-                shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-            loss = causal_loss(logits, shift_labels, num_items_in_batch)
+        cap, logits, loss = self.config.final_logit_softcapping, None, None
+        if labels is not None and shift_labels is None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        if supervised and not return_logits and is_only_its_weight(self.lm_head):
+            loss = chunked_causal_loss(hidden_states, self.lm_head.weight, shift_labels, cap, num_items_in_batch)
+        else:
+            logits = soft_cap(self.lm_head(hidden_states).float(), cap)
+            if supervised:
+                loss = causal_loss(logits, shift_labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -612,23 +626,14 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         return manager
 
 
-def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Squashes logits smoothly into (-cap, cap)."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+def is_only_its_weight(head: nn.Module) -> bool:
+    """Whether the loss may use a head's weight without calling the head.
 
-
-def causal_loss(logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Summed cross-entropy over the supervised tokens, divided by their number (or by `num_items_in_batch`).
-
-    An all-masked batch gives 0, not NaN: packed chat rows can consist of prompt alone.
+    Not where it is wrapped (LoRA), quantised or in 8-bit floats, sharded (tensor-parallel, FSDP of its own), or has
+    hooks that look on or move it about (`device_map`).
     """
-    targets = targets.to(logits.device).reshape(-1)
-    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    if num_items_in_batch is None:
-        num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+    hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__
+    return type(head) is Linear and type(head.weight) is nn.Parameter and not hooked
 
 
 NanochatHFConfig.register_for_auto_class()
