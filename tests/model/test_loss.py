@@ -143,9 +143,9 @@ def test_one_batch_of_eight_is_eight_batches_of_one(tokens, labels):
 def test_gradient_checkpointing_changes_no_gradient(tokens, labels):
     model = randomized(tiny_config()).train()
     _, expected = step(model, tokens, labels=labels)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     calls = []
-    model.model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(1))
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     _, found = step(model, tokens, labels=labels)
     assert len(calls) == 2, "the block was not computed again"
     for name, gradient in expected.items():
