@@ -33,6 +33,11 @@ class CorpusEncoder:
             tokens, merges, pattern=pattern, first_id=tokenizer.bos_token_id, num_threads=threads
         )
 
+    @property
+    def merge_steps(self) -> int:
+        """Steps taken so far in merging pieces of more than 48 bytes; they grow as the length of the text does."""
+        return self._encoder.steps()
+
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids, int32 [tokens], and the offsets, int64 [documents + 1].
 

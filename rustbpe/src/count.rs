@@ -88,8 +88,11 @@ impl<'a> Counter<'a> {
 
     fn count(&self, batch: &Batch, table: &mut WordTable) -> Result<(), String> {
         for text in batch.texts() {
-            self.splitter.split(text, false, |text, start, end| {
-                table.add_at(text, start, end);
+            self.splitter.split(text, false, |text, mut start, ends| {
+                for &end in ends {
+                    table.add_at(text, start, end);
+                    start = end;
+                }
                 !self.stopped.load(Ordering::Relaxed)
             })?;
         }

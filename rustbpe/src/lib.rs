@@ -1,6 +1,7 @@
 //! `nanochat_hf._rustbpe`: trains byte-pair encodings and encodes corpora. The Python side is `nanochat_hf.tokenizer`.
 
 mod batch;
+mod blocks;
 mod count;
 mod encoder;
 mod merge;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyIterator, PyList, PyString};
+use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
 
 use count::{Batch, Counter};
 use merge::Merger;
@@ -230,8 +231,11 @@ fn split<'py>(py: Python<'py>, text: &str, pattern: Option<&str>, regex: bool) -
     let mut pieces = Vec::new();
     let splitter = splitter.map_err(PyValueError::new_err)?;
     splitter
-        .split(text, true, |text, start, end| {
-            pieces.push(&text[start..end]);
+        .split(text, true, |text, mut start, ends| {
+            for &end in ends {
+                pieces.push(&text[start..end]);
+                start = end;
+            }
             true
         })
         .map_err(PyRuntimeError::new_err)?;
@@ -241,6 +245,7 @@ fn split<'py>(py: Python<'py>, text: &str, pattern: Option<&str>, regex: bool) -
 #[pymodule]
 fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEFAULT_PATTERN", splitter::DEFAULT_PATTERN)?;
+    module.add("KNOWN_PATTERNS", PyTuple::new(module.py(), splitter::KNOWN_PATTERNS.map(|known| known.0))?)?;
     module.add_function(wrap_pyfunction!(train, module)?)?;
     module.add_function(wrap_pyfunction!(split, module)?)?;
     module.add_class::<batch::PyEncoder>()?;

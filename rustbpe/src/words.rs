@@ -18,12 +18,20 @@ pub fn pack(piece: &[u8]) -> Key {
 /// `pack(&text[start..end])`, mostly in two loads and a mask.
 #[inline(always)]
 pub fn pack_at(text: &[u8], start: usize, end: usize) -> Key {
+    const KEPT: [u128; SHORT + 1] = {
+        let mut masks = [0; SHORT + 1];
+        let mut length = 1;
+        while length <= SHORT {
+            masks[length] = u128::MAX >> (128 - 8 * length);
+            length += 1;
+        }
+        masks
+    };
     let length = end - start;
-    debug_assert!((1..=SHORT).contains(&length));
     match text.get(start..start + 16) {
         Some(sixteen) => {
             let word = u128::from_le_bytes(sixteen.try_into().expect("sixteen bytes"));
-            let word = word & (u128::MAX >> (128 - 8 * length)) | (length as u128) << 120;
+            let word = word & KEPT[length] | (length as u128) << 120;
             [word as u64, (word >> 64) as u64]
         }
         None => pack(&text[start..end]),

@@ -7,6 +7,7 @@ import pytest
 from tokenizers.decoders import DecodeStream
 from transformers import TextIteratorStreamer
 
+from nanochat_hf import _rustbpe
 from nanochat_hf.tokenizer import (
     SPECIAL_TOKENS,
     CorpusEncoder,
@@ -17,6 +18,7 @@ from nanochat_hf.tokenizer import (
     token_byte_lengths,
     write_tiktoken,
 )
+from nanochat_hf.tokenizer.vocabulary import merges_and_pattern
 
 TEXTS = [
     "",
@@ -51,6 +53,47 @@ def test_ids_are_those_of_tiktoken(tokenizer):
     documents = TEXTS + random_texts(300)
     ids, offsets = CorpusEncoder(tokenizer).encode_batch(documents)
     assert [one[1:] for one in split_documents(ids, offsets)] == reference.encode_ordinary_batch(documents)
+
+
+@pytest.mark.parametrize("pattern", _rustbpe.KNOWN_PATTERNS, ids=lambda pattern: pattern[:20])
+def test_ids_under_the_patterns_of_other_models(tokenizer, texts, pattern):
+    other = from_mergeable_ranks(mergeable_ranks(tokenizer), pattern=pattern)
+    documents = TEXTS + texts[::20] + random_texts(100)
+    ids, offsets = CorpusEncoder(other, num_threads=2).encode_batch(documents)
+    got = [one[1:] for one in split_documents(ids, offsets)]
+    assert got == [encoding.ids for encoding in other.backend_tokenizer.encode_batch(documents)]
+    pytest.importorskip("tiktoken")
+    assert got == to_tiktoken(other).encode_ordinary_batch(documents)
+
+
+def test_more_words_than_any_cache_holds(tokenizer):
+    """Words of one token, of few and of many, seen once or again; the second time is like the first."""
+    letters = np.random.default_rng(6).integers(97, 123, 8 * 300_000, dtype=np.uint8).tobytes().decode()
+    words = [letters[start : start + 3 + start % 6] for start in range(0, len(letters), 8)]
+    words += ["-" * length for length in range(1, 300)] * 2 + ["x" * 20, "y" * 140, "z" * 2000] * 2
+    documents = [" ".join(words[start : start + 5000]) for start in range(0, len(words), 5000)]
+    encoder = CorpusEncoder(tokenizer, 1)
+    ids, offsets = encoder.encode_batch(documents)
+    some = [0, 1, 30, len(documents) - 1]
+    expected = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch([documents[i] for i in some])]
+    split = split_documents(ids, offsets)
+    assert [split[i][1:] for i in some] == expected
+    for again in (encoder, CorpusEncoder(tokenizer, 2)):
+        assert np.array_equal(again.encode_batch(documents)[0], ids)
+
+
+def test_ids_that_need_more_than_two_bytes(tokenizer):
+    shift = 70_000
+    merges, pattern = merges_and_pattern(tokenizer)
+    tokens = [(token, rank + shift) for token, rank in mergeable_ranks(tokenizer).items()]
+    moved = [tuple(one + shift for one in merge) for merge in merges]
+    documents = TEXTS + random_texts(50)
+    buffers = _rustbpe.Encoder(tokens, moved, pattern=pattern, first_id=1 + shift).encode_batch(documents)
+    expected, _ = CorpusEncoder(tokenizer).encode_batch(documents)
+    expected[expected == tokenizer.bos_token_id] = 1
+    assert np.array_equal(np.frombuffer(buffers[0], np.int32), expected + shift)
+    with pytest.raises(ValueError, match="too large"):
+        _rustbpe.Encoder(tokens, [(1 << 21, 5, 6)])
 
 
 def test_the_number_of_threads_does_not_matter(tokenizer):
@@ -99,13 +142,6 @@ def test_streams_never_show_half_a_character(tokenizer):
     streamer.end()
     shown = list(streamer)
     assert "".join(shown) == text and not any("\ufffd" in piece for piece in shown)
-
-
-def test_a_megabyte_of_one_letter_is_encoded(tokenizer):
-    documents = ["a" * 1_000_000, " " * 1_000_000, "ab" * 500_000]
-    ids, offsets = CorpusEncoder(tokenizer).encode_batch(documents)
-    lengths = token_byte_lengths(tokenizer)
-    assert [int(lengths[one].sum()) for one in split_documents(ids, offsets)] == [1_000_000] * 3
 
 
 def test_a_file_of_ranks_and_an_encoding_give_the_same_tokenizer_back(tokenizer, tmp_path):

@@ -111,6 +111,19 @@ def test_adversarial_text_is_linear_in_training_and_encoding(tokenizer):
         assert (num_bytes, words) == (1_000_000, 1) and merges
 
 
+def test_a_long_piece_takes_steps_in_proportion_to_its_length(tokenizer):
+    """Steps are what the heap gives out: one for every pair of neighbours that was ever one, at most three a byte."""
+    state = random.Random(5)
+    for unit in ["a", " ", "ab", "the", "abcab", "".join(state.choices("abc", k=1000))]:
+        steps = []
+        for size in (200_000, 400_000):
+            encoder = CorpusEncoder(tokenizer, 1)
+            encoder.encode_batch([(unit * size)[:size]])
+            steps.append(encoder.merge_steps)
+        assert steps[0] < 3 * 200_000 and steps[1] <= 2 * steps[0] + 100, (unit[:5], steps)
+    assert max(steps) > 0
+
+
 def test_a_million_letters_train_by_doubling():
     merges, _, _, _ = _rustbpe.train(iter(["a" * (1 << 20)]), 100)
     assert merges[:3] == [(97, 97), (256, 256), (257, 257)] and len(merges) == 20

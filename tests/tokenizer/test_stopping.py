@@ -1,10 +1,11 @@
-"""Ctrl-C ends training and encoding: work without end, and a real SIGINT in the midst of it."""
+"""Ctrl-C ends training and encoding: work without end, and a real SIGINT in the midst of it. And memory, measured in a
+process of its own: it grows with distinct words, not with text."""
 
 import subprocess
 import sys
 
 PROGRAM = r"""
-import itertools, os, random, signal, string, sys, threading
+import itertools, os, random, resource, signal, string, sys, threading
 import pyarrow as pa, pyarrow.parquet as pq
 from nanochat_hf import _rustbpe
 from nanochat_hf.tokenizer import CorpusEncoder, train
@@ -24,6 +25,14 @@ def expect_stop(name, work, seconds=0.5):
 
 text = "endless words of text, again and again. " * 25_000
 merged = [0]
+
+def peak():  # MB; macOS counts in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+before = peak()
+_, num_bytes, num_words, _ = _rustbpe.train(itertools.repeat(text, 300), 20, num_threads=2)
+assert num_bytes == 300 * len(text) and num_words == 10, (num_bytes, num_words)
+print("memory", "stopped" if peak() - before < 50 else f"grew by {peak() - before:.0f} MB for {num_bytes:,} bytes")
 
 def show(stage, done, total):
     if stage == "merge" and not merged[0]:
@@ -53,5 +62,7 @@ expect_stop("one piece", lambda: encoder.encode_batch(["endless" * 3_000_000]))
 def test_ctrl_c_stops_training_and_encoding(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=200)
     stopped = [line.removesuffix(" stopped") for line in done.stdout.splitlines()]
-    assert stopped == ["counting", "regex", "merging", "encode_batch", "encode_files", "one piece"], done.stderr
+    assert stopped == ["memory", "counting", "regex", "merging", "encode_batch", "encode_files", "one piece"], (
+        done.stderr
+    )
     assert done.returncode == 0, done.stderr

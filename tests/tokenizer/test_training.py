@@ -55,15 +55,46 @@ def fuzzed_text(random_state: random.Random) -> str:
     return "".join(pieces)
 
 
-def test_the_table_splits_like_the_regular_expression_on_fuzzed_text():
+@pytest.mark.parametrize("pattern", _rustbpe.KNOWN_PATTERNS, ids=lambda pattern: pattern[:20])
+def test_known_patterns_split_like_the_regular_expression_on_fuzzed_text(pattern):
+    """Long texts, and short ones, which end in every way there is."""
     random_state = random.Random(0)
-    for _ in range(150):
-        text = "".join(fuzzed_text(random_state) for _ in range(random_state.choice([1, 40])))
-        assert _rustbpe.split(text) == _rustbpe.split(text, SPLIT_PATTERN, regex=True), repr(text)
+    plain = [*"aaabzZsStlLrReE'' 0917 .,-(\t\n\r", "'s", "'ll", "'VE", "\r\n", "  ", " \n", "é", "'ſ"]
+    for number in range(60):
+        if number % 2:
+            text = "".join(random_state.choices(plain, k=random_state.choice([3, 40, 70, 500])))
+        else:
+            text = "".join(fuzzed_text(random_state) for _ in range(random_state.choice([1, 20])))
+        assert_same_pieces(text, pattern)
 
 
-def assert_same_pieces(text: str) -> None:
-    assert _rustbpe.split(text) == _rustbpe.split(text, SPLIT_PATTERN, regex=True), repr(text[:200])
+@pytest.mark.parametrize("pattern", _rustbpe.KNOWN_PATTERNS, ids=lambda pattern: pattern[:20])
+def test_known_patterns_split_like_the_regular_expression_at_every_offset_of_a_block(pattern):
+    """The splitter looks at 64 bytes at a time: whatever stands there, at the end of a block or of the text."""
+    edges = [
+        " \n x",
+        "\n  x",
+        "\n \t ",
+        "'ll ",
+        "don't'",
+        " 12345 ",
+        "é a",
+        "\r\n\r\n",
+        "...\n\n a",
+        "(x",
+        " (x",
+        "\t(x",
+    ]
+    text = "".join(
+        "x" + " word" * (length // 5) + "y" * (length % 5) + edge for edge in edges for length in range(52, 68)
+    )
+    assert_same_pieces(text, pattern)
+    for edge in edges:
+        assert_same_pieces("ab " * 21 + edge, pattern)
+
+
+def assert_same_pieces(text: str, pattern: str = SPLIT_PATTERN) -> None:
+    assert _rustbpe.split(text, pattern) == _rustbpe.split(text, pattern, regex=True), repr(text[:200])
 
 
 @pytest.mark.parametrize("plane", range(17))
