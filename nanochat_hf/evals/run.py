@@ -157,12 +157,7 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
     if not config.tasks:
         raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
     loaded = [tasks.load(spec, config.split)[0] for spec in config.tasks]
-    for task in loaded:
-        if task.runs_code and not config.allow_code_execution:
-            raise UserError(
-                f"{task.name} runs programs that the model wrote; add --allow_code_execution to run them in the "
-                "sandbox, or leave the task out"
-            )
+    tasks.check_code_execution(loaded, config.allow_code_execution)
     return loaded
 
 

@@ -30,6 +30,7 @@ from nanochat_hf.posttraining.stage import (
     trainer_arguments,
 )
 from nanochat_hf.settings import UserError
+from nanochat_hf.tasks import check_code_execution
 from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainer import MuonAdamWMixin
 
@@ -46,6 +47,9 @@ class RolloutConfig(StageConfig):
         default_factory=lambda: ["gsm8k/test@400"], metadata={"help": "held-out problems for pass@k; none: []"}
     )
     val_samples: int = field(default=8, metadata={"help": "answers to each held-out problem: the k of pass@k"})
+    allow_code_execution: bool = field(
+        default=False, metadata={"help": "practise tasks that run programs the model wrote, inside the sandbox"}
+    )
     device_batch_size: int = field(default=8, metadata={"help": "most rows a process trains on at once"})
     init_lr_frac: float = field(default=0.05, metadata={"help": "factor on all learning rates"})
     warmdown_ratio: float = field(default=1.0, metadata={"help": "share of the steps in which the rates fall"})
@@ -223,6 +227,8 @@ class PassAtK(TrainerCallback):
 def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTrainer:
     """Lays out the prompts and builds the trainer on them."""
     tasks = load_tasks(config.tasks, "train")
+    val_tasks = [task for task, _ in load_tasks(config.val_tasks, "validation")] if config.eval_every > 0 else []
+    check_code_execution([*(task for task, _ in tasks), *val_tasks], config.allow_code_execution)
     state = distributed_state()
     world = state.num_processes
     if config.prompts_per_step % world:
@@ -267,7 +273,6 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         hyper=config.hyper() | {"variant": getattr(model.config, "preset", "modern")},
         schedule=config.schedule(steps),
     )
-    val_tasks = [task for task, _ in load_tasks(config.val_tasks, "validation")] if config.eval_every > 0 else []
     trainer.pass_at_k = PassAtK(val_tasks, held_out, max(1, config.eval_every))
     trainer.pass_at_k.trainer = trainer
     trainer.add_callback(trainer.pass_at_k)

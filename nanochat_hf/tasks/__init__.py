@@ -12,6 +12,7 @@ Recipes and command lines name a task with a short string, read by `load`:
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from nanochat_hf.settings import UserError
@@ -48,6 +49,20 @@ def load(spec: str, split: str) -> tuple[Any, int]:
     if found["source"]:
         options["source"] = found["source"]
     return _make(found["name"], options), int(found["repeat"] or 1)
+
+
+def check_code_execution(tasks: Iterable[Any], allowed: bool) -> None:
+    """Refuses tasks that run what the model wrote where that has not been allowed.
+
+    Raises:
+        UserError: names the task and the option.
+    """
+    for task in tasks:
+        if task.runs_code and not allowed:
+            raise UserError(
+                f"{task.name} runs programs that the model wrote; add --allow_code_execution to run them in the "
+                "sandbox, or leave the task out"
+            )
 
 
 def _make(name: str, options: dict[str, Any]) -> Any:
