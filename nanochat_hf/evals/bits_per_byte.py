@@ -20,6 +20,7 @@ from torch import Tensor
 from nanochat_hf.evals.scoring import distributed_rank, gather_sum, pad_right, plan_batches
 
 IGNORED = -100
+LOGITS_AT_ONCE = 2**28  # a gigabyte in fp32: training holds none of them, so the rows that fit there might not here
 
 
 @torch.inference_mode()
@@ -49,11 +50,14 @@ def packed_bits_per_byte(
         ids_BT = batch["input_ids"].to(device)
         targets = batch["shift_labels"] if "shift_labels" in batch else batch.get("labels", batch["input_ids"])[:, 1:]
         targets = targets.to(device)
-        logits = model(input_ids=ids_BT, use_cache=False).logits[:, : targets.shape[1]]
         bytes_BT = torch.where(targets >= 0, byte_lengths[targets.clamp(min=0)], 0)
-        for row in range(len(ids_BT)):  # a row at a time: a float32 copy of all logits would be the memory peak
-            losses = F.cross_entropy(logits[row].float(), targets[row], reduction="none", ignore_index=IGNORED)
-            nats += losses[bytes_BT[row] > 0].sum(dtype=torch.float64)
+        size = max(1, LOGITS_AT_ONCE // (ids_BT.shape[1] * len(byte_lengths)))
+        for start in range(0, len(ids_BT), size):
+            rows = slice(start, start + size)
+            part = model(input_ids=ids_BT[rows], use_cache=False).logits[:, : targets.shape[1]]
+            for logits, wanted, sizes in zip(part, targets[rows], bytes_BT[rows], strict=True):
+                losses = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=IGNORED)
+                nats += losses[sizes > 0].sum(dtype=torch.float64)
         count += bytes_BT.sum()
     return _ratio(gather_sum(torch.stack([nats, count])))
 

@@ -62,6 +62,19 @@ def test_tokens_weigh_by_their_bytes(tiny_model):
     assert packed_bits_per_byte(tiny_model, [{"input_ids": torch.tensor([row])}], lengths) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 2])
+def test_rows_are_dealt_out_where_their_logits_are_many(tiny_model, monkeypatch, rows_at_once):
+    lengths = torch.tensor([1] * 256 + [0] * 4)
+    batch = {"input_ids": torch.randint(0, 256, (5, 12), generator=torch.Generator().manual_seed(1))}
+    whole = packed_bits_per_byte(tiny_model, [batch], lengths)
+    monkeypatch.setattr("nanochat_hf.evals.bits_per_byte.LOGITS_AT_ONCE", rows_at_once * 12 * 260)
+    seen = []
+    hook = tiny_model.register_forward_hook(lambda *arguments: seen.append(len(arguments[-1].logits)))
+    assert packed_bits_per_byte(tiny_model, [batch], lengths) == pytest.approx(whole)
+    hook.remove()
+    assert max(seen) == rows_at_once and sum(seen) == 5
+
+
 def test_nothing_to_score_is_infinite(tiny_model):
     batch = {"input_ids": torch.tensor([[BOS, BOS]])}
     assert packed_bits_per_byte(tiny_model, [batch], torch.tensor([1] * 256 + [0] * 4)) == math.inf

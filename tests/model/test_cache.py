@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import randomized, tiny_config
 from transformers import DynamicCache, StaticCache
+from transformers.utils import logging
 
 CACHES = {
     "dynamic": lambda config: DynamicCache(config=config),
@@ -169,6 +170,18 @@ def test_generate_equals_generate_without_cache(model, tokens, options):
     settings = dict(max_new_tokens=40, do_sample=False)
     expected = model.generate(prompt, use_cache=False, **settings)
     assert torch.equal(model.generate(prompt, **settings, **options), expected)
+
+
+def test_generation_past_the_trained_length_goes_on_and_says_so(model, tokens, caplog):
+    """64 positions were trained; there is no table of angles that ends there."""
+    logging.get_logger().warning_once.cache_clear()  # it is said once a process
+    with caplog.at_level("WARNING", logger="transformers"):
+        generated = model.generate(tokens[:1, :60], max_new_tokens=40, min_new_tokens=40, do_sample=False)
+    assert generated.shape == (1, 100)
+    with torch.no_grad():
+        logits = model(generated, use_cache=False).logits
+    assert torch.equal(logits[0, 59:-1].argmax(-1), generated[0, 60:])
+    assert "predefined maximum length (64)" in caplog.text
 
 
 def test_beam_search_equals_beam_search_without_cache(model, tokens):
