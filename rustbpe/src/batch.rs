@@ -116,25 +116,28 @@ struct Group<'t> {
     stretches: Vec<Stretch<'t>>,
 }
 
-/// The ids of all groups so far, in order. What is ready before its turn waits.
+/// The ids of all groups so far, in order. What is ready before its turn waits, and its memory serves again.
 #[derive(Default)]
 struct Output {
     ids: Vec<u32>,
     offsets: Vec<i64>,
     groups: usize,
-    waiting: BTreeMap<usize, (Vec<u32>, Vec<usize>)>,
+    waiting: BTreeMap<usize, (Vec<u32>, usize, Vec<usize>)>,
+    spare: Vec<Vec<u32>>,
 }
 
 impl Output {
-    /// `begins`: where each text begins among the ids of this group.
-    fn take(&mut self, index: usize, ids: &[u32], begins: Vec<usize>) {
+    /// Takes the ids of a group out of `space`. `begins`: where each text begins among them.
+    fn take(&mut self, index: usize, space: &mut Workspace, begins: Vec<usize>) {
         if index != self.groups {
-            self.waiting.insert(index, (ids.to_vec(), begins));
+            let ids = std::mem::replace(&mut space.ids, self.spare.pop().unwrap_or_default());
+            self.waiting.insert(index, (ids, space.count, begins));
             return;
         }
-        self.append(ids, begins);
-        while let Some((ids, begins)) = self.waiting.remove(&self.groups) {
-            self.append(&ids, begins);
+        self.append(&space.ids[..space.count], begins);
+        while let Some((ids, count, begins)) = self.waiting.remove(&self.groups) {
+            self.append(&ids[..count], begins);
+            self.spare.push(ids);
         }
     }
 
@@ -199,7 +202,7 @@ impl Work<'_, '_> {
             }
             self.all.encoder.encode(&stretch.text, space, &self.stop)?;
         }
-        self.output.lock().unwrap().take(group.index, &space.ids[..space.count], begins);
+        self.output.lock().unwrap().take(group.index, space, begins);
         Ok(())
     }
 }
