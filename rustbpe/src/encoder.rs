@@ -28,7 +28,7 @@ pub struct Encoder {
 }
 
 /// The tokens of up to `SHORT` bytes: a hash leads to an id, the id to the bytes. Ids go by rank, so the frequent tokens
-/// lie side by side, and all in all they fit in the processor's second cache.
+/// lie side by side, and all of it fits in the processor's second-level cache.
 struct ShortTokens {
     places: Places,
     keys: Vec<Key>, // by id; `NO_KEY` for longer tokens and, last of all, for free places
@@ -49,8 +49,8 @@ struct Cached {
     count: u32,             // and then their number with the top bit set
 }
 
-/// Two places for the pieces of one hash, in one cache line. The first stays with whoever comes first, mostly a token
-/// or else a frequent word; the second is for the latest.
+/// Two places for the pieces of one hash, in one line of the processor's cache. The first stays with whoever comes first,
+/// most likely a frequent word; the second is for the latest.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line([Cached; 2]);
@@ -94,6 +94,10 @@ impl Encoder {
         tokens: Vec<(Vec<u8>, u32)>,
         merges: Vec<(u32, u32, u32)>,
     ) -> Result<Self, String> {
+        let ids = tokens.iter().map(|token| token.1).chain(merges.iter().flat_map(|merge| [merge.0, merge.1]));
+        if ids.max().unwrap_or(0).max(merges.len() as u32) >> BITS != 0 {
+            return Err(format!("the vocabulary is too large: ids go up to {}", (1 << BITS) - 1));
+        }
         let mut byte_ids = [NONE; 256];
         let (mut short, mut long) = (Vec::new(), HashMap::new());
         for (bytes, id) in tokens {
@@ -110,7 +114,7 @@ impl Encoder {
             return Err(format!("the vocabulary has no token for byte {byte}; only byte-level vocabularies will do"));
         }
         let made = merges.iter().map(|merge| merge.2).collect();
-        let (splitter, pairs, short) = (Splitter::new(pattern)?, PairTable::new(&merges)?, ShortTokens::new(short));
+        let (splitter, pairs, short) = (Splitter::new(pattern)?, PairTable::new(&merges), ShortTokens::new(short));
         Ok(Encoder { splitter, byte_ids, pairs, made, short, long })
     }
 
@@ -220,6 +224,9 @@ impl Encoder {
             return;
         }
         self.find_or_merge(piece, space, stop);
+        if stop.load(Ordering::Relaxed) {
+            return; // these may not be all
+        }
         let cached = &mut space.long[place];
         cached.piece.clear();
         cached.piece.extend_from_slice(piece);
@@ -431,18 +438,15 @@ const BITS: u32 = 21;
 const NOTHING: u64 = u64::MAX;
 
 impl PairTable {
-    fn new(merges: &[(u32, u32, u32)]) -> Result<Self, String> {
+    fn new(merges: &[(u32, u32, u32)]) -> Self {
         let mut table = PairTable(vec![NOTHING; (merges.len() * 2 + 1).next_power_of_two()]);
         for (rank, &(left, right, _)) in merges.iter().enumerate() {
-            if left.max(right).max(rank as u32) >> BITS != 0 {
-                return Err(format!("the vocabulary is too large: at most {} tokens can be encoded with", 1 << BITS));
-            }
             let place = table.place(left, right);
             if table.0[place] == NOTHING {
                 table.0[place] = Self::pair(left, right) << BITS | rank as u64;
             }
         }
-        Ok(table)
+        table
     }
 
     #[inline(always)]

@@ -304,3 +304,20 @@ impl Merger {
         self.sightings.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_have_64_bits() {
+        let mut table = WordTable::new();
+        for (word, count) in [("ab", 1 << 40), ("cd", (1 << 40) + 1), ("ef", 1 << 33), ("ef", 1 << 33)] {
+            table.add(word.as_bytes(), count);
+        }
+        let mut merger = Merger::new(table, 3).unwrap();
+        let pairs: Vec<_> = std::iter::from_fn(|| merger.step()).collect();
+        assert_eq!(pairs, [(99, 100), (97, 98), (101, 102)]);
+        assert_eq!(merger.step(), None);
+    }
+}
