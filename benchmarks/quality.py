@@ -54,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocab_size", type=int, default=8192)
     parser.add_argument("--tokens", type=int, default=3_000_000, help="trained on, rounded up to whole steps")
     parser.add_argument("--batch_size", type=int, default=16, help="rows a step")
+    parser.add_argument("--rows_at_once", type=int, default=1, help="rows a micro-batch; few stay in a CPU's cache")
     parser.add_argument("--compile", action="store_true", help="compile models: faster after minutes")
     parser.add_argument("--eval_tokens", type=int, default=262_144, help="validation tokens")
     options = parser.parse_args()
@@ -81,7 +82,7 @@ def make_tokenizer(options: argparse.Namespace) -> Path:
 def shape_options(options: argparse.Namespace, dash: str) -> list[str]:
     """The settings that both scripts have, spelled with underscores or dashes."""
     values = {"depth": options.depth, "head_dim": options.head_dim, "window_pattern": "SSSL"}
-    values |= {"device_batch_size": options.batch_size, "total_batch_size": options.batch_tokens}
+    values |= {"device_batch_size": options.rows_at_once, "total_batch_size": options.batch_tokens}
     values |= {"num_iterations": options.steps, "eval_tokens": options.eval_tokens, "eval_every": options.steps}
     return [part for name, value in values.items() for part in (f"--{name.replace('_', dash)}", str(value))]
 
@@ -91,7 +92,7 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command = [sys.executable, str(ROOT / "training" / "pretrain.py"), "--tokenizer", str(tokenizer)]
     command += ["--output_dir", str(output), "--data", options.data, "--seed", str(seed)]
     command += ["--compile", str(options.compile).lower()]
-    command += ["--sequence_length", str(options.sequence_length), "--save_every", "100", *shape_options(options, "_")]
+    command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
     blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
     blanks["full_smear"] = round(0.2 / min(1.0, (options.batch_tokens / 2**19) ** 0.5), 6)
     command += [part.format(**blanks) for part in ARMS[arm]]

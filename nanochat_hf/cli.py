@@ -83,7 +83,7 @@ def _plan(argv: list[str]) -> None:
         prog="nanochat-hf plan",
         description="What pretraining at a depth will need: parameters, tokens, memory, time and money.",
     )
-    parser.add_argument("depth", type=int, help="number of layers: the one dial")
+    parser.add_argument("depth", type=int, help="number of layers: the one dial (also as --depth 24)")
     parser.add_argument("--gpus", type=int, default=8, help="number of devices (default 8)")
     parser.add_argument("--gpu", default="h100", help="kind of device, such as a100 or 'rtx 4090' (default h100)")
     parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak that is reached (default 0.5)")
@@ -91,7 +91,8 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument("--preset", choices=("modern", "classic"), default="modern", help="architecture")
     parser.add_argument("--vocab-size", type=int, default=32768, help="rows of the token tables (default 32768)")
     parser.add_argument("--param-data-ratio", type=float, help="tokens per scaling parameter (record run: 8)")
-    options = vars(parser.parse_args(argv))
+    named = [word.removeprefix("--depth=") for word in argv if word != "--depth"]  # as training/pretrain.py has it
+    options = vars(parser.parse_args(named))
 
     from nanochat_hf.plan import plan
 

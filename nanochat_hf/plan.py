@@ -110,22 +110,24 @@ def _rows_in_memory(dial: DepthDial, world_size: int) -> int:
 def _try_rows(
     dial: DepthDial, world_size: int, device: "torch.device", model: "torch.nn.Module", bf16: bool, needed: int
 ) -> int:
+    """Doubles the rows while they fit, then halves the interval between what fitted and what did not."""
     import torch
 
     model = model.to(device)
     held = torch.empty(int(memory_plan(dial, world_size, 1)["optimizer state"]), dtype=torch.uint8, device=device)
-    rows, fits = 1, 1
-    while rows <= needed:
+    fits, too_many = 0, needed + 1
+    while fits + 1 < too_many:
+        rows = min(max(1, 2 * fits), needed) if too_many > needed else (fits + too_many) // 2
         try:
             ids = torch.zeros(rows, dial.shape.sequence_length, dtype=torch.long, device=device)
-            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 model(input_ids=ids, shift_labels=ids, use_cache=False).loss.backward()
-            fits, rows = rows, rows * 2
+            fits = rows
         except torch.OutOfMemoryError:
-            break
+            too_many = rows
     del model, held
     torch.cuda.empty_cache()
-    return fits
+    return max(1, fits)
 
 
 def plan(

@@ -193,7 +193,8 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self.byte_lengths = byte_lengths
         self.loss_is_scaled_for_ga = False  # rows are full, so the mean of the micro-batches' means is exact
         self._mean_loss: float | None = None
-        self._unchecked: deque[tuple[int, torch.Tensor, dict]] = deque()
+        self._micro_batches: list[tuple[torch.Tensor, dict]] = []  # of the step in the making
+        self._unchecked: deque[tuple[int, list[tuple[torch.Tensor, dict]]]] = deque()
         self._clock: tuple[int, float] | None = None
         self._paused = 0.0
 
@@ -213,21 +214,30 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._unchecked.append((self.state.global_step, loss, inputs))
-        # On a GPU the newest loss is still being computed: look at an older one, so as not to wait.
-        while len(self._unchecked) > (0 if loss.device.type == "cpu" else 1):
-            self._check_loss(*self._unchecked.popleft())
+        self._micro_batches.append((loss, inputs))
+        if self.accelerator.sync_gradients:
+            self._unchecked.append((self.state.global_step, self._micro_batches))
+            self._micro_batches = []
+            # On a GPU the newest losses are still being computed: look at an older step, so as not to wait.
+            while len(self._unchecked) > (0 if loss.device.type == "cpu" else 1):
+                self._check_loss(*self._unchecked.popleft())
         return loss
 
-    def _check_loss(self, step: int, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
-        """Stops on a loss that is not finite or far above the running mean, and keeps the batch for study."""
-        value = float(loss) * self.current_gradient_accumulation_steps
+    def _check_loss(self, step: int, micro_batches: list[tuple[torch.Tensor, dict]]) -> None:
+        """Stops on a loss that is not finite or far above the running mean, and keeps the step's rows for study.
+
+        A step is judged as a whole: a single row may well be two nats harder than the mean.
+        """
+        value = float(torch.stack([loss for loss, _ in micro_batches]).sum())  # each is divided by their number
         mean = value if self._mean_loss is None else self._mean_loss
         spike = self.spike_threshold > 0 and value - mean > self.spike_threshold
         if not math.isfinite(value) or spike:
             path = Path(self.args.output_dir) / f"bad-batch-step{step}-rank{self.args.process_index}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.cpu().contiguous() for name, tensor in inputs.items()}, path)
+            rows = {
+                name: torch.cat([inputs[name].cpu() for _, inputs in micro_batches]) for name in micro_batches[0][1]
+            }
+            save_file({name: tensor.clone() for name, tensor in rows.items()}, path)
             what = f"rose to {value:.3f} from a mean of {mean:.3f}" if math.isfinite(value) else f"is {value}"
             raise UserError(
                 f"stopped at step {step}: the loss {what}; the batch is in {path}. Run again to go on from the last "

@@ -44,11 +44,34 @@ def test_any_number_of_processes_gets_a_batch():
     assert "nearest" in fit_batch(2**18, 2048, 3, 32).describe()
 
 
-def test_plan_agrees_with_the_published_run():
-    from nanochat_hf.plan import plan
+def test_plan_agrees_with_the_published_run(capsys):
+    from nanochat_hf import cli
 
-    text = plan(24, gpus=8, gpu="h100", mfu=0.594, param_data_ratio=8)
+    cli.main("plan --depth 24 --gpus 8 --gpu h100 --mfu 0.594 --param-data-ratio 8".split())
+    text = capsys.readouterr().out
     assert "5,568 steps" in text and "2.79e+19 FLOPs" in text and "99 minutes" in text
+    assert all(part in text for part in ("weights", "gradients", "optimizer state", "activations", "logits", "$40"))
+
+
+@pytest.mark.parametrize(("capacity", "needed"), [(1, 8), (5, 8), (6, 32), (7, 7), (100, 12), (0, 4)])
+def test_the_largest_device_batch_is_found_by_trial(capacity, needed):
+    """A device whose memory ends beyond `capacity` rows; the answer is never more than a step can use."""
+    import torch
+
+    from nanochat_hf.plan import _try_rows
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, **_):
+            tried.append(len(input_ids))
+            if len(input_ids) > capacity:
+                raise torch.OutOfMemoryError
+            return type("Output", (), {"loss": torch.zeros((), requires_grad=True)})
+
+    tried: list[int] = []
+    dial = depth_dial(1, vocab_size=64, sequence_length=16)
+    found = _try_rows(dial, 1, torch.device("cpu"), Model(), False, needed)
+    assert found == max(1, min(capacity, needed))
+    assert len(tried) <= 2 * needed.bit_length()
 
 
 ASSUMED = {  # recipe: GPUs, kind, share of the peak, rows where the recipe leaves them to trial

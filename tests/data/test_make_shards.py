@@ -70,3 +70,33 @@ def test_what_is_there_is_not_overwritten_and_too_little_is_said(make, tmp_path)
         make(source, tmp_path / "out")
     with pytest.raises(UserError, match="has 1 documents"):
         make(write_jsonl(tmp_path / "b.jsonl", ["same", "same"]), tmp_path / "new")
+
+
+def test_shards_are_pushed_as_a_data_set_and_kept_when_that_fails(make, tmp_path, monkeypatch, capsys):
+    """A stand-in for the Hub's client: nothing here may need a network."""
+    import huggingface_hub
+
+    calls = []
+
+    class Api:
+        def __init__(self, endpoint=None):
+            self.endpoint = "https://hub.example"
+
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+            if repo_id == "me/forbidden":
+                raise OSError("401 Unauthorized\nmore")
+
+        def upload_folder(self, **options):
+            calls.append(options | {"files": {path.name for path in options["folder_path"].iterdir()}})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    source = write_jsonl(tmp_path / "a.jsonl", make_documents(100))
+    make(source, tmp_path / "out", "--push_to_hub", "me/shards", "--private")
+    assert calls[0] == ("me/shards", {"repo_type": "dataset", "private": True, "exist_ok": True})
+    assert calls[1]["repo_id"] == "me/shards" and calls[1]["repo_type"] == "dataset"
+    assert calls[1]["files"] == {"README.md", "train_00000.parquet", "validation_00000.parquet"}
+    assert "https://hub.example/datasets/me/shards" in capsys.readouterr().out
+    with pytest.raises(UserError, match="could not be uploaded .401 Unauthorized.; log in"):
+        make(source, tmp_path / "kept", "--push_to_hub", "me/forbidden")
+    assert len(list(open_documents(str(tmp_path / "kept")))) > 50

@@ -21,31 +21,36 @@ def toy(preset="modern"):
     return model
 
 
-def train(model, optimizer, steps, rank=0, world=1, first=0):
+def train(model, optimizer, steps, rank=0, world=1, first=0, before_update=lambda: None):
     for step in range(first, first + steps):
         ids = torch.randint(0, 67, (6, 33), generator=torch.Generator().manual_seed(step))[rank::world]
-        model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:]).loss.backward()
+        loss = model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:]).loss
+        optimizer.arm()
+        loss.backward()
+        before_update()
         optimizer.step()
         optimizer.zero_grad()
 
 
-def test_every_parameter_is_in_exactly_one_group():
-    model = toy()
-    expected = {
-        "model.embed_tokens.weight": "embedding", "lm_head.weight": "head", "model.resid_lambdas": "resid_lambdas",
-        "model.x0_lambdas": "x0_lambdas", "model.smear_gate.weight": "smear", "model.smear_lambda": "smear",
-        "model.backout_lambda": "smear", "model.value_embeds.1.weight": "value_embedding",
-        "model.value_embeds.3.weight": "value_embedding",
-    }  # fmt: skip
+@pytest.mark.parametrize("preset", ["modern", "classic"])
+def test_every_parameter_is_in_exactly_one_group(preset):
+    model = toy(preset)
+    expected = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "head"}
+    if preset == "modern":
+        expected |= {"model.resid_lambdas": "resid_lambdas", "model.x0_lambdas": "x0_lambdas"}
+        expected |= {f"model.{name}": "smear" for name in ("smear_gate.weight", "smear_lambda", "backout_lambda")}
+        expected |= {f"model.value_embeds.{layer}.weight": "value_embedding" for layer in (1, 3)}
+        expected |= {f"model.layers.{layer}.self_attn.ve_gate.weight": "matrix" for layer in (1, 3)}
     for layer in range(4):
         for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
             expected[f"model.layers.{layer}.{name}.weight"] = "matrix"
         for name in ("mlp.up_proj", "mlp.down_proj"):
             expected[f"model.layers.{layer}.{name}.weight"] = "matrix"
-    expected |= {f"model.layers.{layer}.self_attn.ve_gate.weight": "matrix" for layer in (1, 3)}
     assert parameter_roles(model) == expected
-    names = [name for group in build_optimizer(model).param_groups for name in group["param_names"]]
-    assert sorted(names) == sorted(expected)
+    groups = build_optimizer(model).param_groups
+    assert sorted(name for group in groups for name in group["param_names"]) == sorted(expected)
+    trained = sorted(id(p) for group in groups for p in group["params"])
+    assert trained == sorted(id(p) for p in model.parameters())
 
 
 def test_an_unknown_parameter_is_named():
@@ -128,8 +133,11 @@ def _rank(rank, world, port, queue):
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     model = toy()
     optimizer = build_optimizer(model)
-    counted = _count_bytes(world)
-    train(model, optimizer, 3, rank, world)
+    optimizer.overlap_backward()
+    counted, early = _count_bytes(world), []
+    train(model, optimizer, 3, rank, world, before_update=lambda: early.append(len(counted["reduce_scatter_tensor"])))
+    reductions = len(counted["reduce_scatter_tensor"]) // 3
+    assert early == [reductions * (step + 1) for step in range(3)]  # all under way before the backward pass was over
     sent = sum(sum(sizes) for sizes in counted.values()) / 3
     replicated = 8 * sum(p.numel() for p in model.parameters()) * (world - 1) / world  # DDP with Muon on every rank
     assert 0.9 * replicated < sent < 1.1 * replicated, (sent, replicated)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.callbacks import StopOnSignal
 from nanochat_hf.checkpoints import newest_intact
+from nanochat_hf.data.loader import make_batch
 from nanochat_hf.fsdp import is_sharded
 from nanochat_hf.optim import Schedule
 from nanochat_hf.settings import run_main
@@ -43,7 +44,7 @@ class Rows:
         rows = torch.stack(
             [(start + torch.arange(LENGTH + 1) * (1 + k % 3)) % 64 for k, start in zip(numbers, starts, strict=True)]
         )
-        return {"input_ids": rows[:, :-1], "shift_labels": rows[:, 1:]}
+        return make_batch(rows.numpy())
 
     def state_dict(self):
         return {"position": self.position}

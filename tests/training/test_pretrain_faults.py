@@ -92,9 +92,10 @@ def test_sigterm_saves_and_exits_and_nan_stops_with_the_batch(tmp_path):
     ended = launch(tmp_path, 6, 1, "step=4:term")
     assert ended.returncode == 143
     assert (tmp_path / "checkpoint-4" / "checksums.json").exists()
-    spoiled = launch(tmp_path, 6, 1, "step=5:nan")
+    spoiled = launch(tmp_path, 1, 6, "step=5:nan")
     assert spoiled.returncode == 2 and "the loss is nan" in spoiled.stderr
-    assert (tmp_path / "bad-batch-step5-rank0.safetensors").exists()
+    batch = load_file(tmp_path / "bad-batch-step5-rank0.safetensors")
+    assert batch["input_ids"].shape == batch["shift_labels"].shape == (6, 32)  # all micro-batches of the step
 
 
 def test_a_loss_spike_stops_with_the_batch_and_the_same_command_goes_on(plain, tmp_path):

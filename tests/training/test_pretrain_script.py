@@ -74,7 +74,8 @@ def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp
     assert done.stdout.count("first step done") == 1  # only one process speaks
     assert "step 6: 'The capital of France is" in done.stdout and "step 6: CORE" in done.stdout
     run = load_run(tmp_path)
-    assert run["environment"]["world_size"] == 2
+    assert run["environment"]["world_size"] == 2 and "torch" in run["environment"]["versions"]
+    assert run["config"]["total_batch_size"] == 512 and run["config"]["device_batch_size"] == 4  # as it was found
     assert {"val_bpb", "core", "loss", "tokens_per_second"} <= run["metrics"].keys()
     assert [row["step"] for row in run["history"] if "loss" in row] == [1, 2, 4, 6]
     from transformers import AutoModelForCausalLM
@@ -82,6 +83,42 @@ def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.architectures == ["NanochatHFForCausalLM"]
     states = sorted(path.name for path in (tmp_path / "checkpoint-6").glob("optimizer-*"))
     assert states == ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"]
+
+
+KILLED_AT_STEP_7 = """
+import os, runpy, sys, torch
+from nanochat_hf.callbacks import Progress
+torch.set_num_threads(int(sys.argv.pop(1)))
+def on_step_end(self, args, state, control, **_):
+    if state.global_step == 7:
+        os.kill(os.getpid(), 9)
+Progress.on_step_end = on_step_end
+sys.argv[0] = "training/pretrain.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_after_sigkill_the_loader_goes_on_from_its_buffer(script, tokenizer, tmp_path):
+    """The command with its real data: documents wait tokenized and packed ahead, and none is lost or read twice."""
+    import torch
+    from safetensors.torch import load_file
+
+    options = ["--tokenizer", tokenizer, "--num_iterations", "9", "--total_batch_size", "256", "--save_every", "3"]
+    options += ["--log_every", "1", "--eval_every", "9", "--eval_tokens", "256"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    script(*options, "--output_dir", str(whole))
+    command = [sys.executable, "-c", KILLED_AT_STEP_7, str(torch.get_num_threads()), *SHAPE, *options]
+    done = subprocess.run([*command, "--output_dir", str(killed)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert (killed / "checkpoint-6").exists() and not load_run(killed)
+    script(*options, "--output_dir", str(killed))
+    curves = [
+        [(row["step"], row["loss"]) for row in load_run(run)["history"] if "loss" in row] for run in (whole, killed)
+    ]
+    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(1, 10))
+    assert load_run(whole)["metrics"]["val_bpb"] == load_run(killed)["metrics"]["val_bpb"]
+    weights = [load_file(run / "model.safetensors") for run in (whole, killed)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_dry_run_draws_the_schedules_and_trains_nothing(script, tokenizer, tmp_path, capsys):

@@ -5,11 +5,14 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, callbacks
+from nanochat_hf.data.loader import make_batch
 from nanochat_hf.optim import Schedule
 from nanochat_hf.plan import device_facts, peak_flops
+from nanochat_hf.settings import UserError
 from nanochat_hf.trainer import NanochatTrainer
 
 
@@ -124,3 +127,15 @@ def test_a_reporter_receives_every_row(tmp_path, monkeypatch):
     train(tmp_path, report_to="tensorboard")
     assert [row["loss"] > 0 for row in made[0].logs if "loss" in row] == [True] * 3
     assert "tokens_per_second" in made[0].logs[1]
+
+
+def test_the_guard_judges_whole_steps(tmp_path):
+    """One row may be far harder than the mean, and a run of one row a micro-batch has to bear it."""
+    trainer = train(tmp_path)
+    trainer.spike_threshold, trainer._mean_loss = 2.0, 4.0
+    batch = make_batch(torch.arange(9)[None].numpy())
+    trainer._check_loss(7, [(torch.tensor(part), batch) for part in (1.0, 1.0, 1.0, 2.5)])  # 4, 4, 4 and 10 nats
+    with pytest.raises(UserError, match="stopped at step 8: the loss rose to 7.000 from a mean of 4.0"):
+        trainer._check_loss(8, [(torch.tensor(1.75), batch)] * 4)
+    saved = load_file(tmp_path / "bad-batch-step8-rank0.safetensors")
+    assert saved["shift_labels"].equal(torch.arange(1, 9).repeat(4, 1))

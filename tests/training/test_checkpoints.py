@@ -1,0 +1,52 @@
+"""Torn and altered checkpoints are named and passed over; rotation keeps the newest."""
+
+import pytest
+
+from nanochat_hf import checkpoints
+
+
+def sealed(folder, step):
+    staging = folder / "incomplete"
+    (staging / "inner").mkdir(parents=True)
+    (staging / "model.safetensors").write_bytes(bytes(range(200)))
+    (staging / "inner" / "state.json").write_text("{}")
+    final = folder / f"checkpoint-{step}"
+    checkpoints.seal(staging, final)
+    return final
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def alter(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "complaint"),
+    [
+        ("model.safetensors", truncate, "model.safetensors is not what was written"),
+        ("model.safetensors", alter, "model.safetensors is not what was written"),
+        ("inner/state.json", lambda path: path.unlink(), "inner/state.json is missing"),
+        ("checksums.json", lambda path: path.unlink(), "checksums.json is missing or damaged"),
+        ("checksums.json", truncate, "checksums.json is missing or damaged"),
+    ],
+    ids=["torn", "altered", "lost", "no checksums", "torn checksums"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, name, damage, complaint):
+    before, newest = sealed(tmp_path, 20), sealed(tmp_path, 100)
+    (tmp_path / "incomplete" / "checkpoint-120").mkdir(parents=True)  # what a crash while writing leaves behind
+    assert checkpoints.to_resume(tmp_path) == str(newest)
+    damage(newest / name)
+    assert checkpoints.to_resume(tmp_path) == str(before)
+    assert capsys.readouterr().err == f"warning: {newest} is not used: {complaint}\n"
+    damage(before / name)
+    assert checkpoints.to_resume(tmp_path, verbose=False) is None
+
+
+def test_rotation_keeps_the_newest_by_number(tmp_path):
+    for step in (9, 10, 100):
+        sealed(tmp_path, step)
+    checkpoints.rotate(tmp_path, 2)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10"]
