@@ -37,5 +37,10 @@ def test_one_graph_and_never_another(batches, fields, autocast):
     with torch._dynamo.config.patch(error_on_recompile=True), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         compiled = train(torch.compile(model, backend=counter, fullgraph=True), batches)
         assert counter.frame_count == 1
+    (graph,) = counter.graphs
+    made = [node.meta.get("example_value") for node in graph.graph.nodes]
+    shapes = {tuple(each.shape[-2:]) for each in made if isinstance(each, torch.Tensor)}
+    assert (30, 30) not in shapes and (30, 64) in shapes, "a mask of all tokens by all tokens is made"
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         plain = train(randomized(tiny_config(**fields)).train(), batches)
     assert compiled == pytest.approx(plain, rel=5e-3 if autocast else 1e-5)
