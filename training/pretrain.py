@@ -81,6 +81,9 @@ class PretrainConfig:
     report_to: str = field(default="none", metadata={"help": "none, trackio, wandb or tensorboard"})
     seed: int = field(default=42, metadata={"help": "of the initial weights"})
     dtype: str = field(default="auto", metadata={"help": "bfloat16, float32 or auto: bf16 on GPUs that have it"})
+    attention: str = field(
+        default="sdpa", metadata={"help": "sdpa, eager, flex_attention, flash_attention_3, a kernel of the Hub …"}
+    )
     fp8: bool = field(default=False, metadata={"help": "8-bit matrix products, on GPUs from Ada and Hopper on"})
     compile: str = field(
         default="auto", metadata={"help": "true, false or auto: on GPUs; on a CPU it pays from 1.4e13 FLOPs"}
@@ -238,6 +241,10 @@ def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = NanochatHFForCausalLM(model_config)
+    try:
+        model.set_attn_implementation(config.attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--attention {config.attention} cannot be used here, sdpa can: {error}") from None
     if config.fp8:
         fp8.convert(model)
     return model

@@ -133,6 +133,8 @@ def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
         script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--core_every", "5")
     with pytest.raises(UserError, match="training/tokenizer.py"):
         script("--output_dir", str(tmp_path))
+    with pytest.raises(UserError, match="--attention no_such"):
+        script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--attention", "no_such")
 
 
 def test_eight_bits_need_their_hardware_and_train_the_same_model(script, tokenizer, tmp_path, monkeypatch):
