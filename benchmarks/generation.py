@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py                                  ours, the plain loop and stock generate
     python benchmarks/generation.py --upstream PATH_TO_NANOCHAT      upstream's Engine too, with the same weights
+    python benchmarks/generation.py --continuous                     what smear costs continuous batching, instead
     python benchmarks/generation.py --device cuda --dtype bfloat16
 
 All methods draw from the same weights, for the same number of tokens, at the same settings (temperature 1, top-k 50),
@@ -10,6 +11,7 @@ of the ratio to ours too. Tool use is on, and no turn can end early (the random 
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import time
@@ -17,10 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
-from nanochat_hf.generation.decoding import decode_batch
+from nanochat_hf.generation.decoding import decode_batch, pad_left
 from nanochat_hf.generation.sampling import Sampling
 from nanochat_hf.generation.turns import Turn, Vocabulary
 
@@ -133,9 +135,39 @@ def upstream_engine(path: str, model: Any, tokenizer: NoTokenizer, options: argp
     return run
 
 
+def measure_continuous(model: Any, options: argparse.Namespace, sync: Callable) -> None:
+    """Requests of different lengths: `generate_batch`, the same without smear, and `generate` on the padded batch."""
+    without = copy.deepcopy(model)
+    without.config.smear = False
+    lengths = [options.prompt - 3 * index % options.prompt for index in range(max(options.samples))]
+    prompts = [torch.randint(0, options.vocab_size - 9, (length,)).tolist() for length in lengths]
+    ids, mask = pad_left(prompts, 0, model.device)
+    settings = GenerationConfig(max_new_tokens=options.tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    page = 32
+    pages = sum(-(-(length + options.tokens) // page) for length in lengths)
+    paged = ContinuousBatchingConfig(num_blocks=2 * pages, page_size=page, max_batch_tokens=512)
+
+    def batch(model: Any) -> list[list[int]]:
+        outputs = model.generate_batch(prompts, generation_config=settings, continuous_batching_config=paged)
+        return [output.generated_tokens for output in outputs.values()]
+
+    methods = {
+        "continuous": lambda: batch(model),
+        "without smear": lambda: batch(without),
+        "stock generate": lambda: model.generate(ids, attention_mask=mask, generation_config=settings),
+    }
+    assert methods["continuous"]() == methods["stock generate"]()[:, ids.shape[1] :].tolist()
+    timed = {name: lambda *_, run=run: run() for name, run in methods.items()}
+    measured = measure(timed, [], 0, 0, options.rounds, sync)
+    for name, (seconds, times) in measured.items():
+        rate = len(prompts) * options.tokens / seconds
+        step = 1000 * seconds / options.tokens
+        print(f"{name:20s} {len(prompts):8d} {rate:10.0f} {step:9.2f} {times:8.2f}x", flush=True)
+
+
 def measure(methods: dict[str, Callable], prompt: list[int], samples: int, length: int, rounds: int, sync: Callable):
     """Of each method, in alternating rounds after one to warm up: median seconds, and the median over the rounds of
-    its time divided by ours."""
+    its time divided by the first one's."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, method in methods.items():
@@ -145,10 +177,11 @@ def measure(methods: dict[str, Callable], prompt: list[int], samples: int, lengt
             sync()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
+    first = next(iter(seconds.values()))
     return {
         name: (
             statistics.median(values),
-            statistics.median(theirs / ours for theirs, ours in zip(values, seconds["ours"], strict=True)),
+            statistics.median(theirs / ours for theirs, ours in zip(values, first, strict=True)),
         )
         for name, values in seconds.items()
     }
@@ -165,6 +198,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens sampled")
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 16], help="samples of the prompt")
+    parser.add_argument("--continuous", action="store_true", help="measure continuous batching instead")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -185,6 +219,8 @@ def main() -> None:
     sync = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
     print(f"depth {options.depth}, {options.prompt} + {options.tokens} tokens, {options.dtype_name}, {options.device}")
     print(f"{'method':20s} {'samples':>8s} {'tokens/s':>10s} {'ms/step':>9s} {'ours is':>9s}")
+    if options.continuous:
+        return measure_continuous(model, options, sync)
     for samples in options.samples:
         measured = measure(methods, prompt, samples, options.tokens, options.rounds, sync)
         for name, (seconds, times) in measured.items():

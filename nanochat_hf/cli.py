@@ -67,9 +67,9 @@ def _chat(argv: list[str]) -> None:
 
 
 def _serve(argv: list[str]) -> None:
-    from nanochat_hf import serve
+    from nanochat_hf.serving import command
 
-    serve.main(argv)
+    command.main(argv)
 
 
 def _push(argv: list[str]) -> None:

@@ -6,8 +6,10 @@ through the model itself and then takes single steps over the same weights: fuse
 and in sliding layers a ring of as many slots as the window has keys, so memory stops growing there.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,23 +76,37 @@ class Projection:
 
     On a CPU in fp32, a weight is read by all threads, each its own rows of it, and stands on the left of the product:
     for 1 to 32 rows that is 1.5 to 1.8 times as fast as `F.linear` (2 cores of an AMD EPYC, weights out of the cache),
-    which gives a single row to one thread.
+    which gives a single row to one thread. On Intel's processors MKL gives that row to all threads, and the product of
+    blocks to one, so there a single row goes the plain way.
     """
 
     def __init__(self, weight: torch.Tensor):
         self.weight = weight  # [out, in]
-        self.blocks = None
+        self.blocks, self.plain_row = None, runs_on_intel()
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             self.blocks = weight.view(math.gcd(len(weight), torch.get_num_threads()), -1, weight.shape[1])
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[R, in] → [R, out]"""
-        if self.blocks is None:
-            return F.linear(x, self.weight)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """[R, in] → [R, out], added to `residual` where it is given."""
+        if self.blocks is None or (self.plain_row and len(x) == 1):
+            return F.linear(x, self.weight) if residual is None else torch.addmm(residual, x, self.weight.t())
+        product = self._by_blocks(x)
+        return product if residual is None else residual + product
+
+    def _by_blocks(self, x: torch.Tensor) -> torch.Tensor:
         product = torch.bmm(self.blocks, x.t().expand(len(self.blocks), -1, -1))  # [threads, out / threads, R]
         if len(x) == 1:  # strides of a plain row, without which the next product takes a slow path
             return product.view(1, -1)
         return product.view(-1, len(x)).t()
+
+
+@functools.cache
+def runs_on_intel() -> bool:
+    """Whether this is an Intel processor, as far as Linux tells."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 class NanochatSteps:
@@ -123,6 +139,8 @@ class NanochatSteps:
         self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(self.dtype)
         self.capacity = capacity
         self.soft_cap = config.final_logit_softcapping
+        fp32_on_cpu = model.device.type == "cpu" and self.dtype == torch.float32
+        self.eps = torch.tensor(config.rms_norm_eps) if fp32_on_cpu else None
         self.scale = config.head_dim**-0.5 * config.qk_scale**2
         if config.residual_scalars:
             self.resid_scales = base.resid_lambdas.tolist()
@@ -199,14 +217,14 @@ class NanochatSteps:
             weight, factor = self.smear_gate
             gate = torch.sigmoid(F.linear(x[:, : weight.shape[1]], weight))
             self.previous, x = x, torch.addcmul(x, gate, self.previous, value=factor)
-        initial = self.initial_scales * x if config.residual_scalars else None  # [layers, R, C]
+        initial = (self.initial_scales * x).unbind() if config.residual_scalars else None  # layers of [R, C]
         middle = None
         for index, layer in enumerate(self.layers):
             if initial is not None:
                 x = torch.add(initial[index], x, alpha=self.resid_scales[index])
             attended = self._attend(index, self._norm(x), tokens, rotation, masks[layer["sliding"]])
-            x = x + layer["out"](attended)
-            x = x + layer["down"](layer["up"](self._norm(x)).relu_().square_())
+            x = layer["out"](attended, residual=x)
+            x = layer["down"](layer["up"](self._norm(x)).relu_().square_(), residual=x)
             if index == config.num_hidden_layers // 2:
                 middle = x
         if config.backout:
@@ -218,17 +236,15 @@ class NanochatSteps:
         """Attention of one token a row [R, C] over the layer's buffers → [R, H * D]."""
         config, layer, rows = self.config, self.layers[index], len(x)
         heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        projected = layer["qkv"](x)
-        turning = projected[:, : (heads + kv_heads) * width].contiguous().view(rows, heads + kv_heads, width)
-        value = projected[:, (heads + kv_heads) * width : (heads + 2 * kv_heads) * width].view(rows, kv_heads, width)
-        if layer["table"] is not None:
-            gate = torch.sigmoid(projected[:, -kv_heads:]).unsqueeze(-1)  # [R, K, 1]
+        sizes = [(heads + kv_heads) * width, kv_heads * width] + [kv_heads] * (layer["table"] is not None)
+        turning, value, *gate = layer["qkv"](x).split(sizes, dim=1)
+        turning, value = turning.reshape(rows, -1, width), value.view(rows, kv_heads, width)
+        if gate:
+            gate = torch.sigmoid(gate[0]).unsqueeze(-1)  # [R, K, 1]
             embedded = F.embedding(tokens, layer["table"]).view(rows, kv_heads, width)
             value = torch.addcmul(value, gate, embedded, value=3)
         cos, sin = rotation
-        swapped = turning.view(rows, heads + kv_heads, 2, width // 2).flip(2).view_as(turning)
-        turning = torch.addcmul(turning * cos, swapped, sin)
-        turning = F.rms_norm(turning, (width,), eps=config.rms_norm_eps)
+        turning = self._norm(torch.addcmul(turning * cos, turning.roll(width // 2, -1), sin))
 
         keys, values = self.keys[index], self.values[index]
         column = self.column - self.begin
@@ -264,7 +280,11 @@ class NanochatSteps:
         return (column >= self.pads[:, None])[:, None, None]
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+        if self.eps is None:
+            return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+        # On a CPU `rms_norm` is eight small operations: with these four a step of a single row takes 7 % less.
+        norm = torch.linalg.vector_norm(x, 2, -1, True)
+        return x * torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 def attend_with_prefix(

@@ -14,9 +14,10 @@ import pytest
 import torch
 from huggingface_hub import InferenceClient
 
-from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, chat, serve
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, chat
 from nanochat_hf.conversion import convert_folder
 from nanochat_hf.generation import generate_with_tools, load_for_chat
+from nanochat_hf.serving import command
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import train
 
@@ -227,6 +228,6 @@ def test_the_terminal_talks_to_a_server(servers, capsys):
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
-        serve.main([str(tmp_path)])
+        command.main([str(tmp_path)])
     with pytest.raises(UserError, match="there is no folder"):
-        serve.main([str(tmp_path / "nothing")])
+        command.main([str(tmp_path / "nothing")])
