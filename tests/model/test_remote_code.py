@@ -93,7 +93,7 @@ def test_a_fresh_environment_runs_it(model, tokens, tmp_path):
 def test_the_folder_holds_no_pickle_and_its_code_imports_two_packages(model, tmp_path):
     model.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    code = {"configuration_nanochat_hf.py", "modeling_nanochat_hf.py"}
+    code = {"configuration_nanochat_hf.py", "modeling_nanochat_hf.py", "loss_nanochat_hf.py"}
     assert names == code | {"config.json", "generation_config.json", "model.safetensors"}
     imported = set()
     for name in code:
@@ -103,4 +103,4 @@ def test_the_folder_holds_no_pickle_and_its_code_imports_two_packages(model, tmp
             elif isinstance(node, ast.ImportFrom):
                 imported.add("." * node.level + node.module.split(".")[0])
     others = imported - sys.stdlib_module_names
-    assert others == {"torch", "transformers", "huggingface_hub", ".configuration_nanochat_hf"}
+    assert others == {"torch", "transformers", "huggingface_hub", ".configuration_nanochat_hf", ".loss_nanochat_hf"}
