@@ -86,6 +86,7 @@ def main() -> None:
             if stage.takes:
                 command += [f"--{stage.takes}", str(predecessor(run_dir, stage))]
             run(command, title=stage.name)
+            delete_checkpoints(folder)
 
     print(f"\n[{len(stages) + 1}/{len(stages) + 1}] evaluation and report → {run_dir}", flush=True)
     run(
@@ -146,6 +147,12 @@ def run(command: list[str], title: str) -> None:
     status = subprocess.run(command).returncode
     if status:
         raise UserError(f"{title} stopped with exit status {status} (see above); run the same command again to go on")
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """What a stage kept to go on after an interruption; once it has finished, only the model is wanted."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def delete_run(run_dir: Path) -> None:

@@ -42,6 +42,16 @@ def test_starting_over_keeps_its_hands_off_what_no_stage_made(run_dir):
     assert (run_dir / "thesis.tex").exists() and (run_dir / "tokenizer").exists()
 
 
+def test_a_finished_stage_holds_only_its_model(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("tokenizer:\n  data: [microworld]\n  vocab_size: 300\n  max_chars: 100_000\n")
+    left = tmp_path / "run" / "tokenizer" / "checkpoint-10"  # as an interrupted stage leaves it
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"weights")
+    speedrun("--config", str(recipe), "--run_dir", str(tmp_path / "run"), "--stages", "tokenizer")
+    assert settings.load_run(tmp_path / "run" / "tokenizer") and not left.exists()
+
+
 def test_a_stage_without_its_predecessor_says_what_to_add(run_dir):
     result = speedrun("--run_dir", str(run_dir), "--stages", "sft")
     assert result.returncode == 2 and "add it to --stages" in result.stderr
