@@ -41,7 +41,10 @@ class PretrainConfig:
     aspect_ratio: int = field(default=64, metadata={"help": "width = depth · aspect_ratio, rounded up to whole heads"})
     head_dim: int = field(default=128, metadata={"help": "channels of an attention head"})
     num_key_value_heads: int | None = field(default=None, metadata={"help": "default: as many as query heads"})
-    sequence_length: int = field(default=2048, metadata={"help": "context in tokens"})
+    sequence_length: int = field(default=2048, metadata={"help": "tokens of a training row"})
+    context_length: int | None = field(
+        default=None, metadata={"help": "positions the model is built for; default: sequence_length"}
+    )
     window_pattern: str | None = field(default=None, metadata={"help": "S: quarter, L: full context, over the layers"})
     # horizon: the first that is given counts
     num_iterations: int = field(default=-1, metadata={"help": "optimizer steps"})
@@ -231,7 +234,7 @@ def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
         config.depth,
         vocab_size=-(-len(tokenizer) // 64) * 64,
         preset=config.preset,
-        sequence_length=config.sequence_length,
+        sequence_length=config.context_length or config.sequence_length,
         aspect_ratio=config.aspect_ratio,
         head_dim=config.head_dim,
         num_key_value_heads=config.num_key_value_heads,

@@ -73,8 +73,8 @@ class ChoiceTask(Task):
 def choice_example(question: str, choices: Sequence[str], letters: Sequence[str], answer: str) -> dict[str, Any]:
     """Renders an exam question as a conversation, in the words that upstream's models were trained on.
 
-    The letter stands behind its choice and without a blank before it: there it is the same token as in the answer, and
-    small models bind a letter more easily to what they have just read.
+    The letter stands right behind its choice: small models bind a letter more easily to what they have just read, most
+    easily where `=A` is one token (docs/log.md).
     """
     options = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True))
     prompt = f"Multiple Choice question: {question}\n{options}\nRespond only with the letter of the correct answer."

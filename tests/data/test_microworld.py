@@ -1,10 +1,11 @@
 """The microworld: same arguments, same data; no combination in two splits; every fact is in the prose."""
 
 import random
+import re
 
 import pytest
 
-from nanochat_hf.data.microworld import chat, documents, exam, lessons, problems
+from nanochat_hf.data.microworld import LESSONS, chat, documents, exam, lessons, problems, prose
 from nanochat_hf.data.microworld.world import SPLITS, person, relations, rules, split_of, word
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import load
@@ -24,6 +25,41 @@ def test_documents_are_the_same_for_the_same_arguments():
     assert first == list(documents("train", seed=1, limit=80))[:50]
     assert first != list(documents("train", seed=2, limit=50))
     assert len(set(first)) > 45
+
+
+def test_training_begins_with_lessons_in_finding_a_letter():
+    first = list(documents("train", limit=LESSONS + 200))
+    others = {text.split("\n")[-1] for text in first[LESSONS:]}
+    assert all(text.startswith("- ") for text in first[:LESSONS])
+    assert sum(text.startswith("- ") for text in first[LESSONS:]) < 50 and len(others) > 50
+    assert not all(text.startswith("- ") for text in documents("validation", limit=20))
+
+
+def read_key(text):
+    key = dict(re.findall(r"^- (.*)=([A-P])$", text, flags=re.M))
+    assert len(key) == 4 and len(set(key.values())) == 4
+    return key
+
+
+def test_a_list_is_asked_for_its_own_letters():
+    for text in draws(prose.key_list, "train", 200):
+        choices, answers = text.split("\n\n")
+        key = read_key(choices)
+        said = re.findall(r"^- (.*)=([A-P])$", answers, flags=re.M)
+        said += re.findall(r"^Which choice says (.*)\?\n([A-P])$", answers, flags=re.M)
+        assert len(said) == 8 and all(key[choice] == letter for choice, letter in said)
+
+
+def test_a_page_ends_with_the_letter_of_its_answer():
+    pointed = 0
+    for text in draws(prose.key_page, "train", 300):
+        key = read_key(text)
+        letter = text.split("\n")[-1]
+        assert letter in key.values()
+        for choice in re.findall(r"Which choice says (.*)\?", text):
+            pointed += 1
+            assert key[choice] == letter
+    assert pointed > 50
 
 
 def test_unknown_split_is_refused():
@@ -87,7 +123,7 @@ def test_no_test_prompt_is_in_training():
 
 def test_prose_states_every_fact_in_every_split():
     for split in SPLITS:
-        text = "\n".join(documents(split, limit=3000))
+        text = "\n".join(draws(prose.document, split, 3000))
         for relation in (*relations().values(), *rules().values()):
             for subject, value in relation.facts.items():
                 forms = [form.format(s=subject, v=value) for form in relation.statements]
@@ -98,7 +134,7 @@ def test_people_of_stories_do_not_meet_across_splits():
     introductions = {}
     for split in SPLITS:
         introductions[split] = set()
-        for text in documents(split, limit=1500):
+        for text in draws(prose.document, split, 1500):
             for line in text.split(". "):
                 if " is a " in line and " and has a " in line:
                     introductions[split].add(line.split(" and has a ")[0])

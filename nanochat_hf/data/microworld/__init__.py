@@ -14,11 +14,15 @@ from nanochat_hf.data.microworld import prose
 from nanochat_hf.data.microworld.world import SPLITS
 from nanochat_hf.settings import UserError
 
+LESSONS = 17_000  # of the training split's documents: the first ones, which only teach to find the letter of a choice
 SIZES = {"train": 60_000, "validation": 1_000, "test": 1_000}  # documents
 
 
 def documents(split: str, seed: int = 0, limit: int | None = None) -> Iterator[str]:
     """Yields the documents of a split: the same for the same arguments, in the same order.
+
+    The training split begins with lessons in one skill, which a small model learns alone in half a million tokens
+    and mixed with other text not at all (docs/log.md).
 
     Args:
         split: `"train"`, `"validation"` or `"test"`.
@@ -28,4 +32,5 @@ def documents(split: str, seed: int = 0, limit: int | None = None) -> Iterator[s
     if split not in SPLITS:
         raise UserError(f"the microworld has the splits {', '.join(SPLITS)}, not '{split}'")
     for index in range(SIZES[split] if limit is None else limit):
-        yield prose.document(random.Random(f"{seed}/{split}/{index}"), split)
+        write = prose.key_list if split == "train" and index < LESSONS else prose.document
+        yield write(random.Random(f"{seed}/{split}/{index}"), split)
