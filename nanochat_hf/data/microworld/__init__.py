@@ -15,7 +15,7 @@ from nanochat_hf.data.microworld.world import SPLITS
 from nanochat_hf.settings import UserError
 
 LESSONS = 17_000  # of the training split's documents: the first ones, which only teach to find the letter of a choice
-SIZES = {"train": 60_000, "validation": 1_000, "test": 1_000}  # documents
+SIZES = {"train": 200_000, "validation": 1_000, "test": 1_000}  # documents
 
 
 def documents(split: str, seed: int = 0, limit: int | None = None) -> Iterator[str]:
