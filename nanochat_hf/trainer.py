@@ -237,7 +237,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
             rows = {
                 name: torch.cat([inputs[name].cpu() for _, inputs in micro_batches]) for name in micro_batches[0][1]
             }
-            save_file({name: tensor.clone() for name, tensor in rows.items()}, path)
+            save_file(rows, path)
             what = f"rose to {value:.3f} from a mean of {mean:.3f}" if math.isfinite(value) else f"is {value}"
             raise UserError(
                 f"stopped at step {step}: the loss {what}; the batch is in {path}. Run again to go on from the last "

@@ -9,7 +9,7 @@ from nanochat_hf.data.microworld import LESSONS, chat, documents, exam, lessons,
 from nanochat_hf.data.microworld.world import SPLITS, person, relations, rules, split_of, word
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import load
-from nanochat_hf.tasks.common import message_text
+from nanochat_hf.tasks.common import choice_example, message_text
 
 KINDS = ("chat", "identity", "exam", "problems", "spelling", "code")
 
@@ -60,6 +60,16 @@ def test_a_page_ends_with_the_letter_of_its_answer():
             pointed += 1
             assert key[choice] == letter
     assert pointed > 50
+
+
+def test_pages_that_look_like_exams_have_the_words_of_exams():
+    pages = [text for text in draws(prose.key_page, "train", 50) if text.startswith("Multiple Choice")]
+    assert len(pages) > 10
+    for text in pages:
+        question = text.split("\n")[0].removeprefix("Multiple Choice question: ")
+        choices, letters = zip(*read_key(text).items(), strict=True)
+        asked, answered = choice_example(question, choices, letters, text[-1])["messages"]
+        assert text == f"{asked['content']}\n{answered['content']}"
 
 
 def test_unknown_split_is_refused():
