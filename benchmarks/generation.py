@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py                                  ours, the plain loop and stock generate
     python benchmarks/generation.py --upstream PATH_TO_NANOCHAT      upstream's Engine too, with the same weights
+    python benchmarks/generation.py --compile                        ours with compiled steps too
     python benchmarks/generation.py --continuous                     what smear costs continuous batching, instead
     python benchmarks/generation.py --device cuda --dtype bfloat16
 
@@ -69,12 +70,14 @@ def build_model(options: argparse.Namespace) -> NanochatHFForCausalLM:
     return model.to(options.device, options.dtype).eval()
 
 
-def ours(model: Any, tokenizer: NoTokenizer, prompt: list[int], samples: int, length: int) -> None:
+def ours(
+    model: Any, tokenizer: NoTokenizer, prompt: list[int], samples: int, length: int, compiled: bool = False
+) -> None:
     vocabulary = Vocabulary.of(tokenizer)
     turns = [Turn(vocabulary, tokenizer, length) for _ in range(samples)]
     generator = torch.Generator(device=model.device).manual_seed(1)
     settings = Sampling(max_new_tokens=length, top_k=50)
-    for _ in decode_batch(model, [prompt], turns, [0] * samples, settings, generator):
+    for _ in decode_batch(model, [prompt], turns, [0] * samples, settings, generator, compiled=compiled):
         pass
     assert all(len(turn.token_ids) == length for turn in turns)
 
@@ -198,6 +201,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens sampled")
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 16], help="samples of the prompt")
+    parser.add_argument("--compile", action="store_true", help="measure compiled steps as well, when compiled")
     parser.add_argument("--continuous", action="store_true", help="measure continuous batching instead")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -215,6 +219,8 @@ def main() -> None:
     }
     if options.upstream:
         methods["upstream's engine"] = upstream_engine(options.upstream, model, tokenizer, options)
+    if options.compile:
+        methods["ours, compiled"] = lambda *arguments: ours(model, tokenizer, *arguments, compiled=True)
     prompt = torch.randint(0, options.vocab_size - 9, (options.prompt,)).tolist()
     sync = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
     print(f"depth {options.depth}, {options.prompt} + {options.tokens} tokens, {options.dtype_name}, {options.device}")

@@ -61,6 +61,7 @@ def generate_with_tools(
     batch_size: int = 64,
     context_length: int | None = None,
     tool: Callable[[str], str | None] | None = calculate,
+    compiled: bool = False,
     progress: Callable[[int], Any] | None = None,
     **sampling: Any,
 ) -> list[list[Rollout]]:
@@ -76,6 +77,7 @@ def generate_with_tools(
         context_length: longest prompt plus turn; default the model's `max_position_embeddings`. A turn that reaches
             it ends with "length".
         tool: expression → result, or None to leave the call unanswered; None switches tools off.
+        compiled: compiles single steps of our own models, where thousands of tokens will make up for a minute's work.
         progress: called with the number of finished conversations after each batch, such as `tqdm.update`.
         sampling: the fields of [`Sampling`]: max_new_tokens, temperature, top_k, top_p, min_p.
 
@@ -112,7 +114,9 @@ def generate_with_tools(
             rows = [distinct.setdefault(tuple(prompts[index]), len(distinct)) for index in chosen]
             batch = [turn for index in chosen for turn in turns[index]]
             prompt_of_turn = [row for row in rows for _ in range(num_samples)]
-            for _ in decode_batch(model, list(distinct), batch, prompt_of_turn, settings, generator):
+            for _ in decode_batch(
+                model, list(distinct), batch, prompt_of_turn, settings, generator, compiled=compiled
+            ):
                 pass
             if progress is not None:
                 progress(len(chosen))
@@ -127,6 +131,7 @@ def stream_chat(
     seed: int | None = None,
     context_length: int | None = None,
     tool: Callable[[str], str | None] | None = calculate,
+    compiled: bool = False,
     **sampling: Any,
 ) -> Iterator[Chunk]:
     """Streams one assistant's turn as chunks of whole characters, tool calls and outputs told apart from text.
@@ -143,7 +148,7 @@ def stream_chat(
     turn = Turn(vocabulary, tokenizer, min(settings.max_new_tokens, limit - len(prompt)), tool)
     kind, segment, shown = "text", [], 0
     with _evaluating(model):
-        for _ in decode_batch(model, [prompt], [turn], [0], settings, _generator(model, seed)):
+        for _ in decode_batch(model, [prompt], [turn], [0], settings, _generator(model, seed), compiled=compiled):
             token = turn.token_ids[-1]
             if token in vocabulary.kinds:
                 if tail := decode(tokenizer, segment)[shown:]:

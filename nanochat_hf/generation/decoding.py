@@ -22,6 +22,7 @@ def decode_batch(
     sampling: Sampling,
     generator: torch.Generator | None = None,
     pad_token_id: int = 0,
+    compiled: bool = False,
 ) -> Iterator[None]:
     """Grows all `turns` to their ends; yields after every token, for those who stream.
 
@@ -29,11 +30,12 @@ def decode_batch(
         prompts: P distinct prompts as token ids, of any lengths; shorter ones are padded on the left.
         turns: R turns, several of which may continue the same prompt.
         prompt_of_turn: for each turn the index of its prompt.
+        compiled: compiles the steps of our own models; other models' steps stay as they are.
     """
     rows = list(turns)
     ids, mask = pad_left(prompts, pad_token_id, model.device)  # [P, T]
     longest = ids.shape[1] + max(turn.max_tokens for turn in rows)
-    steps = NanochatSteps(model, longest) if NanochatSteps.fit(model) else ForwardSteps(model)
+    steps = NanochatSteps(model, longest, compiled) if NanochatSteps.fit(model) else ForwardSteps(model)
     logits = steps.prefill(ids, mask, prompt_of_turn)  # [R, V]
     soft_cap = None  # the prompt was read by the model's forward, which has applied its own
     while True:

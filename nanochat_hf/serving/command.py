@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         from transformers.cli import serve
         from transformers.cli.serving import model_manager
 
-        _install(options.checkpoint)
+        _install(options.checkpoint, options.compile)
     except ImportError as error:
         raise UserError(f"serving needs more packages ({error}): pip install 'nanochat-hf[serve]'") from None
 
@@ -63,7 +63,7 @@ def _cache_on_cpu(options: argparse.Namespace) -> dict[str, int]:
     return {"cb_num_blocks": CPU_CACHE_CONTEXTS * pages, "cb_max_batch_tokens": context}
 
 
-def _install(checkpoint: str) -> None:
+def _install(checkpoint: str, compiled: bool) -> None:
     """Puts our handlers where transformers' server takes its own from, and our routes beside its."""
     from transformers.cli.serving import chat_completion, completion, server
 
@@ -83,6 +83,7 @@ def _install(checkpoint: str) -> None:
 
         return app
 
+    handlers.Chat.compiled = compiled
     chat_completion.ChatCompletionHandler, completion.CompletionHandler = handlers.Chat, handlers.Completion
     server.build_server = build_with_more_routes
 
@@ -101,5 +102,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="answer all requests in one batch over a paged cache; the first request's temperature, top-p and top-k "
         "then hold for all (a limit of transformers' server)",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the steps of chats: a fifth to a third faster on a CPU, after a minute's work at the first one",
     )
     return parser.parse_args(argv)

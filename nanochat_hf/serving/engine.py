@@ -49,9 +49,9 @@ class Progress:
 class ToolGenerateManager(GenerateManager):
     """Runs one request after the other on the server's inference thread."""
 
-    def __init__(self, tool: Any = calculate) -> None:
+    def __init__(self, tool: Any = calculate, compiled: bool = False) -> None:
         super().__init__()
-        self.tool = tool
+        self.tool, self.compiled = tool, compiled
 
     def generate_streaming(
         self,
@@ -65,7 +65,7 @@ class ToolGenerateManager(GenerateManager):
     ) -> tuple[asyncio.Queue, Progress]:
         """Starts a turn; its text arrives in the queue, then None. Tool calls and outputs are not text."""
         loop, queue, progress = asyncio.get_running_loop(), asyncio.Queue(), Progress()
-        options = dict(seed=seed, tool=self.tool, **sampling_of(gen_config))
+        options = dict(seed=seed, tool=self.tool, compiled=self.compiled, **sampling_of(gen_config))
 
         def put(item: Any) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, item)
@@ -90,7 +90,7 @@ class ToolGenerateManager(GenerateManager):
         self, model: Any, processor: Any, inputs: dict[str, Any], gen_config: Any, seed: int | None = None
     ) -> Rollout:
         """A whole turn."""
-        options = dict(seed=seed, tool=self.tool, **sampling_of(gen_config))
+        options = dict(seed=seed, tool=self.tool, compiled=self.compiled, **sampling_of(gen_config))
         prompt = inputs["input_ids"][0].tolist()
         groups = await self.async_submit(generate_with_tools, model, processor, [prompt], **options)
         return groups[0][0]

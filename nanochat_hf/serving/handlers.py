@@ -65,10 +65,11 @@ class Checked:
 
 class Chat(Checked, chat_completion.ChatCompletionHandler):
     _valid_params_class = _with_top_k(chat_completion.ChatCompletionHandler)
+    compiled = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.manager = ToolGenerateManager()
+        self.manager = ToolGenerateManager(compiled=self.compiled)
 
     async def respond(self, body: dict, request_id: str) -> Any:
         """Our own generation where it can do what is asked, transformers' elsewhere."""

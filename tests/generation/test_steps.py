@@ -1,11 +1,13 @@
 """The short cut against the model's own forward, token by token."""
 
+import functools
+
 import pytest
 import torch
 from transformers import StaticCache
 
 from nanochat_hf.generation.decoding import pad_left
-from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps, Projection
+from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps, Projection, compiled_step
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 
 PROMPTS = [[256, 5, 6, 7], [256, *range(40)], [256]]
@@ -81,6 +83,28 @@ def test_samples_of_one_prompt_hold_its_cache_once(model):
     assert own["full_attention"] == (5, heads, 160 - prompt, width)
     assert own["sliding_attention"] == (5, heads, window, width)
     assert {len(keys) for keys, _ in steps.prefixes} == {heads}  # no dimension of rows
+
+
+@torch.inference_mode()
+def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
+    """Whatever weights, lengths, rows and capacities follow. With breaks `fullgraph` would object."""
+    graphs = []
+    backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    compiled_step.cache_clear()
+    for rows, capacity, length, made in ((1, 90, 5, 1), (1, 120, 33, 1), (5, 100, 7, 2), (3, 130, 20, 2)):
+        model = make_model()
+        for scalars in (model.model.resid_lambdas, model.model.smear_lambda, model.model.backout_lambda):
+            torch.nn.init.uniform_(scalars, 0.2, 1.2)
+        ids = torch.randint(0, 256, (1, length))
+        compiled, plain = NanochatSteps(model, capacity, compiled=True), NanochatSteps(model, capacity)
+        for steps in (compiled, plain):
+            steps.prefill(ids, torch.ones_like(ids), [0] * rows)
+        for _ in range(6):
+            tokens = torch.randint(0, 256, (rows,))
+            torch.testing.assert_close(compiled.step(tokens), plain.step(tokens), atol=1e-5, rtol=0)
+        assert len(graphs) == made
+    compiled_step.cache_clear()
 
 
 def test_changed_models_take_the_plain_way(make_model):
