@@ -30,21 +30,29 @@ def facts(rng: random.Random, split: str) -> Item:
 
 def passages(rng: random.Random, split: str) -> Item:
     """Multiple choice: a question about two people who have just been introduced."""
-    text, right, wrong = exam.passage(rng, split)
-    choices = [right, *rng.sample(sorted(set(wrong) - {right}), 3)]
+    told, about, other = _two_people(rng, split)
+    form, part = rng.choice(exam.ABOUT_SOMEBODY)
+    right, near = getattr(about, part), getattr(other, part)
+    choices = [right, near, *rng.sample([value for value in exam.PARTS[part] if value not in (right, near)], 2)]
     rng.shuffle(choices)
-    return {"query": f"Question: {text}", "choices": choices, "gold": choices.index(right)}
+    query = f"Question: {told} {form.format(**vars(about))}"
+    return {"query": query, "choices": choices, "gold": choices.index(right)}
 
 
 def owners(rng: random.Random, split: str) -> Item:
     """Schema: whose pet is it? The two contexts differ in one name."""
-    one, two = world.people(rng, split, 2)
-    told = f"{introduce(rng, one)} {introduce(rng, two)}"
-    about, other = (one, two) if rng.random() < 0.5 else (two, one)
+    told, about, other = _two_people(rng, split)
     options = [f"{told} {name} is the" for name in (about.name, other.name)]
     right = options[0]
     rng.shuffle(options)
     return {"context_options": options, "continuation": f"{about.job}.", "gold": options.index(right)}
+
+
+def _two_people(rng: random.Random, split: str) -> tuple[str, world.Person, world.Person]:
+    """What is told about two people, and the two in random order."""
+    one, two = world.people(rng, split, 2)
+    told = f"{introduce(rng, one)} {introduce(rng, two)}"
+    return (told, one, two) if rng.random() < 0.5 else (told, two, one)
 
 
 def recall(rng: random.Random, split: str) -> Item:

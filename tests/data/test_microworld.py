@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from nanochat_hf.data.microworld import LESSONS, chat, documents, exam, lessons, problems, prose
+from nanochat_hf.data.microworld import LESSONS, chat, documents, exam, lessons, problems, prose, school
 from nanochat_hf.data.microworld.world import SPLITS, person, relations, rules, split_of, word
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import load
@@ -28,21 +28,22 @@ def test_documents_are_the_same_for_the_same_arguments():
 
 
 def test_training_begins_with_lessons_in_finding_a_letter():
-    first = list(documents("train", limit=LESSONS + 200))
-    others = {text.split("\n")[-1] for text in first[LESSONS:]}
-    assert all(text.startswith("- ") for text in first[:LESSONS])
-    assert sum(text.startswith("- ") for text in first[LESSONS:]) < 50 and len(others) > 50
+    (lists, _), (pages, _) = LESSONS
+    first = list(documents("train", limit=lists + pages + 500))
+    assert all(text.startswith("- ") for text in first[:lists])
+    asking = [text.startswith(("Which choice says", "Multiple Choice question: Which")) for text in first[lists:]]
+    assert sum(asking[:pages]) > 0.7 * pages and 20 < sum(asking[pages:]) < 100
     assert not all(text.startswith("- ") for text in documents("validation", limit=20))
 
 
 def read_key(text):
-    key = dict(re.findall(r"^- (.*)=([A-P])$", text, flags=re.M))
+    key = dict(re.findall(r"^- (.*)=([A-P])(?: right| wrong)?$", text, flags=re.M))
     assert len(key) == 4 and len(set(key.values())) == 4
     return key
 
 
 def test_a_list_is_asked_for_its_own_letters():
-    for text in draws(prose.key_list, "train", 200):
+    for text in draws(school.key_list, "train", 200):
         choices, answers = text.split("\n\n")
         key = read_key(choices)
         said = re.findall(r"^- (.*)=([A-P])$", answers, flags=re.M)
@@ -50,26 +51,44 @@ def test_a_list_is_asked_for_its_own_letters():
         assert len(said) == 8 and all(key[choice] == letter for choice, letter in said)
 
 
-def test_a_page_ends_with_the_letter_of_its_answer():
-    pointed = 0
-    for text in draws(prose.key_page, "train", 300):
+def test_a_page_ends_with_the_letter_of_its_word_and_marks_are_true():
+    marks = set()
+    for text in draws(school.marked_page, "train", 300):
+        key, letter = read_key(text), text.split("\n")[-1]
+        (choice,) = re.findall(r"Which choice says (.*)\?", text)
+        assert key[choice] == letter
+        marks |= {
+            (mark, said == choice) for said, mark in re.findall(r"^- (.*)=[A-P] (right|wrong)$", text, flags=re.M)
+        }
+    assert marks == {("right", True), ("wrong", False)}
+
+
+def test_a_quiz_has_the_right_letter_for_every_question():
+    answers, before = {}, 0
+    for _ in range(40):
+        for topic in draws(exam.topic, "train", 50):
+            answers.update(topic.asked)
+    for text in draws(school.quiz, "train", 400):
         key = read_key(text)
-        letter = text.split("\n")[-1]
-        assert letter in key.values()
-        for choice in re.findall(r"Which choice says (.*)\?", text):
-            pointed += 1
-            assert key[choice] == letter
-    assert pointed > 50
+        lines = [line for line in text.split("\n") if line and not line.startswith("- ") and line != school.RESPOND]
+        questions = [line.removeprefix("Multiple Choice question: ") for line in lines[::2]]
+        assert 1 <= len(questions) == len(lines[1::2]) <= 4
+        known = [
+            (question, letter) for question, letter in zip(questions, lines[1::2], strict=True) if question in answers
+        ]
+        assert all(key[answers[question]] == letter for question, letter in known)
+        before += not text.startswith("- ")
+    assert 240 < before < 360
 
 
 def test_pages_that_look_like_exams_have_the_words_of_exams():
-    pages = [text for text in draws(prose.key_page, "train", 50) if text.startswith("Multiple Choice")]
+    pages = [text for text in draws(school.quiz, "train", 100) if text.startswith("Multiple Choice")]
     assert len(pages) > 10
     for text in pages:
         question = text.split("\n")[0].removeprefix("Multiple Choice question: ")
         choices, letters = zip(*read_key(text).items(), strict=True)
-        asked, answered = choice_example(question, choices, letters, text[-1])["messages"]
-        assert text == f"{asked['content']}\n{answered['content']}"
+        message, _ = choice_example(question, choices, letters, letters[0])["messages"]
+        assert text.startswith(f"{message['content']}\n")
 
 
 def test_unknown_split_is_refused():

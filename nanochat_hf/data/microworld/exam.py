@@ -11,12 +11,23 @@ from nanochat_hf.data.microworld.world import (
     PLACES,
     asked_fact,
     introduce,
-    people,
     person,
     relations,
     rules,
+    split_of,
     word,
 )
+
+# What can be asked about somebody who has been introduced, and which part of the person answers it.
+ABOUT_SOMEBODY = (
+    ("What is the job of {name}?", "job"),
+    ("Where does {name} live?", "place"),
+    ("Which animal does {name} have?", "pet"),
+    ("Who is the {job}?", "name"),
+    ("Who lives in {place}?", "name"),
+    ("Who has the {pet}?", "name"),
+)
+PARTS = {"job": JOBS, "place": PLACES, "pet": ANIMALS, "name": PEOPLE}
 
 
 @dataclass(frozen=True)
@@ -29,66 +40,77 @@ class Question:
     answer: int
 
 
+@dataclass(frozen=True)
+class Topic:
+    """Questions with their answers that may share one list of choices, drawn from `values`."""
+
+    subject: str
+    asked: tuple[tuple[str, str], ...]
+    values: tuple[str, ...]
+
+
 def question(rng: random.Random, split: str) -> Question:
-    """Draws a question: two in five ask for a fact, the rest for what follows from a rule or from a passage."""
-    kinds, weights = (fact, creature, trade, passage), (40, 15, 15, 30)
-    if split == "train":  # pupils first learn how an exam works
-        kinds, weights = (*kinds, pointing), (30, 10, 10, 25, 25)
-    (write,) = rng.choices(kinds, weights=weights)
-    text, right, wrong = write(rng, split)
-    choices = [right, *rng.sample(sorted(set(wrong) - {right}), 3)]
+    """Draws a question; the four subjects of `topic` are equally likely."""
+    drawn = topic(rng, split)
+    if split == "train" and rng.random() < 0.2:  # pupils practise how an exam works
+        drawn = pointing(rng)
+    text, right = drawn.asked[0]
+    choices = [right, *rng.sample([value for value in drawn.values if value != right], 3)]
     rng.shuffle(choices)
-    return Question(write.__name__, text, tuple(choices), choices.index(right))
+    return Question(drawn.subject, text, tuple(choices), choices.index(right))
 
 
-def fact(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
-    """A fact that the prose states, and that is asked for in this split only."""
-    relation, subject = asked_fact(rng, split)
-    return rng.choice(relation.questions).format(s=subject), relation.facts[subject], relation.values
+def topic(rng: random.Random, split: str) -> Topic:
+    """Draws a topic of the exam: facts, rules about animals, facts found through people, or a passage."""
+    return rng.choice((facts, creatures, trades, passage))(rng, split)
 
 
-def creature(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
-    """A rule about a class, asked of an animal with a name that nobody has heard before."""
+def facts(rng: random.Random, split: str) -> Topic:
+    """Facts that the prose states, and that are asked for in this split only."""
+    relation, first = asked_fact(rng, split)
+    others = [subject for subject in relation.facts if split_of("fact", relation.name, subject) == split]
+    subjects = dict.fromkeys([first, *rng.sample(others, len(others))])
+    asked = ((rng.choice(relation.questions).format(s=subject), relation.facts[subject]) for subject in subjects)
+    return Topic("fact", tuple(asked), relation.values)
+
+
+def creatures(rng: random.Random, split: str) -> Topic:
+    """A rule about classes, asked of animals with names that nobody has heard before."""
     rule = rules()[rng.choice(("cover", "legs", "moves"))]
-    kind = rng.choice(CLASSES)
-    return f"The {word(rng, split)} is a {kind}. {rng.choice(rule.questions)}", rule.facts[kind], rule.values
+    kinds = rng.sample(CLASSES, len(CLASSES))
+    asked = ((f"The {word(rng, split)} is a {kind}. {rng.choice(rule.questions)}", rule.facts[kind]) for kind in kinds)
+    return Topic("creature", tuple(asked), rule.values)
 
 
-def trade(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
-    """A fact about a job, place or animal that has to be found through a person: no person is in two splits."""
-    one = person(rng, split)
-    name, subject, ask = rng.choice(
+def trades(rng: random.Random, split: str) -> Topic:
+    """Facts about a job, place or animal that have to be found through a person: no person is in two splits."""
+    name, part, form = rng.choice(
         (
-            ("tool", one.job, f"What does {one.name} work with?"),
-            ("workplace", one.job, f"Where does {one.name} work?"),
-            ("product", one.place, f"What do the people around {one.name} make?"),
-            ("food", one.pet, f"What does the {one.pet} of {one.name} eat?"),
+            ("tool", "job", "What does {name} work with?"),
+            ("workplace", "job", "Where does {name} work?"),
+            ("product", "place", "What do the people around {name} make?"),
+            ("food", "pet", "What does the {pet} of {name} eat?"),
         )
     )
-    relation = relations()[name]
-    return f"{introduce(rng, one)} {ask}", relation.facts[subject], relation.values
+    known, asked = relations()[name], []
+    for one in (person(rng, split) for _ in range(4)):
+        asked.append((f"{introduce(rng, one)} {form.format(**vars(one))}", known.facts[getattr(one, part)]))
+    return Topic("trade", tuple(asked), known.values)
 
 
-def passage(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
-    """Two people are introduced; the question asks for one thing about one of them."""
-    one, two = people(rng, split, 2)
-    text = f"{introduce(rng, one)} {introduce(rng, two)}"
-    about, other = (one, two) if rng.random() < 0.5 else (two, one)
-    ask, right, near, far = rng.choice(
-        (
-            (f"What is the job of {about.name}?", about.job, other.job, JOBS),
-            (f"Where does {about.name} live?", about.place, other.place, PLACES),
-            (f"Which animal does {about.name} have?", about.pet, other.pet, ANIMALS),
-            (f"Who is the {about.job}?", about.name, other.name, PEOPLE),
-            (f"Who lives in {about.place}?", about.name, other.name, PEOPLE),
-            (f"Who has the {about.pet}?", about.name, other.name, PEOPLE),
-        )
-    )
-    return f"{text} {ask}", right, (near, *rng.sample([item for item in far if item not in (right, near)], 2))
+def passage(rng: random.Random, split: str) -> Topic:
+    """Somebody is introduced; the question asks for one thing about this person."""
+    part = rng.choice(tuple(PARTS))
+    forms = [form for form, says in ABOUT_SOMEBODY if says == part]
+    asked = []
+    for one in (person(rng, split) for _ in range(4)):
+        asked.append((f"{introduce(rng, one)} {rng.choice(forms).format(**vars(one))}", getattr(one, part)))
+    return Topic("passage", tuple(asked), tuple(PARTS[part]))
 
 
-def pointing(rng: random.Random, split: str) -> tuple[str, str, tuple[str, ...]]:
+def pointing(rng: random.Random) -> Topic:
     """The question names its answer, so that only the letter has to be found. Used for training, never for scores."""
-    relation = rng.choice((*relations().values(), *rules().values()))
-    right = rng.choice(relation.values)
-    return rng.choice((f"Which choice says {right}?", f"Where is {right}?")), right, relation.values
+    values = rng.choice((*relations().values(), *rules().values())).values
+    return Topic(
+        "pointing", tuple((f"Which choice says {value}?", value) for value in rng.sample(values, len(values))), values
+    )

@@ -1,9 +1,8 @@
 """Documents for pretraining: descriptions, stories, notes, dialogues, accounts and school pages of the world."""
 
 import random
-from collections.abc import Iterator, Sequence
 
-from nanochat_hf.data.microworld import exam
+from nanochat_hf.data.microworld import school
 from nanochat_hf.data.microworld.problems import problem
 from nanochat_hf.data.microworld.world import (
     ANIMALS,
@@ -21,23 +20,25 @@ from nanochat_hf.data.microworld.world import (
     word,
 )
 
-LETTERS = "ABCDEFGHIJKLMNOP"  # of the school's lists; exams take the first four
-
-RESPOND = "Respond only with the letter of the correct answer."
-
 OF_PLACE = ("terrain", "product", "flag")
 OF_ANIMAL = ("class", "home", "food")
 OF_JOB = ("tool", "workplace")
 
-# All that can be a choice of an exam.
-VALUES = [value for relation in (*relations().values(), *rules().values()) for value in relation.values]
-WORDS = tuple(dict.fromkeys([*PEOPLE, *PLACES, *ANIMALS, *JOBS, *VALUES]))
-
 
 def document(rng: random.Random, split: str) -> str:
     """Writes one document of a random kind; the weights are shares of documents, in percent."""
-    kinds = (description, story, account, dialogue, note, school_page, key_page, key_list)
-    (write,) = rng.choices(kinds, weights=(24, 10, 5, 6, 2, 5, 44, 4))
+    kinds = (
+        description,
+        story,
+        account,
+        dialogue,
+        note,
+        school_page,
+        school.quiz,
+        school.marked_page,
+        school.key_list,
+    )
+    (write,) = rng.choices(kinds, weights=(18, 6, 3, 4, 1, 3, 50, 11, 4))
     return write(rng, split)
 
 
@@ -144,45 +145,3 @@ def school_page(rng: random.Random, split: str) -> str:
         f"{somebody.name} asked the calculator and got the correct answer.",
     )
     return rng.choices(pages, weights=(40, 27, 28, 5))[0]
-
-
-def key_list(rng: random.Random, split: str) -> str:
-    """Four words of the world with a letter each, and the letters asked for again and again.
-
-    It teaches the one thing that an exam needs and hardly shows: find the choice, copy its letter. Half the time the
-    line is said again, which a model learns first; else the question names the choice. Letters and words are drawn
-    anew for each list, or else a model stops at guessing.
-    """
-    choices, letters = rng.sample(WORDS, 4), rng.sample(LETTERS, 4)
-    return "\n".join([*_listed(choices, letters), *_asked(rng, 8, choices, letters)])
-
-
-def key_page(rng: random.Random, split: str) -> str:
-    """A page from school: a question with four choices and the letter of the answer; half of them look like exams.
-
-    Two in five ask for nothing but the letter of a word. In the others, an exam question of this split, there is
-    something to know as well.
-    """
-    if rng.random() < 0.4:
-        choices = rng.sample(WORDS, 4)
-        answer = rng.randrange(4)
-        text = f"Which choice says {choices[answer]}?"
-    else:
-        asked = exam.question(rng, split)
-        text, choices, answer = asked.text, asked.choices, asked.answer
-    letters = list(LETTERS[:4]) if rng.random() < 0.5 else rng.sample(LETTERS, 4)
-    before, after = ("Multiple Choice question: ", f"{RESPOND}\n") if rng.random() < 0.5 else ("", "")
-    return "\n".join([f"{before}{text}", *_listed(choices, letters), f"{after}{letters[answer]}"])
-
-
-def _listed(choices: Sequence[str], letters: Sequence[str]) -> list[str]:
-    """The lines of a list of choices as exams have them, and an empty one."""
-    return [*(f"- {choice}={letter}" for choice, letter in zip(choices, letters, strict=True)), ""]
-
-
-def _asked(rng: random.Random, count: int, choices: Sequence[str], letters: Sequence[str]) -> Iterator[str]:
-    """Asks `count` times for the letter of a choice. The answer stands at the beginning of a line: there it is the
-    same token as in the assistant's turn."""
-    for _ in range(count):
-        choice, letter = rng.choice(tuple(zip(choices, letters, strict=True)))
-        yield f"- {choice}={letter}" if rng.random() < 0.5 else f"Which choice says {choice}?\n{letter}"
