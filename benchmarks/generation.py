@@ -161,16 +161,13 @@ def measure_continuous(model: Any, options: argparse.Namespace, sync: Callable) 
     }
     assert methods["continuous"]() == methods["stock generate"]()[:, ids.shape[1] :].tolist()
     timed = {name: lambda *_, run=run: run() for name, run in methods.items()}
-    measured = measure(timed, [], 0, 0, options.rounds, sync)
-    for name, (seconds, times) in measured.items():
-        rate = len(prompts) * options.tokens / seconds
-        step = 1000 * seconds / options.tokens
-        print(f"{name:20s} {len(prompts):8d} {rate:10.0f} {step:9.2f} {times:8.2f}x", flush=True)
+    print_rows(measure(timed, [], 0, 0, options.rounds, sync), len(prompts), options.tokens, ["continuous"])
 
 
-def measure(methods: dict[str, Callable], prompt: list[int], samples: int, length: int, rounds: int, sync: Callable):
-    """Of each method, in alternating rounds after one to warm up: median seconds, and the median over the rounds of
-    its time divided by the first one's."""
+def measure(
+    methods: dict[str, Callable], prompt: list[int], samples: int, length: int, rounds: int, sync: Callable
+) -> dict[str, list[float]]:
+    """Seconds of each method in alternating rounds, after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, method in methods.items():
@@ -180,14 +177,18 @@ def measure(methods: dict[str, Callable], prompt: list[int], samples: int, lengt
             sync()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    first = next(iter(seconds.values()))
-    return {
-        name: (
-            statistics.median(values),
-            statistics.median(theirs / ours for theirs, ours in zip(values, first, strict=True)),
-        )
-        for name, values in seconds.items()
-    }
+    return seconds
+
+
+def print_rows(seconds: dict[str, list[float]], samples: int, length: int, ours: list[str]) -> None:
+    """A row a method, with medians: of its speed, and over the rounds of its time divided by that of each of ours."""
+    for name, values in seconds.items():
+        middle = statistics.median(values)
+        cells = f"{name:20s} {samples:8d} {samples * length / middle:10.0f} {1000 * middle / length:9.2f}"
+        for mine in ours:
+            times = statistics.median(one / other for one, other in zip(values, seconds[mine], strict=True))
+            cells += f" {times:{len(mine) + 3}.2f}x"
+        print(cells, flush=True)
 
 
 def main() -> None:
@@ -224,14 +225,14 @@ def main() -> None:
     prompt = torch.randint(0, options.vocab_size - 9, (options.prompt,)).tolist()
     sync = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
     print(f"depth {options.depth}, {options.prompt} + {options.tokens} tokens, {options.dtype_name}, {options.device}")
-    print(f"{'method':20s} {'samples':>8s} {'tokens/s':>10s} {'ms/step':>9s} {'ours is':>9s}")
+    mine = ["continuous"] if options.continuous else [name for name in methods if name.startswith("ours")]
+    heads = " ".join(f"{name} is" for name in mine)
+    print(f"{'method':20s} {'samples':>8s} {'tokens/s':>10s} {'ms/step':>9s}  {heads}")
     if options.continuous:
         return measure_continuous(model, options, sync)
     for samples in options.samples:
-        measured = measure(methods, prompt, samples, options.tokens, options.rounds, sync)
-        for name, (seconds, times) in measured.items():
-            rate, step = samples * options.tokens / seconds, 1000 * seconds / options.tokens
-            print(f"{name:20s} {samples:8d} {rate:10.0f} {step:9.2f} {times:8.2f}x", flush=True)
+        seconds = measure(methods, prompt, samples, options.tokens, options.rounds, sync)
+        print_rows(seconds, samples, options.tokens, mine)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from nanochat_hf import settings
-from nanochat_hf.posttraining.stage import finish_stage, last_checkpoint, load_model, open_stage
+from nanochat_hf.posttraining.stage import finish_stage, last_checkpoint, load_model, open_stage, start_like
 from nanochat_hf.posttraining.supervised import SupervisedConfig, make_trainer
 
 
@@ -25,6 +25,10 @@ class MidtrainConfig(SupervisedConfig):
         default_factory=lambda: ["smoltalk", "mmlu", "gsm8k", "spelling@200000", "spelling-bee@80000"],
         metadata={"help": "what to train on: name[/split][=source][@limit][*repeat] …"},
     )
+    start_like: list[str] = field(
+        default_factory=list,
+        metadata={"help": "token=text …: the control token, new to the model, starts like the text's last token"},
+    )
 
 
 def main() -> None:
@@ -32,6 +36,7 @@ def main() -> None:
     started = time.time()
     open_stage(config)
     model, tokenizer = load_model(config.model)
+    start_like(model, tokenizer, config.start_like)
     trainer = make_trainer(config, model, tokenizer, train_on="all")
     trainer.train(resume_from_checkpoint=last_checkpoint(config))
     metrics = trainer.evaluate() if config.val_tasks else {}

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,26 @@ def load_model(folder: str) -> tuple[Any, Any]:
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
+
+
+@torch.no_grad()
+def start_like(model: Any, tokenizer: Any, pairs: Sequence[str]) -> None:
+    """Gives control tokens, which pretraining has never seen, the embeddings of tokens that do the like in plain text.
+
+    What a base model does at that token in text, it does then at the control token from the first step (docs/log.md).
+
+    Args:
+        pairs: `token=text`; the last token of the text is copied, in all of the model's embeddings.
+    """
+    tables = [part.weight for part in model.modules() if isinstance(part, torch.nn.Embedding)]
+    for token, _, text in (pair.partition("=") for pair in pairs):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if token not in tokenizer.all_special_tokens or not ids:
+            raise UserError(
+                f"start_like has {token}={text!r}; it takes a control token and a text, '<|assistant_start|>=.\\n' say"
+            )
+        for table in tables:
+            table[tokenizer.convert_tokens_to_ids(token)] = table[ids[-1]]
 
 
 def trainer_arguments(config: StageConfig, num_iterations: int) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from nanochat_hf import NanochatHFForCausalLM
 from nanochat_hf.posttraining.rows import collate, make_rows, pad_with_empty_rows
-from nanochat_hf.posttraining.stage import StageConfig
+from nanochat_hf.posttraining.stage import StageConfig, start_like
 from nanochat_hf.settings import UserError
 
 
@@ -53,6 +54,22 @@ def stage_arguments(base, chats, output, **changes):
     options |= {"total_batch_size": 512, "device_batch_size": 8, "num_iterations": 4, "num_threads": 1}
     options |= {"init_lr_frac": 0.1} | changes
     return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def test_a_control_token_starts_like_a_word(base, tokenizer):
+    model = NanochatHFForCausalLM.from_pretrained(base)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start_like(model, tokenizer, ["<|assistant_start|>=4 apples?"])
+    token, word = tokenizer.convert_tokens_to_ids(["<|assistant_start|>", "?"])
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if "embed" in name} and len(changed) > 1
+    for name in changed:
+        table = model.state_dict()[name]
+        assert torch.equal(table[token], before[name][word])
+        assert torch.equal(table[torch.arange(len(table)) != token], before[name][torch.arange(len(table)) != token])
+    for pair in ("apples=?", "<|assistant_start|>"):
+        with pytest.raises(UserError, match="start_like has"):
+            start_like(model, tokenizer, [pair])
 
 
 def test_sft_trains_on_what_the_assistant_says_and_midtraining_on_everything(tokenizer):
