@@ -32,7 +32,8 @@ ARMS: dict[str, list[str]] = {
     "upstream": [],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],
-    "smear as upstream": ["--smear_lr", "{full_smear}"],  # 0.2 whatever the batch
+    "smear scaled": ["--smear_lr", "{scaled_smear}"],  # by √(batch / 2^19), as all other rates are
+    "rates × 4": ["--lr_scale", "{four_times}"],
     "half the batch": ["--total_batch_size", "{half_batch}", "--num_iterations", "{twice_steps}"],
     "classic": ["--preset", "classic"],
 }
@@ -94,7 +95,8 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--compile", str(options.compile).lower()]
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
     blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
-    blanks["full_smear"] = round(0.2 / min(1.0, (options.batch_tokens / 2**19) ** 0.5), 6)
+    blanks["four_times"] = 4 * (options.batch_tokens / 2**19) ** 0.5
+    blanks["scaled_smear"] = round(0.2 * min(1.0, (options.batch_tokens / 2**19) ** 0.5), 6)
     command += [part.format(**blanks) for part in ARMS[arm]]
     if not load_run(output):
         follow(command, output.with_suffix(".log"), {})

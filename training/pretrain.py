@@ -61,7 +61,7 @@ class PretrainConfig:
     embedding_lr: float | None = field(default=None, metadata={"help": "AdamW, embeddings; 0.3 (classic 0.2)"})
     matrix_lr: float = field(default=0.02, metadata={"help": "Muon, matrices of the blocks"})
     scalar_lr: float = field(default=0.5, metadata={"help": "AdamW, scalars of the residual stream"})
-    smear_lr: float = field(default=0.2, metadata={"help": "AdamW, smear and backout; not raised for larger batches"})
+    smear_lr: float = field(default=0.2, metadata={"help": "AdamW, smear and backout; the same for every batch"})
     weight_decay: float | None = field(default=None, metadata={"help": "Muon, at depth 12; 0.28 (classic 0)"})
     lr_scale: float | None = field(default=None, metadata={"help": "factor on all rates; default √(batch / 2^19)"})
     warmup_steps: int | None = field(default=None, metadata={"help": "steps; default 40 (classic 0)"})

@@ -51,18 +51,18 @@ PEAK_RATES = {
 
 
 def peak_rates(preset: str, scale: float, *, smear_lr: float | None = None, **rates: float | None) -> dict[str, float]:
-    """Peak learning rates for `build_param_groups`: the preset's or those given, times `scale` (smear's at most 1).
+    """Peak learning rates for `build_param_groups`: the preset's or those given, times `scale` (smear's as it is).
 
     Args:
         scale: √(batch / 2^19), or what the run sets in its place.
-        smear_lr: upstream takes it as it is for every batch. Here it shrinks with batches below the reference, as all
-            other rates do: at 2^13 tokens a step it caused a jump of the loss from 8.3 to 9.5 (docs/log.md).
+        smear_lr: 0.2 for every batch, as upstream's. With small batches that makes the loss jump within the first
+            thirty steps; a smaller rate is better for a short run, and was worse after 3 M tokens (docs/log.md).
         rates: `unembedding_lr`, `embedding_lr`, `matrix_lr`, `scalar_lr`; None leaves the preset's.
     """
     chosen = PEAK_RATES[preset] | {"matrix_lr": 0.02, "scalar_lr": 0.5}
     chosen |= {name: rate for name, rate in rates.items() if rate is not None}
-    smear = (0.2 if smear_lr is None else smear_lr) * min(1.0, scale)
-    return {name: rate * scale for name, rate in chosen.items()} | {"smear_lr": smear}
+    scaled = {name: rate * scale for name, rate in chosen.items()}
+    return scaled | {"smear_lr": 0.2 if smear_lr is None else smear_lr}
 
 
 def parameter_roles(model: nn.Module) -> dict[str, str]:

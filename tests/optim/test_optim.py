@@ -232,10 +232,10 @@ def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
 
 
-def test_the_smear_rate_shrinks_with_small_batches_and_stays_upstreams_otherwise():
+def test_all_rates_follow_the_batch_but_smears():
     from nanochat_hf.optim import peak_rates
 
-    assert peak_rates("modern", 0.125, smear_lr=0.2)["smear_lr"] == pytest.approx(0.025)
-    for scale in (1.0, 2**0.5):
-        rates = peak_rates("modern", scale, smear_lr=0.2)
+    for scale in (0.125, 1.0, 2**0.5):
+        rates = peak_rates("modern", scale)
         assert rates["smear_lr"] == 0.2 and rates["matrix_lr"] == pytest.approx(0.02 * scale)
+    assert peak_rates("modern", 0.125, smear_lr=0.1)["smear_lr"] == 0.1
