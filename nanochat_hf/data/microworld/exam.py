@@ -62,7 +62,7 @@ def question(rng: random.Random, split: str) -> Question:
 
 def topic(rng: random.Random, split: str) -> Topic:
     """Draws a topic of the exam: facts, rules about animals, facts found through people, or a passage."""
-    return rng.choice((facts, creatures, trades, passage))(rng, split)
+    return rng.choice((facts, creatures, trades, passages))(rng, split)
 
 
 def facts(rng: random.Random, split: str) -> Topic:
@@ -98,8 +98,8 @@ def trades(rng: random.Random, split: str) -> Topic:
     return Topic("trade", tuple(asked), known.values)
 
 
-def passage(rng: random.Random, split: str) -> Topic:
-    """Somebody is introduced; the question asks for one thing about this person."""
+def passages(rng: random.Random, split: str) -> Topic:
+    """Somebody is introduced, and the question asks for one thing about this person."""
     part = rng.choice(tuple(PARTS))
     forms = [form for form, says in ABOUT_SOMEBODY if says == part]
     asked = []
@@ -111,6 +111,5 @@ def passage(rng: random.Random, split: str) -> Topic:
 def pointing(rng: random.Random) -> Topic:
     """The question names its answer, so that only the letter has to be found. Used for training, never for scores."""
     values = rng.choice((*relations().values(), *rules().values())).values
-    return Topic(
-        "pointing", tuple((f"Which choice says {value}?", value) for value in rng.sample(values, len(values))), values
-    )
+    asked = tuple((f"Which choice says {value}?", value) for value in rng.sample(values, len(values)))
+    return Topic("pointing", asked, values)
