@@ -219,9 +219,13 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
             self._unchecked.append((self.state.global_step, self._micro_batches))
             self._micro_batches = []
             # On a GPU the newest losses are still being computed: look at an older step, so as not to wait.
-            while len(self._unchecked) > (0 if loss.device.type == "cpu" else 1):
-                self._check_loss(*self._unchecked.popleft())
+            self._check_losses(but=0 if loss.device.type == "cpu" else 1)
         return loss
+
+    def _check_losses(self, but: int = 0) -> None:
+        """Judges the steps that have not been, `but` so many of the last: all of them before anything is saved."""
+        while len(self._unchecked) > but:
+            self._check_loss(*self._unchecked.popleft())
 
     def _check_loss(self, step: int, micro_batches: list[tuple[torch.Tensor, dict]]) -> None:
         """Stops on a loss that is not finite or far above the running mean, and keeps the step's rows for study.
@@ -264,6 +268,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         return metrics
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_losses()
         started = time.perf_counter()
         super()._save_checkpoint(model, trial)
         self._paused += time.perf_counter() - started
@@ -293,6 +298,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
 
     def save_checkpoint_folder(self, folder: str | Path) -> None:
         """Writes the trained model with its tokenizer, for `from_pretrained`; every process has to call it."""
+        self._check_losses()
         model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
         weights = fsdp.full_state_dict(model, keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:

@@ -139,3 +139,17 @@ def test_the_guard_judges_whole_steps(tmp_path):
         trainer._check_loss(8, [(torch.tensor(1.75), batch)] * 4)
     saved = load_file(tmp_path / "bad-batch-step8-rank0.safetensors")
     assert saved["shift_labels"].equal(torch.arange(1, 9).repeat(4, 1))
+
+
+def test_nothing_is_saved_before_the_last_step_is_judged(tmp_path):
+    """On a GPU the newest step has not been looked at when the run ends or a checkpoint is due."""
+    trainer = train(tmp_path)
+    batch = make_batch(torch.arange(9)[None].numpy())
+    for save in (
+        lambda: trainer._save_checkpoint(trainer.model, None),
+        lambda: trainer.save_checkpoint_folder(tmp_path / "last"),
+    ):
+        trainer._unchecked.append((6, [(torch.tensor(torch.nan), batch)]))
+        with pytest.raises(UserError, match="stopped at step 6: the loss is nan"):
+            save()
+    assert not (tmp_path / "last").exists() and not list(tmp_path.glob("checkpoint-*"))
