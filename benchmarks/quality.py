@@ -95,8 +95,8 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--compile", str(options.compile).lower()]
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
     blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
-    blanks["four_times"] = 4 * (options.batch_tokens / 2**19) ** 0.5
-    blanks["scaled_smear"] = round(0.2 * min(1.0, (options.batch_tokens / 2**19) ** 0.5), 6)
+    scale = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on all rates but smear's
+    blanks |= {"four_times": 4 * scale, "scaled_smear": round(0.2 * min(1.0, scale), 6)}
     command += [part.format(**blanks) for part in ARMS[arm]]
     if not load_run(output):
         follow(command, output.with_suffix(".log"), {})

@@ -112,7 +112,7 @@ def runs_on_intel() -> bool:
 class NanochatSteps:
     """Steps of a `NanochatHFForCausalLM`; the same numbers as its forward, up to the order of rounding.
 
-    Compiled steps take a fifth to a third less time on a CPU (docs/model.md), after half a minute of compiling for a
+    Compiled steps take a fifth to a third less time on a CPU (docs/serving.md), after half a minute of compiling for a
     single row and more than a minute for several. What is compiled serves all models of the same shape.
 
     Shapes: R rows, C hidden_size, H query heads, K key/value heads, D head_dim, S slots of a layer's buffer.
@@ -197,8 +197,8 @@ class NanochatSteps:
                 if not shared:
                     buffer[:, :, kept] = states[chosen, :, -len(kept) :]
                 buffers.append(buffer)
-            prefix = (cached.keys[0].contiguous(), cached.values[0].contiguous())  # [K, tokens, D] each
-            self.prefixes.append(prefix if shared else None)
+            prefix = (cached.keys[0].contiguous(), cached.values[0].contiguous()) if shared else None
+            self.prefixes.append(prefix)  # [K, tokens, D] each
         if self.config.smear:
             self.previous = reader.cache.layers[self.config.num_hidden_layers].keys[chosen, 0, -1]  # [R, C]
         return logits[chosen]
