@@ -88,6 +88,7 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument("--gpu", default="h100", help="kind of device, such as a100 or 'rtx 4090' (default h100)")
     parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak that is reached (default 0.5)")
     parser.add_argument("--device-batch-size", type=int, default=16, help="rows a device takes at once (default 16)")
+    parser.add_argument("--fp8", action="store_true", help="matrix products in 8 bits: the loss then holds all logits")
     parser.add_argument("--preset", choices=("modern", "classic"), default="modern", help="architecture")
     parser.add_argument("--vocab-size", type=int, default=32768, help="rows of the token tables (default 32768)")
     parser.add_argument("--param-data-ratio", type=float, help="tokens per scaling parameter (record run: 8)")

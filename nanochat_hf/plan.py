@@ -1,5 +1,6 @@
 """What a run will need before it is started: parameters, tokens, FLOPs, memory by part, time and money."""
 
+import bisect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -47,22 +48,31 @@ def peak_flops(name: str) -> float:
     return facts[0] if facts else 0.0
 
 
-def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int) -> dict[str, float]:
+def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int, fp8: bool = False) -> dict[str, float]:
     """Bytes on one device by part, for fp32 weights, bf16 activations and the sharded optimizer.
 
-    Weights, gradients and optimizer state are counted; activations are an estimate (18 bytes · width a token and layer
-    and 7 bytes · vocabulary a token for the logits), fitted to upstream's published peaks for the classic d20.
+    Weights, gradients, optimizer state and what the loss by parts has at hand are counted: for each logit of a part
+    two fp32 numbers and a temporary one, for the head its gradient and two copies in bf16. Activations are an
+    estimate, 18 bytes · width a token and layer, and so are the 7 bytes a logit with `fp8`, where the loss holds all
+    logits: fitted to upstream's published peaks for the classic d20.
     """
+    from nanochat_hf.model.loss_nanochat_hf import tokens_at_once
+
     shape, counts = dial.shape, dial.shape.parameter_counts()
     matrices = counts["matrices"]
     others = counts["total"] - matrices
     tokens = device_batch_size * shape.sequence_length
+    if fp8:
+        loss = 7.0 * shape.padded_vocab * tokens
+    else:
+        loss = 12.0 * shape.padded_vocab * tokens_at_once(tokens, shape.padded_vocab)
+        loss += 8.0 * shape.padded_vocab * shape.hidden_size
     return {
         "weights": 4.0 * counts["total"],
         "gradients": 4.0 * counts["total"],
         "optimizer state": (4.0 * matrices + 8.0 * others) / world_size,
         "activations": 18.0 * shape.hidden_size * shape.depth * tokens,
-        "logits": 7.0 * shape.padded_vocab * tokens,
+        "loss": loss,
     }
 
 
@@ -90,21 +100,23 @@ def largest_device_batch(
     if device.type == "cuda":
         rows = _try_rows(dial, world_size, device, make_model(), bf16, needed)
     else:
-        rows = _rows_in_memory(dial, world_size)
-    answer = torch.tensor(min(needed, rows), device=device)
+        rows = _rows_in_memory(dial, world_size, needed)
+    answer = torch.tensor(rows, device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(answer, op=dist.ReduceOp.MIN)
     return int(answer)
 
 
-def _rows_in_memory(dial: DepthDial, world_size: int) -> int:
+def _rows_in_memory(dial: DepthDial, world_size: int, needed: int) -> int:
     """Rows for which four fifths of the free memory, shared by the processes of this machine, are enough."""
     import psutil
 
-    parts = memory_plan(dial, world_size, 1)
-    per_row = 2 * (parts.pop("activations") + parts.pop("logits"))  # in fp32 instead of bf16
-    free = psutil.virtual_memory().available / world_size - sum(parts.values())
-    return int(max(1, free * 0.8 // per_row))
+    def bytes_for(rows: int) -> float:
+        parts = memory_plan(dial, world_size, rows)
+        return sum(parts.values()) + parts["activations"] + parts["loss"]  # those two in fp32 instead of bf16
+
+    free = psutil.virtual_memory().available / world_size
+    return max(1, bisect.bisect_right(range(1, needed + 1), 0.8 * free, key=bytes_for))
 
 
 def _try_rows(
@@ -131,7 +143,14 @@ def _try_rows(
 
 
 def plan(
-    depth: int, *, gpus: int = 8, gpu: str = "h100", mfu: float = 0.5, device_batch_size: int = 16, **dial
+    depth: int,
+    *,
+    gpus: int = 8,
+    gpu: str = "h100",
+    mfu: float = 0.5,
+    device_batch_size: int = 16,
+    fp8: bool = False,
+    **dial,
 ) -> str:
     """The plan as text; `dial` goes to `depth_dial`.
 
@@ -143,7 +162,7 @@ def plan(
         raise ValueError(f"no figures for the device {gpu!r}; known are {', '.join(sorted(DEVICES))}")
     turned, batch = fit_dial(depth_dial(depth, **dial), gpus, device_batch_size)
     peak, memory_gb, price = facts
-    memory = memory_plan(turned, gpus, device_batch_size)
+    memory = memory_plan(turned, gpus, device_batch_size, fp8)
     hours = turned.total_flops / (peak * gpus * mfu) / 3600
     total_gb = sum(memory.values()) / 1e9
     lines = [f"depth {depth}: width {turned.hidden_size}, {turned.heads} heads", "", "parameters"]
@@ -163,11 +182,11 @@ def plan(
     return "\n".join(lines)
 
 
-def table_row(name: str, dial: DepthDial, batch: BatchPlan, gpu: str, mfu: float) -> str:
+def table_row(name: str, dial: DepthDial, batch: BatchPlan, gpu: str, mfu: float, fp8: bool) -> str:
     """A line of the table of recipes in docs/pretraining.md."""
     peak, _, price = device_facts(gpu)
     gigabytes, shards = data_needs(dial)
-    memory = sum(memory_plan(dial, batch.world_size, batch.device_batch_size).values()) / 1e9
+    memory = sum(memory_plan(dial, batch.world_size, batch.device_batch_size, fp8).values()) / 1e9
     hours = dial.total_flops / (peak * batch.world_size * mfu) / 3600
     cells = [name, f"{dial.params / 1e6:,.0f} M", f"{dial.total_tokens / 1e9:.2f} B", f"{dial.num_iterations:,}"]
     cells += [f"{dial.total_flops:.2e}", f"{gigabytes:.0f} GB, {shards} shards", f"{batch.world_size} × {gpu}"]

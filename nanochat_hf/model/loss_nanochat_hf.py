@@ -14,6 +14,11 @@ IGNORE_INDEX = -100
 LOGITS_AT_ONCE, MOST_PARTS = 2**22, 16
 
 
+def tokens_at_once(tokens: int, vocab_size: int) -> int:
+    """Tokens in a part of `chunked_causal_loss`."""
+    return min(tokens, max(-(-tokens // MOST_PARTS), LOGITS_AT_ONCE // vocab_size, 1))
+
+
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Squashes logits smoothly into (-cap, cap)."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
@@ -68,7 +73,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None):
-        rows = max(-(-hidden.shape[0] // MOST_PARTS), LOGITS_AT_ONCE // weight.shape[0], 1)
+        rows = tokens_at_once(hidden.shape[0], weight.shape[0])
         cast_weight = weight.to(hidden.dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), device=hidden.device)
