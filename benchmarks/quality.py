@@ -32,8 +32,7 @@ ARMS: dict[str, list[str]] = {
     "upstream": [],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],
-    "smear scaled": ["--smear_lr", "{scaled_smear}"],  # by √(batch / 2^19), as all other rates are
-    "rates × 4": ["--lr_scale", "{four_times}"],
+    "upstream's rates": ["--lr_scale", "{scale}"],
     "half the batch": ["--total_batch_size", "{half_batch}", "--num_iterations", "{twice_steps}"],
     "classic": ["--preset", "classic"],
 }
@@ -95,8 +94,7 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--compile", str(options.compile).lower()]
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
     blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
-    scale = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on all rates but smear's
-    blanks |= {"four_times": 4 * scale, "scaled_smear": round(0.2 * min(1.0, scale), 6)}
+    blanks |= {"scale": (options.batch_tokens / 2**19) ** 0.5}
     command += [part.format(**blanks) for part in ARMS[arm]]
     if not load_run(output):
         follow(command, output.with_suffix(".log"), {})
@@ -162,15 +160,23 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(options)
     found: dict[str, dict[int, dict[str, float]]] = {}
+    failed = []
     for seed in options.seeds:
         for arm in options.arms:
-            if arm == "upstream":
-                result = train_upstream(options, seed, tokenizer)
-            else:
-                result = train_ours(options, arm, seed, tokenizer)
+            try:
+                if arm == "upstream":
+                    result = train_upstream(options, seed, tokenizer)
+                else:
+                    result = train_ours(options, arm, seed, tokenizer)
+            except UserError as error:  # a recipe that diverges is a result too
+                print(error, file=sys.stderr, flush=True)
+                failed.append(folder_of(options, arm, seed).name)
+                continue
             found.setdefault(arm, {})[seed] = result
             print_table(options, found)
             (options.output_dir / f"d{options.depth}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if failed:
+        raise UserError(f"without a result: {', '.join(failed)}; the reasons are above")
 
 
 if __name__ == "__main__":
