@@ -61,11 +61,14 @@ class PretrainConfig:
     embedding_lr: float | None = field(default=None, metadata={"help": "AdamW, embeddings; 0.3 (classic 0.2)"})
     matrix_lr: float = field(default=0.02, metadata={"help": "Muon, matrices of the blocks"})
     scalar_lr: float = field(default=0.5, metadata={"help": "AdamW, scalars of the residual stream"})
-    smear_lr: float = field(default=0.2, metadata={"help": "AdamW, smear and backout; the same for every batch"})
+    smear_lr: float = field(default=0.2, metadata={"help": "AdamW, smear; the same for every batch"})
+    backout_lr: float | None = field(default=None, metadata={"help": "AdamW, backout; 0.2, less for small batches"})
     weight_decay: float | None = field(default=None, metadata={"help": "Muon, at depth 12; 0.28 (classic 0)"})
     lr_scale: float | None = field(
         default=None,
-        metadata={"help": "factor on all rates; default √(batch / 2^19), for a batch that is given at least 0.5"},
+        metadata={
+            "help": "factor on the other rates; default √(batch / 2^19), or 0.5 for a smaller batch of your choice"
+        },
     )
     warmup_steps: int | None = field(default=None, metadata={"help": "steps; default 40 (classic 0)"})
     warmdown_ratio: float | None = field(default=None, metadata={"help": "share of the run; 0.65 (classic 0.2)"})
@@ -124,7 +127,7 @@ def main() -> None:
     names = ("warmup_steps", "warmdown_ratio", "final_lr_frac", "momentum_warmup_steps")
     schedule = Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
     if leader:
-        rates = f"learning rates × {lr_scale(config, dial):.3f} (upstream's rule: {dial.lr_scale:.3f})"
+        rates = f"learning rates × {learning_rates(config, dial)[0]:.3f} (upstream's rule: {dial.lr_scale:.3f})"
         print(dial.describe(), batch.describe(), rates, sep="\n", flush=True)
     if config.dry_run:
         if leader:
@@ -226,15 +229,23 @@ def turn_dial(config: PretrainConfig, vocab_size: int, world_size: int) -> tuple
         raise UserError(str(error)) from None
 
 
-def lr_scale(config: PretrainConfig, dial: Any) -> float:
-    """The factor on all rates: as asked for, or upstream's √(batch / 2^19).
+def learning_rates(config: PretrainConfig, dial: Any) -> tuple[float, dict[str, float]]:
+    """The factor on the rates that follow the batch, and all peak rates: what is asked for, or upstream's.
 
-    A batch that was chosen instead of the dial's gets at least the rates of 2^17 tokens: at 2^13 those were 0.11 bits
-    per byte ahead of what the rule gives, at depths 2 and 4, and twice as much was worse again (docs/log.md).
+    Where a batch of less than 2^17 tokens is asked for, upstream's rule, √(batch / 2^19), makes the rates too small;
+    the model gets those of 2^17 tokens. Backout follows the rule in their place: its scalar's gradient is mostly noise
+    then, and the model's direction flips when it passes one. At 2^13 tokens and depth 4 all this gained 0.12 bits
+    per byte (docs/log.md).
     """
-    if config.lr_scale is not None:
-        return config.lr_scale
-    return max(0.5, dial.lr_scale) if config.total_batch_size > 0 else dial.lr_scale
+    from nanochat_hf.optim import peak_rates
+
+    small = config.total_batch_size > 0 and dial.lr_scale < 0.5
+    scale = config.lr_scale if config.lr_scale is not None else 0.5 if small else dial.lr_scale
+    names = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
+    rates = {name: getattr(config, name) for name in names}
+    if small and config.backout_lr is None:
+        rates["backout_lr"] = 0.2 * dial.lr_scale
+    return scale, peak_rates(config.preset, scale, **rates)
 
 
 def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
@@ -270,7 +281,6 @@ def build_trainer(config: PretrainConfig, arguments: Any, model: Any, tokenizer:
 
     from nanochat_hf import callbacks
     from nanochat_hf.data.loader import PackedLoader, ValidationBatches
-    from nanochat_hf.optim import peak_rates
     from nanochat_hf.plan import peak_flops
     from nanochat_hf.tokenizer import token_byte_lengths
     from nanochat_hf.trainer import NanochatTrainer
@@ -283,8 +293,7 @@ def build_trainer(config: PretrainConfig, arguments: Any, model: Any, tokenizer:
     validation = None
     if config.eval_every > 0:
         validation = ValidationBatches(config.data, tokenizer, tokens=config.eval_tokens, **shared)
-    rates = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr")
-    rates = peak_rates(config.preset, lr_scale(config, dial), **{name: getattr(config, name) for name in rates})
+    _, rates = learning_rates(config, dial)
     stop = callbacks.StopOnSignal(every=1 if arguments.device.type == "cpu" else 10)
     extras = [callbacks.Progress(), callbacks.QuietGarbageCollector(), stop]
     if config.sample_every > 0:

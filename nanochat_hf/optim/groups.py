@@ -12,7 +12,7 @@ SCALAR_ROLES = {
     "x0_lambdas": "x0_lambdas",
     "smear_gate": "smear",
     "smear_lambda": "smear",
-    "backout_lambda": "smear",
+    "backout_lambda": "backout",
 }
 
 
@@ -35,6 +35,7 @@ MODERN_ROLES = {
     "resid_lambdas": AdamWRole("scalar_lr", 0.01, (0.8, 0.95), 0.05),
     "x0_lambdas": AdamWRole("scalar_lr", 1.0, (0.96, 0.95), 0.0),
     "smear": AdamWRole("smear_lr", 1.0, (0.8, 0.95), 0.0),
+    "backout": AdamWRole("backout_lr", 1.0, (0.8, 0.95), 0.0),
 }
 # Upstream, October 2025: one pair of betas, no decay. The further roles serve a classic optimizer on a modern model.
 CLASSIC_ROLES = {
@@ -43,26 +44,25 @@ CLASSIC_ROLES = {
 }
 
 
-# Peak rates at the reference batch that differ between the presets; the others are defaults of `build_param_groups`.
-PEAK_RATES = {
+# Peak rates: those that follow the batch, as they are at the reference batch, and those that do not.
+COMMON_RATES = {"matrix_lr": 0.02, "scalar_lr": 0.5}
+PRESET_RATES = {
     "modern": {"unembedding_lr": 0.008, "embedding_lr": 0.3},
     "classic": {"unembedding_lr": 0.004, "embedding_lr": 0.2},
 }
+FIXED_RATES = {"smear_lr": 0.2, "backout_lr": 0.2}
 
 
-def peak_rates(preset: str, scale: float, *, smear_lr: float | None = None, **rates: float | None) -> dict[str, float]:
-    """Peak learning rates for `build_param_groups`: the preset's or those given, times `scale` (smear's as it is).
+def peak_rates(preset: str, scale: float, **rates: float | None) -> dict[str, float]:
+    """Peak learning rates for `build_param_groups`: the preset's, times `scale` but for those of smear and backout.
 
     Args:
         scale: √(batch / 2^19), or what the run sets in its place.
-        smear_lr: 0.2 for every batch, as upstream's. With small batches that makes the loss jump within the first
-            thirty steps; a smaller rate is better for a short run, and was worse after 3 M tokens (docs/log.md).
-        rates: `unembedding_lr`, `embedding_lr`, `matrix_lr`, `scalar_lr`; None leaves the preset's.
+        rates: in place of the preset's, for the reference batch; None leaves it.
     """
-    chosen = PEAK_RATES[preset] | {"matrix_lr": 0.02, "scalar_lr": 0.5}
-    chosen |= {name: rate for name, rate in rates.items() if rate is not None}
-    scaled = {name: rate * scale for name, rate in chosen.items()}
-    return scaled | {"smear_lr": 0.2 if smear_lr is None else smear_lr}
+    following = COMMON_RATES | PRESET_RATES[preset]
+    chosen = following | FIXED_RATES | {name: rate for name, rate in rates.items() if rate is not None}
+    return {name: rate * scale if name in following else rate for name, rate in chosen.items()}
 
 
 def parameter_roles(model: nn.Module) -> dict[str, str]:
@@ -109,6 +109,7 @@ def build_param_groups(
     weight_decay: float = 0.28,
     scalar_lr: float = 0.5,
     smear_lr: float = 0.2,
+    backout_lr: float = 0.2,
     variant: str = "modern",
     hidden_size: int | None = None,
     eps: float = 1e-10,
@@ -116,8 +117,8 @@ def build_param_groups(
     """Makes the parameter groups of `MuonAdamW`; every trainable parameter is in exactly one.
 
     Args:
-        unembedding_lr, embedding_lr, scalar_lr, smear_lr: peak AdamW rates; those of head, embeddings and value
-            embeddings are multiplied here by (hidden_size / 768)^-0.5.
+        unembedding_lr, embedding_lr, scalar_lr, smear_lr, backout_lr: peak AdamW rates; those of head, embeddings and
+            value embeddings are multiplied here by (hidden_size / 768)^-0.5.
         matrix_lr, weight_decay: peak Muon rate and Muon's cautious decay, already scaled for the batch size.
         variant: "modern" (July 2026) or "classic" (October 2025).
         hidden_size: width for that factor; default the model's own.
@@ -125,7 +126,7 @@ def build_param_groups(
     if variant not in ("modern", "classic"):
         raise ValueError(f"unknown optimizer variant {variant!r}: use 'modern' or 'classic'")
     rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr}
-    rates |= {"scalar_lr": scalar_lr, "smear_lr": smear_lr}
+    rates |= {"scalar_lr": scalar_lr, "smear_lr": smear_lr, "backout_lr": backout_lr}
     width_factor = ((hidden_size or model.config.hidden_size) / 768) ** -0.5
     named, roles = dict(model.named_parameters()), parameter_roles(model)
     groups = []

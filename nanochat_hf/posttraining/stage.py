@@ -15,6 +15,7 @@ import torch
 
 from nanochat_hf import checkpoints, settings, tasks
 from nanochat_hf.callbacks import Progress, QuietGarbageCollector, StopOnSignal
+from nanochat_hf.optim.groups import FIXED_RATES
 from nanochat_hf.optim.schedules import Schedule
 from nanochat_hf.settings import UserError
 
@@ -67,8 +68,8 @@ class StageConfig:
     def hyper(self) -> dict[str, float]:
         """The learning rates for `build_optimizer`."""
         names = ("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr")
-        rates = {name: getattr(self, name) * self.init_lr_frac for name in names}
-        return {**rates, "smear_lr": 0.2 * self.init_lr_frac, "weight_decay": self.weight_decay}
+        rates = {name: getattr(self, name) for name in names} | FIXED_RATES
+        return {name: rate * self.init_lr_frac for name, rate in rates.items()} | {"weight_decay": self.weight_decay}
 
 
 class StageTrainerMixin:

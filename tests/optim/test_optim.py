@@ -38,7 +38,8 @@ def test_every_parameter_is_in_exactly_one_group(preset):
     expected = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "head"}
     if preset == "modern":
         expected |= {"model.resid_lambdas": "resid_lambdas", "model.x0_lambdas": "x0_lambdas"}
-        expected |= {f"model.{name}": "smear" for name in ("smear_gate.weight", "smear_lambda", "backout_lambda")}
+        expected |= {"model.smear_gate.weight": "smear", "model.smear_lambda": "smear"}
+        expected |= {"model.backout_lambda": "backout"}
         expected |= {f"model.value_embeds.{layer}.weight": "value_embedding" for layer in (1, 3)}
         expected |= {f"model.layers.{layer}.self_attn.ve_gate.weight": "matrix" for layer in (1, 3)}
     for layer in range(4):
@@ -232,10 +233,12 @@ def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
 
 
-def test_all_rates_follow_the_batch_but_smears():
+def test_rates_follow_the_batch_but_for_smear_and_backout():
     from nanochat_hf.optim import peak_rates
 
     for scale in (0.125, 1.0, 2**0.5):
-        rates = peak_rates("modern", scale)
-        assert rates["smear_lr"] == 0.2 and rates["matrix_lr"] == pytest.approx(0.02 * scale)
-    assert peak_rates("modern", 0.125, smear_lr=0.1)["smear_lr"] == 0.1
+        rates = peak_rates("modern", scale, scalar_lr=None, embedding_lr=0.6)
+        assert rates["smear_lr"] == rates["backout_lr"] == 0.2
+        assert rates["matrix_lr"] == pytest.approx(0.02 * scale) and rates["scalar_lr"] == pytest.approx(0.5 * scale)
+        assert rates["embedding_lr"] == pytest.approx(0.6 * scale)
+    assert peak_rates("classic", 0.125, smear_lr=0.1)["smear_lr"] == 0.1
