@@ -40,7 +40,8 @@ class EvaluationConfig:
         default_factory=lambda: ["bits_per_byte", "core", "chat"], metadata={"help": "what stages.py runs"}
     )
     output_dir: str | None = field(
-        default=None, metadata={"help": "folder for the results of a Hub model (default: evals/<its name>)"}
+        default=None,
+        metadata={"help": "folder for results, in one of its own for each of several checkpoints; default: theirs"},
     )
     redo: bool = field(default=False, metadata={"help": "evaluate again what has been evaluated with these settings"})
 
@@ -247,11 +248,13 @@ def stages_for(name: str, config: EvaluationConfig) -> list[str]:
 
 
 def result_path(checkpoint: str, name: str, config: EvaluationConfig) -> Path:
+    as_folder = checkpoint.strip("/").replace("/", "--")
     if config.output_dir:
-        return Path(config.output_dir) / f"{name}.json"
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint) / "eval" / f"{name}.json"
-    return Path("evals") / checkpoint.replace("/", "--") / f"{name}.json"
+        several = len(config.checkpoints) > 1 or config.run_dir
+        folder = Path(config.output_dir, as_folder if several else "")
+    else:
+        folder = Path(checkpoint, "eval") if Path(checkpoint).is_dir() else Path("evals", as_folder)
+    return folder / f"{name}.json"
 
 
 def relevant_settings(name: str, config: EvaluationConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The runner: which checkpoints, which results are kept, and the `evaluate` modules."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_newer_weights_and_redo_run_again(run_dir, calls):
     config.redo = True
     run.run_evaluations(config, ["core"])
     assert len(calls) == 3
+
+
+def test_one_output_folder_keeps_the_results_of_every_checkpoint(run_dir, calls):
+    names, output = [f"{run_dir}/base", "someone/model"], run_dir / "out"
+    run.run_evaluations(EvaluationConfig(checkpoints=names, output_dir=str(output)), ["core"])
+    stored = [json.loads(path.read_text())["checkpoint"] for path in output.glob("*/core.json")]
+    assert sorted(stored) == sorted(names)
+    run.run_evaluations(EvaluationConfig(checkpoints=names[:1], output_dir=str(output)), ["core"])
+    assert (output / "core.json").exists(), "a single one needs no folder of its own"
 
 
 def test_mistakes_are_one_sentence(tmp_path, calls):
