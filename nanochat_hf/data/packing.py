@@ -28,8 +28,9 @@ class BestFitPacker:
 
     - `"best_fit"`, upstream's rule: of the shortest one, and the rest of it is thrown away (a third of all tokens
       of web text at rows of 2,048);
-    - `"keep_tails"`: of the longest one, and the rest waits in the buffer as a document of its own, with the start
-      token before it, so that nothing but rests of less than `MIN_TAIL` tokens is lost.
+    - `"keep_tails"`: of the one that has waited longest among those longer than a row, and the rest waits in the
+      buffer as a document of its own, with the start token before it, so that nothing but rests of less than
+      `MIN_TAIL` tokens is lost. (Always the longest one would fill neighbouring rows with one book: docs/log.md.)
 
     Both picks take O(log n) time in the number of documents: those that fit into a row stand in queues by length, with
     a bit mask of the lengths that are present; those that do not stand in a heap.
@@ -50,7 +51,7 @@ class BestFitPacker:
         self._queues: list[deque[int]] = [deque() for _ in range(row_length + 1)]
         self._present = 0  # bit n is set where self._queues[n] is not empty
         self._up_to = [(1 << (length + 1)) - 1 for length in range(row_length + 1)]
-        self._long: list[tuple[int, int]] = []  # heap of (length, arrival), or (-length, arrival) with keep_tails
+        self._long: list[tuple[int, int]] = []  # heap of (length, arrival), or (0, arrival) with keep_tails
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -72,7 +73,7 @@ class BestFitPacker:
             self._queues[length].append(arrival)
             self._present |= 1 << length
         else:
-            heapq.heappush(self._long, (length if self.packing == "best_fit" else -length, arrival))
+            heapq.heappush(self._long, (length if self.packing == "best_fit" else 0, arrival))
 
     def place(self, space: np.ndarray) -> int:
         """Puts the next document at the beginning of `space`; returns how many tokens that took.
@@ -107,7 +108,7 @@ class BestFitPacker:
             if self._present:
                 return self._take_queued((self._present & -self._present).bit_length() - 1)
             return self._documents.pop(heapq.heappop(self._long)[1])
-        if self._long:  # the longest: it has to be cut anyway
+        if self._long:
             return self._documents.pop(heapq.heappop(self._long)[1])
         if self._present:
             return self._take_queued(self._present.bit_length() - 1)

@@ -73,6 +73,15 @@ def test_keeping_tails_loses_only_short_ones(lengths, row_length):
             assert np.all(np.diff(piece[1:]) == 1)
 
 
+def test_long_documents_take_turns_when_tails_are_kept():
+    packer = BestFitPacker(100, "keep_tails")
+    for token, length in ((7, 1000), (8, 350), (9, 250)):
+        packer.add(np.array([START] + [token] * length))
+    space = np.empty(100, dtype=np.int64)
+    sources = [int(space[-1]) for _ in range(6) if packer.place(space)]
+    assert sources == [7, 8, 9, 7, 8, 9]
+
+
 def test_a_packer_refilled_with_its_documents_goes_on_alike():
     rng = random.Random(0)
     for packing in ("best_fit", "keep_tails"):
