@@ -32,7 +32,7 @@ ARMS: dict[str, list[str]] = {
     "upstream": [],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],
-    "upstream's rates": ["--lr_scale", "{scale}", "--backout_lr", "0.2"],
+    "upstream's rates": ["--lr_scale", "{scale}"],
     "half the batch": ["--total_batch_size", "{half_batch}", "--num_iterations", "{twice_steps}"],
     "classic": ["--preset", "classic"],
 }

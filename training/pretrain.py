@@ -62,7 +62,7 @@ class PretrainConfig:
     matrix_lr: float = field(default=0.02, metadata={"help": "Muon, matrices of the blocks"})
     scalar_lr: float = field(default=0.5, metadata={"help": "AdamW, scalars of the residual stream"})
     smear_lr: float = field(default=0.2, metadata={"help": "AdamW, smear; the same for every batch"})
-    backout_lr: float | None = field(default=None, metadata={"help": "AdamW, backout; 0.2, less for small batches"})
+    backout_lr: float = field(default=0.2, metadata={"help": "AdamW, backout; the same for every batch"})
     weight_decay: float | None = field(default=None, metadata={"help": "Muon, at depth 12; 0.28 (classic 0)"})
     lr_scale: float | None = field(
         default=None,
@@ -233,19 +233,15 @@ def learning_rates(config: PretrainConfig, dial: Any) -> tuple[float, dict[str, 
     """The factor on the rates that follow the batch, and all peak rates: what is asked for, or upstream's.
 
     Where a batch of less than 2^17 tokens is asked for, upstream's rule, √(batch / 2^19), makes the rates too small;
-    the model gets those of 2^17 tokens. Backout follows the rule in their place: its scalar's gradient is mostly noise
-    then, and the model's direction flips when it passes one. At 2^13 tokens and depth 4 all this gained 0.12 bits
-    per byte (docs/log.md).
+    the model gets those of 2^17 tokens. At 2^13 tokens, depths 2 and 4, that gained 0.11 bits per byte, and twice
+    as much was worse again (docs/log.md).
     """
     from nanochat_hf.optim import peak_rates
 
     small = config.total_batch_size > 0 and dial.lr_scale < 0.5
     scale = config.lr_scale if config.lr_scale is not None else 0.5 if small else dial.lr_scale
     names = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
-    rates = {name: getattr(config, name) for name in names}
-    if small and config.backout_lr is None:
-        rates["backout_lr"] = 0.2 * dial.lr_scale
-    return scale, peak_rates(config.preset, scale, **rates)
+    return scale, peak_rates(config.preset, scale, **{name: getattr(config, name) for name in names})
 
 
 def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
