@@ -94,7 +94,7 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--compile", str(options.compile).lower()]
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
     blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
-    blanks |= {"scale": (options.batch_tokens / 2**19) ** 0.5}
+    blanks["scale"] = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on the rates
     command += [part.format(**blanks) for part in ARMS[arm]]
     if not load_run(output):
         follow(command, output.with_suffix(".log"), {})

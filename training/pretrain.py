@@ -66,9 +66,7 @@ class PretrainConfig:
     weight_decay: float | None = field(default=None, metadata={"help": "Muon, at depth 12; 0.28 (classic 0)"})
     lr_scale: float | None = field(
         default=None,
-        metadata={
-            "help": "factor on the other rates; default √(batch / 2^19), or 0.5 for a smaller batch of your choice"
-        },
+        metadata={"help": "factor on the others; √(batch / 2^19), or 0.5 where less than 2^17 tokens are asked for"},
     )
     warmup_steps: int | None = field(default=None, metadata={"help": "steps; default 40 (classic 0)"})
     warmdown_ratio: float | None = field(default=None, metadata={"help": "share of the run; 0.65 (classic 0.2)"})
@@ -127,7 +125,7 @@ def main() -> None:
     names = ("warmup_steps", "warmdown_ratio", "final_lr_frac", "momentum_warmup_steps")
     schedule = Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
     if leader:
-        rates = f"learning rates × {learning_rates(config, dial)[0]:.3f} (upstream's rule: {dial.lr_scale:.3f})"
+        rates = f"learning rates × {lr_scale(config, dial):.3f} (upstream's rule: {dial.lr_scale:.3f})"
         print(dial.describe(), batch.describe(), rates, sep="\n", flush=True)
     if config.dry_run:
         if leader:
@@ -229,19 +227,16 @@ def turn_dial(config: PretrainConfig, vocab_size: int, world_size: int) -> tuple
         raise UserError(str(error)) from None
 
 
-def learning_rates(config: PretrainConfig, dial: Any) -> tuple[float, dict[str, float]]:
-    """The factor on the rates that follow the batch, and all peak rates: what is asked for, or upstream's.
+def lr_scale(config: PretrainConfig, dial: Any) -> float:
+    """The factor on the rates that follow the batch: as asked for, or upstream's √(batch / 2^19).
 
-    Where a batch of less than 2^17 tokens is asked for, upstream's rule, √(batch / 2^19), makes the rates too small;
-    the model gets those of 2^17 tokens. At 2^13 tokens, depths 2 and 4, that gained 0.11 bits per byte, and twice
-    as much was worse again (docs/log.md).
+    Where a batch of less than 2^17 tokens is asked for, that rule makes the rates too small; the model gets those of
+    2^17 tokens. At 2^13 tokens, depths 2 and 4, that gained 0.11 bits per byte, and twice as much was worse again
+    (docs/log.md).
     """
-    from nanochat_hf.optim import peak_rates
-
-    small = config.total_batch_size > 0 and dial.lr_scale < 0.5
-    scale = config.lr_scale if config.lr_scale is not None else 0.5 if small else dial.lr_scale
-    names = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
-    return scale, peak_rates(config.preset, scale, **{name: getattr(config, name) for name in names})
+    if config.lr_scale is not None:
+        return config.lr_scale
+    return max(0.5, dial.lr_scale) if config.total_batch_size > 0 else dial.lr_scale
 
 
 def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
@@ -277,6 +272,7 @@ def build_trainer(config: PretrainConfig, arguments: Any, model: Any, tokenizer:
 
     from nanochat_hf import callbacks
     from nanochat_hf.data.loader import PackedLoader, ValidationBatches
+    from nanochat_hf.optim import peak_rates
     from nanochat_hf.plan import peak_flops
     from nanochat_hf.tokenizer import token_byte_lengths
     from nanochat_hf.trainer import NanochatTrainer
@@ -289,7 +285,8 @@ def build_trainer(config: PretrainConfig, arguments: Any, model: Any, tokenizer:
     validation = None
     if config.eval_every > 0:
         validation = ValidationBatches(config.data, tokenizer, tokens=config.eval_tokens, **shared)
-    _, rates = learning_rates(config, dial)
+    rates = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
+    rates = peak_rates(config.preset, lr_scale(config, dial), **{name: getattr(config, name) for name in rates})
     stop = callbacks.StopOnSignal(every=1 if arguments.device.type == "cpu" else 10)
     extras = [callbacks.Progress(), callbacks.QuietGarbageCollector(), stop]
     if config.sample_every > 0:

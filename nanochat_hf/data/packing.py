@@ -28,9 +28,10 @@ class BestFitPacker:
 
     - `"best_fit"`, upstream's rule: of the shortest one, and the rest of it is thrown away (a third of all tokens
       of web text at rows of 2,048);
-    - `"keep_tails"`: of the one that has waited longest among those longer than a row, and the rest waits in the
-      buffer as a document of its own, with the start token before it, so that nothing but rests of less than
-      `MIN_TAIL` tokens is lost. (Always the longest one would fill neighbouring rows with one book: docs/log.md.)
+    - `"keep_tails"`: of the one that has waited longest among those longer than a row (where there are none, of the
+      longest), and the rest waits in the buffer as a document of its own, with the start token before it, so that
+      nothing but rests of less than `MIN_TAIL` tokens is lost. Always the longest would fill neighbouring rows with
+      one book (docs/log.md).
 
     Both picks take O(log n) time in the number of documents: those that fit into a row stand in queues by length, with
     a bit mask of the lengths that are present; those that do not stand in a heap.
