@@ -16,7 +16,8 @@ import torch
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.evals import core
-from nanochat_hf.evals.subject import Subject, load_subject, pick_device
+from nanochat_hf.evals.subject import Subject, load_subject
+from nanochat_hf.generation import pick_device
 
 
 class UpstreamTokenizer:

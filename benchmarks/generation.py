@@ -25,7 +25,7 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.generation.decoding import decode_batch, pad_left
 from nanochat_hf.generation.sampling import Sampling
-from nanochat_hf.generation.turns import Turn, Vocabulary
+from nanochat_hf.generation.tool_loop import Turn, Vocabulary
 
 CONTROL = ("bos", "user_start", "user_end", "assistant_start", "assistant_end", "python_start", "python_end")
 CONTROL += ("output_start", "output_end")

@@ -30,13 +30,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, callbacks
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.optim import Schedule, apply_schedule, set_learning_rates
 from nanochat_hf.settings import UserError, run_main
 from nanochat_hf.tokenizer import token_byte_lengths, train
-from nanochat_hf.trainer import NanochatTrainer
+from nanochat_hf.trainers import callbacks
+from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ accelerate launch --num_processes 8 evaluation/bits_per_byte.py --checkpoints ru
 """
 
 from nanochat_hf import settings
-from nanochat_hf.evals.run import EvaluationConfig, run_evaluations
+from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
 
 
 def main() -> None:

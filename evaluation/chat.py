@@ -11,7 +11,7 @@ its calculator. Other models are asked through their own chat template.
 """
 
 from nanochat_hf import settings
-from nanochat_hf.evals.run import EvaluationConfig, run_evaluations
+from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
 
 
 def main() -> None:

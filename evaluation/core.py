@@ -10,7 +10,7 @@ with the corrected ones.
 """
 
 from nanochat_hf import settings
-from nanochat_hf.evals.run import EvaluationConfig, run_evaluations
+from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
 
 
 def main() -> None:

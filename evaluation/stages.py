@@ -9,7 +9,7 @@ lie in eval/ of each stage's folder, where training/report.py finds them.
 """
 
 from nanochat_hf import settings
-from nanochat_hf.evals.run import EvaluationConfig, run_evaluations
+from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.report import text_table
+from nanochat_hf.report.markdown import text_table
 from nanochat_hf.settings import UserError
 
 SAMPLES = Path(__file__).with_name("samples")

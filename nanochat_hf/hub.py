@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf import settings
-from nanochat_hf.report import HEADLINES, Stage, load_stage
+from nanochat_hf.report.markdown import HEADLINES
+from nanochat_hf.report.stages import Stage, load_stage
 from nanochat_hf.settings import UserError
 
 REQUIRED = ("config.json", "tokenizer.json")

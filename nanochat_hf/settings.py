@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 RUN_FILE = "run.json"
+# Each training stage and its folder in a run, in the order of training.
+STAGE_FOLDERS = {"tokenizer": "tokenizer", "pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
+MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage != "tokenizer")
 OPENING = re.compile(r"\$\{(\w+)\}")
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import gradio as gr
 
-from nanochat_hf.generation import context_length_of, fit_conversation, load_for_chat, stream_chat
-from nanochat_hf.generation.turns import call_brackets
+from nanochat_hf.generation import context_length_of, fit_conversation, load_checkpoint, stream_chat
+from nanochat_hf.generation.tool_loop import call_brackets
 from nanochat_hf.settings import UserError, run_main
 
 MAX_CHARACTERS = 8_000  # of one message
@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.model:
         raise UserError("name a checkpoint folder or a Hub id, as the argument or in NANOCHAT_MODEL")
-    app = build(*load_for_chat(options.model, options.device), os.path.basename(options.model.rstrip("/")))
+    app = build(*load_checkpoint(options.model, device=options.device), os.path.basename(options.model.rstrip("/")))
     app.queue(max_size=16).launch(server_name=options.host, server_port=options.port)
 
 

@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass, field
 
 from nanochat_hf import settings
-from nanochat_hf.posttraining.stage import finish_stage, last_checkpoint, load_model, open_stage, start_like
-from nanochat_hf.posttraining.supervised import SupervisedConfig, make_trainer
+from nanochat_hf.trainers.stage import finish_stage, last_checkpoint, load_model, open_stage, start_like
+from nanochat_hf.trainers.supervised import SupervisedConfig, make_trainer
 
 
 @dataclass

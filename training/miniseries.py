@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from nanochat_hf import settings
+from nanochat_hf.scaling.sweep import parse_sweep, row, train
 from nanochat_hf.settings import run_main
-from nanochat_hf.sweep import parse_sweep, row, train
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 

@@ -105,11 +105,11 @@ def main() -> None:
 
     from transformers import AutoTokenizer, set_seed
 
-    from nanochat_hf import fp8
-    from nanochat_hf.checkpoints import to_resume
     from nanochat_hf.optim import Schedule
-    from nanochat_hf.plan import largest_device_batch
-    from nanochat_hf.plots import draw_schedules
+    from nanochat_hf.report.plots import draw_schedules
+    from nanochat_hf.scaling.plan import largest_device_batch
+    from nanochat_hf.trainers import fp8
+    from nanochat_hf.trainers.checkpoints import to_resume
 
     arguments = training_arguments(config)  # joins the other processes, if there are any
     if config.fp8 and not config.dry_run:
@@ -241,7 +241,8 @@ def lr_scale(config: PretrainConfig, dial: Any) -> float:
 
 def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
     """A freshly initialised model whose control tokens are the tokenizer's."""
-    from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, fp8
+    from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+    from nanochat_hf.trainers import fp8
 
     model_config = NanochatHFConfig.from_depth(
         config.depth,
@@ -270,12 +271,12 @@ def build_trainer(config: PretrainConfig, arguments: Any, model: Any, tokenizer:
     """Data, optimizer and everything that happens beside training, put together."""
     import torch
 
-    from nanochat_hf import callbacks
     from nanochat_hf.data.loader import PackedLoader, ValidationBatches
     from nanochat_hf.optim import peak_rates
-    from nanochat_hf.plan import peak_flops
+    from nanochat_hf.scaling.plan import peak_flops
     from nanochat_hf.tokenizer import token_byte_lengths
-    from nanochat_hf.trainer import NanochatTrainer
+    from nanochat_hf.trainers import callbacks
+    from nanochat_hf.trainers.pretraining import NanochatTrainer
 
     shared = {"rank": arguments.process_index, "world_size": arguments.world_size, "num_threads": config.num_threads}
     shared |= {"batch_size": arguments.per_device_train_batch_size, "sequence_length": config.sequence_length}

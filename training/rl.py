@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass, field
 
 from nanochat_hf import settings
-from nanochat_hf.posttraining.rollouts import RolloutConfig, make_trainer
-from nanochat_hf.posttraining.stage import finish_stage, last_checkpoint, load_model, open_stage
+from nanochat_hf.trainers.grpo import RolloutConfig, make_trainer
+from nanochat_hf.trainers.stage import finish_stage, last_checkpoint, load_model, open_stage
 
 
 @dataclass

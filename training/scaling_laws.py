@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from nanochat_hf import settings
+from nanochat_hf.scaling.sweep import parse_sweep, row, train
 from nanochat_hf.settings import run_main
-from nanochat_hf.sweep import parse_sweep, row, train
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 

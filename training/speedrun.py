@@ -25,22 +25,26 @@ SPACE_APP = TRAINING.parent / "space" / "app.py"
 
 @dataclass(frozen=True)
 class Stage:
-    """One script, the folder it fills, the recipe's section it reads and what it takes from the stage before."""
+    """One script: it reads the recipe's section `name`, fills `folder`, and takes what the stage before has made."""
 
     name: str
     folder: str
-    script: Path
-    takes: str | None = None
-    distributed: bool = True
+
+    @property
+    def script(self) -> Path:
+        return TRAINING / f"{self.name}.py"
+
+    @property
+    def takes(self) -> str | None:
+        """The option that names the stage before."""
+        return {"tokenizer": None, "pretrain": "tokenizer"}.get(self.name, "model")
+
+    @property
+    def distributed(self) -> bool:
+        return self.name != "tokenizer"
 
 
-STAGES = (
-    Stage("tokenizer", "tokenizer", TRAINING / "tokenizer.py", distributed=False),
-    Stage("pretrain", "base", TRAINING / "pretrain.py", takes="tokenizer"),
-    Stage("midtrain", "mid", TRAINING / "midtrain.py", takes="model"),
-    Stage("sft", "sft", TRAINING / "sft.py", takes="model"),
-    Stage("rl", "rl", TRAINING / "rl.py", takes="model"),
-)
+STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.items())
 
 
 @dataclass

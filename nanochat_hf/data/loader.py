@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from nanochat_hf.data.packing import BUFFER_DOCUMENTS, IGNORED, REFILL_DOCUMENTS, Packing, pack_best_fit
-from nanochat_hf.data.rows import Encoder, RowStream, StreamSnapshot, as_encoder
+from nanochat_hf.data.row_stream import Encoder, RowStream, StreamSnapshot, as_encoder
 from nanochat_hf.data.sources import DocumentStream, MixedStream, OnBadFile, open_documents
 from nanochat_hf.settings import UserError
 

@@ -1,11 +1,11 @@
 """The model under evaluation: a checkpoint folder or a Hub id, with its tokenizer and its way of being asked."""
 
-import os
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from nanochat_hf.generation import load_checkpoint
 from nanochat_hf.settings import UserError
 
 ASSISTANT_START = "<|assistant_start|>"
@@ -81,42 +81,6 @@ class Subject:
         return ids[0]
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto`: this process's GPU, else Apple's, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def load_subject(
-    name: str,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Subject:
-    """Loads a checkpoint folder or a Hub model.
-
-    Args:
-        dtype: `auto` (the checkpoint's), `float32` or `bfloat16`.
-        revision: of a Hub model; pin it where `trust_remote_code` is set.
-        trust_remote_code: for Hub models that bring their own code. nanochat-hf's never need it here.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    import nanochat_hf  # noqa: F401  registers the Auto classes
-
-    if not os.path.isdir(name) and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise UserError(
-            f"there is no checkpoint folder {name}; give a folder that exists or a Hub id such as owner/name"
-        )
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
-    return Subject(name, model.to(pick_device(device)), tokenizer)
+def load_subject(name: str, **options: Any) -> Subject:
+    """Loads a checkpoint folder or a Hub model; options as in `load_checkpoint`."""
+    return Subject(name, *load_checkpoint(name, **options))

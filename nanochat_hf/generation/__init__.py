@@ -7,20 +7,17 @@
         print(chunk.text, end="")
 
 Works on any causal language model of transformers; the calculator joins in where the tokenizer has nanochat's control
-tokens. `sampling.py` draws tokens, `turns.py` is the state machine of one assistant's turn, `decoding.py` runs the
-batch, `chat.py` holds the two entry points.
+tokens.
+
+`batch` and `stream` are the two entry points, for many turns at once and for one turn that is shown while it grows.
+`tool_loop` follows one assistant turn and answers its tool calls, `sampling` draws tokens, `decoding` runs a batch to
+its end, `fast_decoder` computes the single steps of this project's own models, `loading` loads checkpoints.
 """
 
-from nanochat_hf.generation.chat import (
-    Chunk,
-    Rollout,
-    context_length_of,
-    fit_conversation,
-    generate_with_tools,
-    load_for_chat,
-    stream_chat,
-)
+from nanochat_hf.generation.batch import Rollout, generate_with_tools
+from nanochat_hf.generation.loading import context_length_of, load_checkpoint, pick_device
 from nanochat_hf.generation.sampling import Sampling
+from nanochat_hf.generation.stream import Chunk, fit_conversation, stream_chat
 
 __all__ = [
     "Chunk",
@@ -29,6 +26,7 @@ __all__ = [
     "context_length_of",
     "fit_conversation",
     "generate_with_tools",
-    "load_for_chat",
+    "load_checkpoint",
+    "pick_device",
     "stream_chat",
 ]

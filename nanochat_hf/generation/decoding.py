@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from nanochat_hf.generation.fast_decoder import ForwardSteps, NanochatSteps
 from nanochat_hf.generation.sampling import Sampling
-from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps
-from nanochat_hf.generation.turns import Turn
+from nanochat_hf.generation.tool_loop import Turn
 
 # Leaving out rows copies the caches of all others, so it waits until this share of the batch is done.
 DONE_SHARE = 0.25

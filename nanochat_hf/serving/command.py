@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     options = _parse(argv)
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be between 0 and 65535, not {options.port}")
-    from nanochat_hf.generation.chat import check_checkpoint
+    from nanochat_hf.generation.loading import check_checkpoint
 
     check_checkpoint(options.checkpoint)  # else it would only be noticed as a failed download
     try:

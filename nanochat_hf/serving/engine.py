@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.cli.serving.utils import GenerateManager, _StreamError
 
-from nanochat_hf.generation.chat import Rollout, generate_with_tools, stream_chat
+from nanochat_hf.generation import Rollout, generate_with_tools, stream_chat
 from nanochat_hf.tools.calculator import calculate
 
 

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from nanochat_hf.data.microworld import chat, exam, lessons, problems
+from nanochat_hf.data.microworld import conversations, exam, lessons, problems
 from nanochat_hf.data.microworld.world import SPLITS
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.common import LETTERS, ChoiceTask, Task, choice_example
@@ -36,7 +36,7 @@ class MicroworldChat(MicroworldTask):
     name = "microworld-chat"
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        return chat.conversation(rng, self.split)
+        return conversations.conversation(rng, self.split)
 
     def score(self, example: dict[str, Any], completion: str) -> float:
         said = completion.strip().lower()
@@ -51,7 +51,7 @@ class MicroworldIdentity(MicroworldChat):
     name = "microworld-identity"
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        return chat.identity(rng, self.split)
+        return conversations.identity(rng, self.split)
 
 
 class MicroworldExam(MicroworldTask, ChoiceTask):

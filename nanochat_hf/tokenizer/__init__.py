@@ -1,7 +1,7 @@
 """Byte-pair encoding from training to chat: one vocabulary file, `tokenizer.json`, from which all else is built."""
 
-from .chat import CHAT_TEMPLATE, render_conversation, render_prompt
-from .corpus import CorpusEncoder, read_documents
+from .corpus_encoder import CorpusEncoder, read_documents
+from .template import CHAT_TEMPLATE, render_conversation, render_prompt
 from .tiktoken import read_tiktoken, to_tiktoken, write_tiktoken
 from .vocabulary import (
     SPECIAL_TOKENS,

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import _rustbpe
 
-from .chat import CHAT_TEMPLATE, RESPONSE_TEMPLATE
+from .template import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 
 # In this order after the byte-pair vocabulary, as upstream has them.
 SPECIAL_TOKENS = (

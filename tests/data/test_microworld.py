@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from nanochat_hf.data.microworld import LESSONS, chat, documents, exam, lessons, problems, prose, school
+from nanochat_hf.data.microworld import LESSONS, conversations, documents, exam, lessons, problems, prose, school
 from nanochat_hf.data.microworld.world import SPLITS, person, relations, rules, split_of, word
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import load
@@ -112,7 +112,7 @@ def test_keys_fall_into_one_split_in_the_promised_shares():
         lambda rng, split: lessons.spelling(rng, split)[1],
         lambda rng, split: lessons.counting(rng, split)[1],
         lambda rng, split: lessons.function(rng, split)["prompt"],
-        lambda rng, split: chat.identity(rng, split)["messages"][0]["content"],
+        lambda rng, split: conversations.identity(rng, split)["messages"][0]["content"],
     ],
     ids=["people", "words", "problems", "exam", "spelling", "counting", "code", "identity"],
 )
@@ -127,7 +127,7 @@ def test_questions_for_facts_belong_to_one_split():
 
     def asked(split):
         texts = [question.text for question in draws(exam.question, split, 1500) if question.subject == "fact"]
-        texts += [turn["messages"][-2]["content"] for turn in draws(chat.fact, split, 800)]
+        texts += [turn["messages"][-2]["content"] for turn in draws(conversations.fact, split, 800)]
         return {
             (relation.name, subject)
             for relation in relations().values()

@@ -5,7 +5,7 @@ import torch
 
 from nanochat_hf.generation import Sampling, generate_with_tools
 from nanochat_hf.generation.decoding import decode_batch
-from nanochat_hf.generation.turns import Turn, Vocabulary
+from nanochat_hf.generation.tool_loop import Turn, Vocabulary
 
 BOS, USER_START, USER_END, SPEAK, END, CALL, CALL_END, OUTPUT, OUTPUT_END = range(256, 265)
 A, B = 32, 33  # what the letters are in this alphabet

@@ -11,7 +11,7 @@ from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, Per
 from transformers import AutoModelForCausalLM, TorchAoConfig, pipeline
 
 from nanochat_hf import NanochatHFForCausalLM
-from nanochat_hf.generation.steps import NanochatSteps
+from nanochat_hf.generation.fast_decoder import NanochatSteps
 from nanochat_hf.tokenizer import train
 
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from huggingface_hub import InferenceClient
 
-from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, chat
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.cli import terminal_chat
 from nanochat_hf.conversion import convert_folder
-from nanochat_hf.generation import generate_with_tools, load_for_chat
+from nanochat_hf.generation import generate_with_tools, load_checkpoint
 from nanochat_hf.serving import command
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import train
@@ -114,7 +115,7 @@ def post(address, body):
 
 
 def greedy(folder, messages, length):
-    model, tokenizer = load_for_chat(folder, device="cpu")
+    model, tokenizer = load_checkpoint(folder, device="cpu")
     ((rollout,),) = generate_with_tools(model, tokenizer, [messages], max_new_tokens=length, temperature=0, tool=None)
     return tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
 
@@ -220,10 +221,10 @@ def test_models_are_listed(servers, checkpoints):
 
 
 def test_the_terminal_talks_to_a_server(servers, capsys):
-    chat.main(["--url", servers["ours"], "--prompt", "Hello!", "--temperature", "0", "--max-new-tokens", "8"])
+    terminal_chat.main(["--url", servers["ours"], "--prompt", "Hello!", "--temperature", "0", "--max-new-tokens", "8"])
     assert len(capsys.readouterr().out) == 9  # and a newline
     with pytest.raises(UserError, match="does not answer.*is a server running there"):
-        chat.main(["--url", f"http://127.0.0.1:{free_port()}", "--prompt", "Hello!"])
+        terminal_chat.main(["--url", f"http://127.0.0.1:{free_port()}", "--prompt", "Hello!"])
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):

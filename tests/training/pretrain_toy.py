@@ -14,13 +14,13 @@ import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
-from nanochat_hf.callbacks import StopOnSignal
-from nanochat_hf.checkpoints import newest_intact
 from nanochat_hf.data.loader import make_batch
-from nanochat_hf.fsdp import is_sharded
 from nanochat_hf.optim import Schedule
 from nanochat_hf.settings import run_main
-from nanochat_hf.trainer import NanochatTrainer
+from nanochat_hf.trainers.callbacks import StopOnSignal
+from nanochat_hf.trainers.checkpoints import newest_intact
+from nanochat_hf.trainers.fsdp import is_sharded
+from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 LENGTH = 32
 

@@ -7,9 +7,9 @@ def test_grpos_flag_samples_what_the_model_says(tmp_path):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from nanochat_hf.generation import generate_with_tools, load_for_chat
+    from nanochat_hf.generation import generate_with_tools, load_checkpoint
 
-    model, tokenizer = load_for_chat(make_base(tmp_path / "base"), device="cpu")
+    model, tokenizer = load_checkpoint(make_base(tmp_path / "base"), device="cpu")
     questions = [[{"role": "user", "content": text}] for text in ("Hello!", "What is 12*3?")]
     options = dict(max_new_tokens=12, temperature=0, tool=None)
     expected = [rollout.token_ids for (rollout,) in generate_with_tools(model, tokenizer, questions, **options)]

@@ -13,9 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nanochat_hf import NanochatHFForCausalLM
-from nanochat_hf.posttraining.rows import collate, make_rows, pad_with_empty_rows
-from nanochat_hf.posttraining.stage import StageConfig, start_like
 from nanochat_hf.settings import UserError
+from nanochat_hf.trainers.chat_rows import collate, make_rows, pad_with_empty_rows
+from nanochat_hf.trainers.stage import StageConfig, start_like
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +176,8 @@ def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, toke
     from datasets import Dataset
     from trl import SFTConfig
 
-    from nanochat_hf.posttraining.stage import load_model, trainer_arguments
-    from nanochat_hf.posttraining.supervised import PackedRowsTrainer
+    from nanochat_hf.trainers.stage import load_model, trainer_arguments
+    from nanochat_hf.trainers.supervised import PackedRowsTrainer
 
     model, _ = load_model(base)
     config = StageConfig(output_dir=str(tmp_path))

@@ -87,7 +87,7 @@ def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp
 
 KILLED_AT_STEP_7 = """
 import os, runpy, sys, torch
-from nanochat_hf.callbacks import Progress
+from nanochat_hf.trainers.callbacks import Progress
 torch.set_num_threads(int(sys.argv.pop(1)))
 def on_step_end(self, args, state, control, **_):
     if state.global_step == 7:
@@ -158,7 +158,7 @@ def test_eight_bits_need_their_hardware_and_train_the_same_model(script, tokeniz
 
     from transformers import AutoModelForCausalLM
 
-    from nanochat_hf import fp8
+    from nanochat_hf.trainers import fp8
 
     options = ["--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--aspect_ratio", "64", "--fp8", "true"]
     options += ["--num_iterations", "2", "--total_batch_size", "256", "--eval_every", "2", "--eval_tokens", "256"]

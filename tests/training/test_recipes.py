@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_hf import settings
-from nanochat_hf.evals.run import EvaluationConfig
+from nanochat_hf.evals.runner import EvaluationConfig
 
 TRAINING = Path(__file__).parents[2] / "training"
 RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))

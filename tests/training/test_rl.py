@@ -8,10 +8,10 @@ import torch
 from chat_toy import make_base, run_stage, weights
 
 from nanochat_hf import tasks
-from nanochat_hf.posttraining.stage import load_model
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.common import Task
 from nanochat_hf.tokenizer import render_prompt
+from nanochat_hf.trainers.stage import load_model
 
 
 class ShortAnswers(Task):
@@ -45,7 +45,7 @@ def stage_arguments(base, output, **changes):
 
 
 def make_trainer(base, output, **changes):
-    from nanochat_hf.posttraining.rollouts import RolloutConfig, make_trainer
+    from nanochat_hf.trainers.grpo import RolloutConfig, make_trainer
 
     config = RolloutConfig(
         str(base), str(output), ["short"], val_tasks=["short"], eval_every=0, save_every=0, **changes
@@ -95,7 +95,7 @@ def test_loss_and_gradient_are_reinforce_over_the_tokens_the_model_chose(base, t
 
 
 def test_rollouts_repeat_for_a_seed_and_differ_in_their_first_token(base, tmp_path):
-    from nanochat_hf.posttraining.rollouts import _rollout
+    from nanochat_hf.trainers.grpo import _rollout
 
     trainer = make_trainer(base, tmp_path, prompts_per_step=2, num_generations=8, max_new_tokens=6, top_k=0)
     rows = trainer.train_dataset
@@ -113,7 +113,7 @@ def test_rollouts_repeat_for_a_seed_and_differ_in_their_first_token(base, tmp_pa
 
 
 def test_prompts_are_laid_out_once_a_pass_and_too_long_ones_left_out(base):
-    from nanochat_hf.posttraining.rollouts import prompt_order
+    from nanochat_hf.trainers.grpo import prompt_order
 
     _, tokenizer = load_model(str(base))
     task = ShortAnswers(range(9))

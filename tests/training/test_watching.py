@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, callbacks
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import make_batch
 from nanochat_hf.optim import Schedule
-from nanochat_hf.plan import device_facts, peak_flops
+from nanochat_hf.scaling.plan import device_facts, peak_flops
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainer import NanochatTrainer
+from nanochat_hf.trainers import callbacks
+from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 
 @pytest.mark.parametrize(

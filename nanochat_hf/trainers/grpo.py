@@ -18,10 +18,14 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from nanochat_hf.evals.chat import Sampling, evaluate_generative
 from nanochat_hf.evals.subject import Subject
+from nanochat_hf.evals.tasks import Sampling, evaluate_generative
 from nanochat_hf.generation import generate_with_tools
-from nanochat_hf.posttraining.stage import (
+from nanochat_hf.settings import UserError
+from nanochat_hf.tasks import check_code_execution
+from nanochat_hf.tokenizer import render_prompt
+from nanochat_hf.trainers.mixin import MuonAdamWMixin
+from nanochat_hf.trainers.stage import (
     StageConfig,
     StageTrainerMixin,
     add_callbacks,
@@ -29,10 +33,6 @@ from nanochat_hf.posttraining.stage import (
     load_tasks,
     trainer_arguments,
 )
-from nanochat_hf.settings import UserError
-from nanochat_hf.tasks import check_code_execution
-from nanochat_hf.tokenizer import render_prompt
-from nanochat_hf.trainer import MuonAdamWMixin
 
 
 @dataclass

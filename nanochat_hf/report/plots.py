@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nanochat_hf.optim import Schedule
-    from nanochat_hf.report import Stage
+    from nanochat_hf.report.stages import Stage
 
 # Colour-blind safe (Okabe and Ito 2008), one colour a stage everywhere.
 COLOURS = {"base": "#0072B2", "mid": "#E69F00", "sft": "#009E73", "rl": "#CC79A7"}

@@ -43,9 +43,9 @@ class LocalModel:
     """A checkpoint in this process."""
 
     def __init__(self, checkpoint: str, device: str | None, dtype: str | None):
-        from nanochat_hf.generation import load_for_chat
+        from nanochat_hf.generation import load_checkpoint
 
-        self.model, self.tokenizer = load_for_chat(checkpoint, device, dtype)
+        self.model, self.tokenizer = load_checkpoint(checkpoint, device=device, dtype=dtype)
 
     def fit(self, conversation: Conversation) -> int:
         """Leaves out the oldest messages where the context is full; returns how many."""
@@ -195,7 +195,7 @@ def reply(model: LocalModel | RemoteModel, conversation: Conversation, out: Any)
     dropped = model.fit(conversation)
     if dropped:
         print(f"(the context is full: the oldest {dropped} messages were left out)", file=out)
-    from nanochat_hf.generation.turns import call_brackets
+    from nanochat_hf.generation.tool_loop import call_brackets
 
     said, message, before = "", None, "text"
     try:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nanochat_hf import settings
-from nanochat_hf.evals import run
-from nanochat_hf.evals.run import EvaluationConfig
+from nanochat_hf.evals import runner
+from nanochat_hf.evals.runner import EvaluationConfig
 from nanochat_hf.settings import UserError
 
 METRICS = Path(__file__).resolve().parents[2] / "evaluation" / "metrics"
@@ -35,20 +35,20 @@ def calls(monkeypatch):
         made.append(subject.name)
         return {"metrics": {"core": 0.5}, "details": {}}
 
-    monkeypatch.setattr(run, "load_subject", lambda name, **_: Subject(name))
-    monkeypatch.setattr(run, "EVALUATIONS", dict.fromkeys(run.EVALUATIONS, evaluation))
+    monkeypatch.setattr(runner, "load_subject", lambda name, **_: Subject(name))
+    monkeypatch.setattr(runner, "EVALUATIONS", dict.fromkeys(runner.EVALUATIONS, evaluation))
     return made
 
 
 def test_finished_stages_are_evaluated_once(run_dir, calls):
     config = EvaluationConfig(run_dir=str(run_dir), core_stages=["base"])
-    run.run_evaluations(config, ["core", "chat"])
+    runner.run_evaluations(config, ["core", "chat"])
     base, rl = str(run_dir / "base"), str(run_dir / "rl")
     assert calls == [base, base, rl], "CORE and chat on base, chat alone on rl, nothing on what is unfinished"
-    run.run_evaluations(config, ["core", "chat"])
+    runner.run_evaluations(config, ["core", "chat"])
     assert len(calls) == 3, "results that are there are kept"
     config.max_per_task = 7
-    run.run_evaluations(config, ["core", "chat"])
+    runner.run_evaluations(config, ["core", "chat"])
     assert calls[3:] == [base], "another setting of CORE makes CORE run again, and not the chat tasks"
 
 
@@ -57,38 +57,38 @@ def test_newer_weights_and_redo_run_again(run_dir, calls):
     import time
 
     config = EvaluationConfig(checkpoints=[f"{run_dir}/rl/"])
-    run.run_evaluations(config, ["core"])
+    runner.run_evaluations(config, ["core"])
     later = time.time() + 60
     os.utime(run_dir / "rl" / "model.safetensors", (later, later))
-    run.run_evaluations(config, ["core"])
+    runner.run_evaluations(config, ["core"])
     os.utime(run_dir / "rl" / "model.safetensors", (1, 1))
     config.redo = True
-    run.run_evaluations(config, ["core"])
+    runner.run_evaluations(config, ["core"])
     assert len(calls) == 3
 
 
 def test_one_output_folder_keeps_the_results_of_every_checkpoint(run_dir, calls):
     names, output = [f"{run_dir}/base", "someone/model"], run_dir / "out"
-    run.run_evaluations(EvaluationConfig(checkpoints=names, output_dir=str(output)), ["core"])
+    runner.run_evaluations(EvaluationConfig(checkpoints=names, output_dir=str(output)), ["core"])
     stored = [json.loads(path.read_text())["checkpoint"] for path in output.glob("*/core.json")]
     assert sorted(stored) == sorted(names)
-    run.run_evaluations(EvaluationConfig(checkpoints=names[:1], output_dir=str(output)), ["core"])
+    runner.run_evaluations(EvaluationConfig(checkpoints=names[:1], output_dir=str(output)), ["core"])
     assert (output / "core.json").exists(), "a single one needs no folder of its own"
 
 
 def test_mistakes_are_one_sentence(tmp_path, calls):
     with pytest.raises(UserError, match="--checkpoints FOLDER"):
-        run.run_evaluations(EvaluationConfig(), ["core"])
+        runner.run_evaluations(EvaluationConfig(), ["core"])
     with pytest.raises(UserError, match="holds no finished stage"):
-        run.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["core"])
+        runner.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["core"])
     with pytest.raises(UserError, match="no evaluation named nonsense"):
-        run.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["nonsense"])
+        runner.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["nonsense"])
 
 
 def test_missing_checkpoint_is_named(tmp_path):
     from nanochat_hf.evals.subject import load_subject
 
-    with pytest.raises(UserError, match="there is no checkpoint folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         load_subject(str(tmp_path / "nowhere"))
 
 

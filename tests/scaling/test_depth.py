@@ -45,7 +45,7 @@ def test_any_number_of_processes_gets_a_batch():
 
 
 def test_plan_agrees_with_the_published_run(capsys):
-    from nanochat_hf import cli
+    from nanochat_hf.cli import main as cli
 
     cli.main("plan --depth 24 --gpus 8 --gpu h100 --mfu 0.594 --param-data-ratio 8".split())
     text = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_the_largest_device_batch_is_found_by_trial(capacity, needed):
     """A device whose memory ends beyond `capacity` rows; the answer is never more than a step can use."""
     import torch
 
-    from nanochat_hf.plan import _try_rows
+    from nanochat_hf.scaling.plan import _try_rows
 
     class Model(torch.nn.Module):
         def forward(self, input_ids, **_):
@@ -87,8 +87,8 @@ ASSUMED = {  # recipe: GPUs, kind, share of the peak, rows where the recipe leav
 def test_the_table_of_recipes_is_what_the_plan_says(recipe):
     from pathlib import Path
 
-    from nanochat_hf.plan import table_row
     from nanochat_hf.scaling import fit_dial
+    from nanochat_hf.scaling.plan import table_row
     from nanochat_hf.settings import read_recipe
 
     root = Path(__file__).parents[1]

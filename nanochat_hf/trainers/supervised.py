@@ -10,8 +10,12 @@ import torch
 from transformers import PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
-from nanochat_hf.posttraining.rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
-from nanochat_hf.posttraining.stage import (
+from nanochat_hf.scaling import BatchPlan, fit_batch
+from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import token_byte_lengths
+from nanochat_hf.trainers.chat_rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
+from nanochat_hf.trainers.mixin import MuonAdamWMixin
+from nanochat_hf.trainers.stage import (
     StageConfig,
     StageTrainerMixin,
     add_callbacks,
@@ -19,10 +23,6 @@ from nanochat_hf.posttraining.stage import (
     load_tasks,
     trainer_arguments,
 )
-from nanochat_hf.scaling import BatchPlan, fit_batch
-from nanochat_hf.settings import UserError
-from nanochat_hf.tokenizer import token_byte_lengths
-from nanochat_hf.trainer import MuonAdamWMixin
 
 
 @dataclass

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nanochat_hf.data.mixtures import TaskMixture
 from nanochat_hf.data.packing import IGNORED, pack_conversations
 from nanochat_hf.settings import UserError
+from nanochat_hf.tasks.mixtures import TaskMixture
 from nanochat_hf.tokenizer import render_conversation
 
 TrainOn = Literal["all", "assistant"]

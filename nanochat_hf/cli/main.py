@@ -61,9 +61,9 @@ def dispatch(argv: list[str]) -> None:
 
 
 def _chat(argv: list[str]) -> None:
-    from nanochat_hf import chat
+    from nanochat_hf.cli import terminal_chat
 
-    chat.main(argv)
+    terminal_chat.main(argv)
 
 
 def _serve(argv: list[str]) -> None:
@@ -95,7 +95,7 @@ def _plan(argv: list[str]) -> None:
     named = [word.removeprefix("--depth=") for word in argv if word != "--depth"]  # as training/pretrain.py has it
     options = vars(parser.parse_args(named))
 
-    from nanochat_hf.plan import plan
+    from nanochat_hf.scaling.plan import plan
 
     try:
         print(plan(options.pop("depth"), **options))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from nanochat_hf import fp8, fsdp
+from nanochat_hf.trainers import fp8, fsdp
 
 SAMPLE_PROMPTS = ("The capital of France is", "If yesterday was Friday, then tomorrow is", "My favourite colour is")
 

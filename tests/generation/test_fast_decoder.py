@@ -7,7 +7,7 @@ import torch
 from transformers import StaticCache
 
 from nanochat_hf.generation.decoding import pad_left
-from nanochat_hf.generation.steps import ForwardSteps, NanochatSteps, Projection, compiled_step
+from nanochat_hf.generation.fast_decoder import ForwardSteps, NanochatSteps, Projection, compiled_step
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 
 PROMPTS = [[256, 5, 6, 7], [256, *range(40)], [256]]

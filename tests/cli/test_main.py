@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from nanochat_hf import chat, cli
+from nanochat_hf.cli import main as cli
+from nanochat_hf.cli import terminal_chat
 from nanochat_hf.settings import UserError
 
 SAMPLING = dict(max_new_tokens=16, temperature=0.6, top_k=50, top_p=None, seed=None)
@@ -30,9 +31,9 @@ class Parrot:
 
 
 def say(model, conversation=None):
-    conversation = conversation or chat.Conversation(SAMPLING, messages=[{"role": "user", "content": "x"}])
+    conversation = conversation or terminal_chat.Conversation(SAMPLING, messages=[{"role": "user", "content": "x"}])
     out = io.StringIO()
-    chat.reply(model, conversation, out)
+    terminal_chat.reply(model, conversation, out)
     return out.getvalue(), conversation
 
 
@@ -74,7 +75,7 @@ def test_mistakes_end_in_one_line(line, complaint, capsys):
 
 
 def test_help_is_quick_because_nothing_is_imported():
-    code = "import sys; from nanochat_hf import cli; cli.main(['--help']); print('torch' in sys.modules)"
+    code = "import sys; from nanochat_hf.cli.main import main; main(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -125,8 +126,8 @@ def test_a_conversation_with_commands(monkeypatch, capsys):
     commands = ("/topk 7", "/topk -1", "/nonsense", "/retry", "/system Rhyme.")
     type_in(monkeypatch, "Hi", "", *commands, "Again", "/help", "quit")
     model = Parrot(("text", "yes"))
-    conversation = chat.Conversation(SAMPLING)
-    chat.talk(model, conversation, "parrot")
+    conversation = terminal_chat.Conversation(SAMPLING)
+    terminal_chat.talk(model, conversation, "parrot")
     shown = capsys.readouterr().out
     user = {"role": "user", "content": "Hi"}
     assert model.seen == [
@@ -141,7 +142,7 @@ def test_a_conversation_with_commands(monkeypatch, capsys):
 def test_an_error_does_not_end_the_chat(monkeypatch, capsys):
     type_in(monkeypatch, "too long", "ok")
     model = Parrot(UserError("the message is too long"))
-    conversation = chat.Conversation(SAMPLING)
-    chat.talk(model, conversation, "parrot")
+    conversation = terminal_chat.Conversation(SAMPLING)
+    terminal_chat.talk(model, conversation, "parrot")
     assert capsys.readouterr().out.count("error: the message is too long") == 2
     assert conversation.messages == []

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from nanochat_hf.data.mixtures import TaskMixture
+from nanochat_hf.tasks.mixtures import TaskMixture
 
 
 def task(name: str, size: int) -> list[dict]:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, fp8
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.optim import build_optimizer, parameter_roles
 from nanochat_hf.settings import UserError
+from nanochat_hf.trainers import fp8
 
 
 def toy():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from nanochat_hf.evals import chat
-from nanochat_hf.evals.run import EvaluationConfig, load_tasks
+from nanochat_hf.evals import tasks
+from nanochat_hf.evals.runner import EvaluationConfig, load_tasks
 from nanochat_hf.evals.subject import Subject
 from nanochat_hf.settings import UserError
 
@@ -80,21 +80,21 @@ def test_choice_equals_one_prompt_at_a_time(templated):
         expected.append(float(example["letters"][logits[letters].argmax()] == "B"))
     assert 0 < sum(expected) < len(expected)
     for max_tokens in (1, 200, 100000):
-        result = chat.evaluate_choice(templated, exam, max_tokens=max_tokens)
+        result = tasks.evaluate_choice(templated, exam, max_tokens=max_tokens)
         assert result.outcomes == expected
-    assert chat.evaluate_choice(templated, exam, limit=5).outcomes == expected[:5]
+    assert tasks.evaluate_choice(templated, exam, limit=5).outcomes == expected[:5]
 
 
 def test_generative_samples_and_pass_at_k(templated):
-    sampling = chat.Sampling(num_samples=4, temperature=1.0, top_k=None, max_new_tokens=3, batch_size=8)
-    result = chat.evaluate_generative(templated, Problems(10), sampling)
+    sampling = tasks.Sampling(num_samples=4, temperature=1.0, top_k=None, max_new_tokens=3, batch_size=8)
+    result = tasks.evaluate_generative(templated, Problems(10), sampling)
     assert [len(item) for item in result.scores] == [4] * 10
     assert len({tuple(item) for item in result.scores}) > 1, "samples of a prompt must differ"
     row = result.row()
     assert set(row) >= {"pass@2", "pass@4"} and row["accuracy"] < row["pass@2"] < row["pass@4"]
     best_of_two = [max(pair) for item in result.scores for pair in itertools.combinations(item, 2)]
     assert row["pass@2"] == pytest.approx(sum(best_of_two) / len(best_of_two))
-    again = chat.evaluate_generative(templated, Problems(10), sampling)
+    again = tasks.evaluate_generative(templated, Problems(10), sampling)
     assert again.scores == result.scores, "the seed makes a result repeatable"
     assert [sample["index"] for sample in result.samples] == [0, 1, 2]
 
@@ -105,7 +105,7 @@ def test_prompts_without_a_template_are_plain_text(tiny_model, byte_tokenizer):
     ids = subject.prompt([{"role": "user", "content": "Hi"}])
     assert byte_tokenizer.decode(ids[1:]) == "User: Hi\n\nAssistant:" and ids[0] == byte_tokenizer.bos_token_id
     with pytest.raises(UserError, match="' A' is 2 tokens"):
-        chat.evaluate_choice(subject, Exam(2))
+        tasks.evaluate_choice(subject, Exam(2))
 
 
 def test_control_tokens_in_texts_stay_text(tiny_model, byte_tokenizer):
@@ -116,17 +116,17 @@ def test_control_tokens_in_texts_stay_text(tiny_model, byte_tokenizer):
 
 def test_long_prompts_lose_their_beginning(templated):
     conversation = [{"role": "user", "content": "x" * 5000}]
-    sampling = chat.Sampling(max_new_tokens=2)
-    answers = chat._generate(templated, [conversation], sampling, seed=0)
+    sampling = tasks.Sampling(max_new_tokens=2)
+    answers = tasks._generate(templated, [conversation], sampling, seed=0)
     assert len(answers) == 1 and len(answers[0]) == 1
 
 
 def test_chatcore_is_the_mean_of_centred_scores():
     results = [
-        chat.ChatResult("a", "choice", 0.25, [[1.0], [1.0], [0.0], [0.0]]),
-        chat.ChatResult("b", "generative", 0.0, [[1.0, 0.0], [0.0, 0.0]]),
+        tasks.ChatResult("a", "choice", 0.25, [[1.0], [1.0], [0.0], [0.0]]),
+        tasks.ChatResult("b", "generative", 0.0, [[1.0, 0.0], [0.0, 0.0]]),
     ]
-    metrics = chat.summarize(results)
+    metrics = tasks.summarize(results)
     assert metrics["chatcore"] == pytest.approx(((0.5 - 0.25) / 0.75 + 0.25) / 2)
     assert metrics["accuracy/b"] == 0.25 and metrics["pass@2/b"] == 0.5
     assert metrics["chatcore_low"] <= metrics["chatcore"] <= metrics["chatcore_high"]
@@ -147,4 +147,4 @@ def test_no_tasks_is_a_clear_mistake():
 
 def test_many_greedy_samples_are_refused():
     with pytest.raises(UserError, match="--temperature"):
-        chat.Sampling(num_samples=4)
+        tasks.Sampling(num_samples=4)

@@ -7,14 +7,13 @@ that are missing show as "–", so a report can be made at any time.
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_hf import settings
-from nanochat_hf.settings import UserError
+from nanochat_hf.report.plots import draw_plots
+from nanochat_hf.report.stages import Stage, load_stage
+from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
-STAGES = ("base", "mid", "sft", "rl")
 MISSING = "–"
 # Metric → title and number format; chat tasks follow under their own names, as percentages.
 HEADLINES = {
@@ -25,39 +24,6 @@ HEADLINES = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What one stage left behind."""
-
-    name: str
-    run: dict[str, Any] | None
-    evaluations: dict[str, dict[str, Any]]  # evaluation's name → content of its file
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {name: value for result in self.evaluations.values() for name, value in result["metrics"].items()}
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        return (self.run or {}).get("history") or []
-
-    def tasks(self, evaluation: str) -> dict[str, dict[str, Any]]:
-        """Rows of an evaluation, by task."""
-        rows = self.evaluations.get(evaluation, {}).get("details", {}).get("tasks", [])
-        return {row["task"]: row for row in rows}
-
-
-def load_stage(run_dir: Path, name: str) -> Stage:
-    evaluations = {}
-    for path in sorted((run_dir / name / "eval").glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise UserError(f"{path} is damaged: delete it and evaluate again") from None
-        evaluations[content.get("evaluation", path.stem)] = content
-    return Stage(name, settings.load_run(run_dir / name), evaluations)
-
-
 def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[Path, str]:
     """Writes `report.md` and `plots/` into the run folder.
 
@@ -65,12 +31,10 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
         The report's path and its main table as aligned text for the terminal.
     """
     run_dir = Path(run_dir)
-    stages = [load_stage(run_dir, name) for name in ("tokenizer", *STAGES)]
+    stages = [load_stage(run_dir, name) for name in ("tokenizer", *MODEL_FOLDERS)]
     if not any(stage.run for stage in stages):
         raise UserError(f"{run_dir} holds no finished stage; train first, or give another --run_dir")
     tokenizer, models = stages[0], stages[1:]
-    from nanochat_hf.plots import draw_plots
-
     pictures = draw_plots(models, run_dir / "plots")
     table = summary_table(models)
     sections = [

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
-from nanochat_hf.evals import chat, core
+from nanochat_hf.evals import core
+from nanochat_hf.evals import tasks as task_scores
 from nanochat_hf.evals.scoring import context_length, distributed_rank
 from nanochat_hf.evals.subject import Subject, load_subject
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
-STAGES = ("base", "mid", "sft", "rl")
 MICROWORLD = "microworld"
 
 
@@ -35,7 +35,9 @@ class EvaluationConfig:
         default_factory=list, metadata={"help": "checkpoint folders or Hub ids; results go into eval/ of each folder"}
     )
     run_dir: str | None = field(default=None, metadata={"help": "run folder: evaluates the stages that it holds"})
-    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": "which stages of --run_dir"})
+    stages: list[str] = field(
+        default_factory=lambda: list(MODEL_FOLDERS), metadata={"help": "which stages of --run_dir"}
+    )
     evaluations: list[str] = field(
         default_factory=lambda: ["bits_per_byte", "core", "chat"], metadata={"help": "what stages.py runs"}
     )
@@ -51,7 +53,7 @@ class EvaluationConfig:
     core_bundle: str = field(default=MICROWORLD, metadata={"help": "CORE bundle folder, or the built-in one"})
     core_tasks: list[str] | None = field(default=None, metadata={"help": "labels of the CORE tasks; default all"})
     core_stages: list[str] = field(
-        default_factory=lambda: list(STAGES), metadata={"help": "stages of --run_dir that CORE is run on"}
+        default_factory=lambda: list(MODEL_FOLDERS), metadata={"help": "stages of --run_dir that CORE is run on"}
     )
     max_per_task: int = field(default=-1, metadata={"help": "CORE: items a task, -1 for all"})
 
@@ -60,7 +62,8 @@ class EvaluationConfig:
         metadata={"help": "chat tasks: name[/split][=path][@max_examples], such as gsm8k=DIR@200"},
     )
     chat_stages: list[str] = field(
-        default_factory=lambda: list(STAGES), metadata={"help": "stages of --run_dir that the chat tasks are run on"}
+        default_factory=lambda: list(MODEL_FOLDERS),
+        metadata={"help": "stages of --run_dir that the chat tasks are run on"},
     )
     split: str = field(default="test", metadata={"help": "split of the chat tasks"})
     max_problems: int | None = field(default=None, metadata={"help": "chat tasks: items a task; default all"})
@@ -130,7 +133,7 @@ def run_core(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
 
 def run_chat(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
     tasks = load_tasks(config)
-    sampling = chat.Sampling(
+    sampling = task_scores.Sampling(
         config.num_samples, config.temperature, config.top_k, config.max_new_tokens, config.batch_size, config.seed
     )
     results = []
@@ -140,15 +143,15 @@ def run_chat(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
             options = {"limit": config.max_problems, "progress": bar.update}
             if task.kind == "choice":
                 options |= {"max_tokens": config.max_tokens, "max_length": input_limit(subject, config)}
-                results.append(chat.evaluate_choice(subject, task, **options))
+                results.append(task_scores.evaluate_choice(subject, task, **options))
             else:
-                results.append(chat.evaluate_generative(subject, task, sampling, **options))
+                results.append(task_scores.evaluate_generative(subject, task, sampling, **options))
     details = {
         "prompt_style": subject.prompt_style,
         "tasks": [result.row() for result in results],
         "samples": {result.name: result.samples for result in results if result.samples},
     }
-    return {"metrics": chat.summarize(results), "details": details}
+    return {"metrics": task_scores.summarize(results), "details": details}
 
 
 def load_tasks(config: EvaluationConfig) -> list[Any]:

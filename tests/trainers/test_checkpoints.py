@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanochat_hf import checkpoints
+from nanochat_hf.trainers import checkpoints
 
 
 def sealed(folder, step):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nanochat_hf.generation import fit_conversation, generate_with_tools, load_for_chat, stream_chat
-from nanochat_hf.generation.chat import prompt_ids
+from nanochat_hf.generation import fit_conversation, generate_with_tools, load_checkpoint, stream_chat
+from nanochat_hf.generation.batch import prompt_ids
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import render_conversation
 
@@ -113,19 +113,19 @@ def test_hostile_prompts_stay_text(hostile, tokenizer):
 def test_loading_a_folder_and_what_is_none(tmp_path, model, tokenizer):
     model.save_pretrained(tmp_path / "run" / "sft")
     tokenizer.save_pretrained(tmp_path / "run" / "sft")
-    loaded, its_tokenizer = load_for_chat(tmp_path / "run" / "sft", device="cpu")
+    loaded, its_tokenizer = load_checkpoint(tmp_path / "run" / "sft", device="cpu")
     messages, options = [user("Hi")], dict(max_new_tokens=8, temperature=0)
     same = generate_with_tools(loaded, its_tokenizer, [messages], **options)
     assert same == generate_with_tools(model, tokenizer, [messages], **options)
     with pytest.raises(UserError, match="there is no dtype 'float7'; use float32"):
-        load_for_chat(tmp_path / "run" / "sft", dtype="float7")
+        load_checkpoint(tmp_path / "run" / "sft", dtype="float7")
     with pytest.raises(UserError, match="cannot put the model on device 'cuda:77'"):
-        load_for_chat(tmp_path / "run" / "sft", device="cuda:77")
+        load_checkpoint(tmp_path / "run" / "sft", device="cuda:77")
     with pytest.raises(UserError, match="it holds sft: name one of these"):
-        load_for_chat(tmp_path / "run")
+        load_checkpoint(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no config.json"):
-        load_for_chat(tmp_path / "empty")
+        load_checkpoint(tmp_path / "empty")
     (tmp_path / "run" / "sft" / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot load"):
-        load_for_chat(tmp_path / "run" / "sft")
+        load_checkpoint(tmp_path / "run" / "sft")

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
-from nanochat_hf import checkpoints, settings, tasks
-from nanochat_hf.callbacks import Progress, QuietGarbageCollector, StopOnSignal
+from nanochat_hf import settings, tasks
+from nanochat_hf.generation import load_checkpoint
 from nanochat_hf.optim.groups import FIXED_RATES
 from nanochat_hf.optim.schedules import Schedule
 from nanochat_hf.settings import UserError
+from nanochat_hf.trainers import checkpoints
+from nanochat_hf.trainers.callbacks import Progress, QuietGarbageCollector, StopOnSignal
 
 START_FILE = "started.json"  # the configuration that the checkpoints in a stage folder belong to
 MAY_CHANGE = {"model", "output_dir", "save_every", "save_total_limit", "eval_every", "num_threads"}  # on resuming
@@ -125,15 +127,11 @@ def last_checkpoint(config: StageConfig) -> str | None:
 
 
 def load_model(folder: str) -> tuple[Any, Any]:
-    """Loads the stage before: (model with fp32 weights, tokenizer)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    import nanochat_hf  # noqa: F401  registers the Auto classes
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    """Loads the stage before: (model with fp32 weights on the CPU, tokenizer)."""
+    model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
+    return model, tokenizer
 
 
 @torch.no_grad()

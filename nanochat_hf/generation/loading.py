@@ -1,0 +1,85 @@
+"""The one way to load a checkpoint, and the choice of a device."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat_hf.settings import UserError
+
+
+def load_checkpoint(
+    checkpoint: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Loads model and tokenizer from a checkpoint folder or a Hub id, ready to sample from.
+
+    Args:
+        device: such as "cpu" or "cuda:0"; None or "auto" takes what `pick_device` finds.
+        dtype: such as "bfloat16"; None or "auto" takes the checkpoint's own.
+        revision: of a Hub model; pin it where `trust_remote_code` is set.
+        trust_remote_code: for Hub models that bring their own code. This project's models never need it here.
+
+    Raises:
+        UserError: nothing loadable is there, or the device or dtype does not exist.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import nanochat_hf  # noqa: F401  registers the model with the Auto classes
+
+    check_checkpoint(checkpoint)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), **options)
+        model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=_dtype(dtype), **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load {checkpoint} ({reason}); give a checkpoint folder such as runs/quickstart/rl, or a Hub id"
+        ) from None
+    try:
+        return model.to(pick_device(device)).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:  # torch's ways of saying that it has no such device
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot put the model on device {device!r} ({reason}); --device cpu always works") from None
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Returns the device called `name`; None or "auto": this process's GPU, else Apple's, else the CPU."""
+    if name not in (None, "auto"):
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_checkpoint(checkpoint: str | Path) -> None:
+    """Raises UserError where something is neither a checkpoint folder nor can be the id of a model on the Hub."""
+    folder, name = Path(checkpoint), str(checkpoint)
+    if folder.exists() and not (folder / "config.json").exists():
+        stages = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"; it holds {', '.join(stages)}: name one of these" if stages else "; give the folder of a stage"
+        raise UserError(f"{checkpoint} is not a checkpoint folder (no config.json in it){hint}")
+    if not folder.exists() and not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
+        raise UserError(
+            f"there is no folder {checkpoint}, and no model on the Hub can have that name; give a checkpoint folder "
+            "such as runs/quickstart/rl, or a Hub id"
+        )
+
+
+def _dtype(name: str | None) -> Any:
+    dtype = getattr(torch, name or "", None)
+    if name not in (None, "auto") and not isinstance(dtype, torch.dtype):
+        raise UserError(f"there is no dtype {name!r}; use float32, bfloat16 or float16")
+    return dtype or "auto"
+
+
+def context_length_of(model: Any) -> int:
+    """Tokens that the model was trained to read at once."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
