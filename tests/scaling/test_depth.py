@@ -91,7 +91,7 @@ def test_the_table_of_recipes_is_what_the_plan_says(recipe):
     from nanochat_hf.scaling.plan import table_row
     from nanochat_hf.settings import read_recipe
 
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     path = root / "training" / "recipes" / f"{recipe}.yaml"
     run, vocab_size = read_recipe(path, "pretrain"), read_recipe(path, "tokenizer")["vocab_size"]
     gpus, gpu, mfu, rows = ASSUMED[recipe]
