@@ -38,7 +38,9 @@ def draw_depth_dial(path: Path) -> None:
             values = [value(depth_dial(depth, preset=preset)) for depth in depths]
             if base is None or min(values) > 0:  # a logarithmic axis has no zero: the title says it
                 colour, dashes = STYLES[preset]
-                axes.plot(depths, values, dashes, color=colour, linewidth=1.5, marker="o", markersize=2.5, label=preset)
+                axes.plot(
+                    depths, values, dashes, color=colour, linewidth=1.5, marker="o", markersize=2.5, label=preset
+                )
         _finish_panel(axes, title, base)
         if number > 3:
             axes.set_xlabel("depth (number of layers)")
