@@ -42,7 +42,7 @@ def test_the_code_imports_only_what_the_page_allows():
         if owner in ("__init__", "settings"):
             continue
         may = allowed[owner] | {owner} | (set() if owner == "model" else {"settings"})
-        for name in imported_packages(path):
+        for name in sorted(set(imported_packages(path))):
             name = "model" if name.startswith("NanochatHF") else name
             if name not in may and (PACKAGE / name).exists() | (PACKAGE / f"{name}.py").exists():
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -79,6 +80,13 @@ def test_every_page_is_in_the_index():
     assert written <= listed
 
 
+def test_pictures_are_drawn_and_well_formed(tmp_path):
+    draw = runpy.run_path(str(ROOT / "docs" / "figures.py"))["draw_depth_dial"]
+    draw(tmp_path / "depth-dial.svg")
+    for picture in [tmp_path / "depth-dial.svg", *(ROOT / "docs").glob("*.svg")]:
+        assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
 # ---- commands --------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +133,15 @@ def make_words() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(re.findall(r"^(\w[\w-]*):(?!=)", makefile, re.MULTILINE)), frozenset(variables)
 
 
+def program_exists(program: str) -> bool:
+    from nanochat_hf.cli.main import COMMANDS
+
+    name, _, command = program.partition(" ")
+    if name != "nanochat-hf":
+        return (ROOT / program).exists()
+    return command == "--help" or set(command.split("|")) <= set(COMMANDS)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_and_their_options_exist(page):
     wrong = []
@@ -136,12 +153,14 @@ def test_commands_and_their_options_exist(page):
                 for word in command.words
                 if (word.split("=")[0] not in variables if "=" in word else word not in targets)
             ]
-        elif not command.program.startswith("nanochat-hf") and not (ROOT / command.program).exists():
-            wrong.append(f"{command.line}: no such script")
+        elif not program_exists(command.program):
+            wrong.append(f"{command.line}: no such script or command")
         elif command.options:
             program = command.program
             wrong += [f"{command.line}: {word}" for word in command.options if word not in options_of(program)]
         wrong += [f"{command.line}: {word}" for word in command.launcher_options if word not in launcher_options()]
+        recipes = [word.split("=")[-1] for word in command.words if word.endswith(".yaml")]
+        wrong += [f"{command.line}: {word}" for word in recipes if not (ROOT / word).exists()]
     assert not wrong
 
 
