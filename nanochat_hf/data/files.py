@@ -7,7 +7,7 @@ documents of any other file. Whatever is wrong with a file is raised as `UserErr
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ FORMATS = (".parquet", ".jsonl", ".json", ".txt", ".md")
 END_OF_TEXT = "<|endoftext|>"  # the line that separates documents in text corpora such as TinyStories
 TEXT_DOCUMENT_CHARS = 4000  # about the mean length of a web document; a text file has no other bounds
 
+Paths = str | os.PathLike | Sequence[str | os.PathLike]
 Group = tuple[int, int, list[str]]  # index of the group, index of its first document in the file, its documents
 
 
@@ -72,23 +73,54 @@ def read_groups(
                 yield index, first, group
 
 
-def read_columns(path: str | os.PathLike, text_column: str | None = None) -> Iterator[Any]:
-    """Yields the documents of the file group by group as `pyarrow.LargeStringArray`; parquet makes no Python strings.
+def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str]:
+    """Yields the documents of files and folders; no more than one group of them is held in memory.
+
+    Args:
+        paths: a file or folder, or several; see `find_files`.
+        text_column: the column (parquet) or key (JSON lines) of the text; default: found.
 
     Raises:
-        UserError: as `read_groups`.
+        UserError: as `find_files` and `read_groups`.
     """
-    import pyarrow as pa
-
-    if file_format(path) != ".parquet" or (os.path.exists(path) and os.path.getsize(path) == 0):
+    for path in find_files(paths):
         for _, _, texts in read_groups(path, text_column):
-            yield pa.array(texts, pa.large_string())
-        return
-    with _named_faults(path), _parquet(path) as file:
-        column = _parquet_column(path, file, text_column)
-        for index in range(file.num_row_groups):
-            texts = file.read_row_group(index, columns=[column]).column(column)
-            yield pa.concat_arrays([chunk.cast(pa.large_string()).fill_null("") for chunk in texts.chunks])
+            yield from texts
+
+
+def find_files(paths: Paths) -> list[Path]:
+    """Returns the files named by `paths`; a folder stands for all text files inside it, in order of their names.
+
+    Raises:
+        UserError: a folder has no such file.
+    """
+    found = []
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        path = Path(path)
+        found += text_files(path) if path.is_dir() else [path]
+    return found
+
+
+def text_files(folder: Path, hidden: bool = True) -> list[Path]:
+    """Returns the files of the `FORMATS` in `folder` and below it, in order of their names.
+
+    Args:
+        folder: an existing folder.
+        hidden: also take files whose name, or whose folder's name below `folder`, begins with `.` or `_`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and file_format(path))
+    if not hidden:
+        found = [path for path in found if not _is_hidden(path.relative_to(folder))]
+    if not found:
+        raise UserError(f"the folder {folder} holds no {', '.join(FORMATS)} file; check the path of the data")
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(name.startswith((".", "_")) for name in path.parts)
 
 
 def _parquet(path: str | os.PathLike) -> Any:

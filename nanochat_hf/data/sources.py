@@ -116,9 +116,7 @@ def find_parts(source: str | Path, split: Split = "train", text_column: str | No
         return [MicroworldPart(split)]
     path = Path(source)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and files.file_format(p) and not _hidden(p, path))
-        if not found:
-            raise UserError(f"the folder {path} holds no {', '.join(files.FORMATS)} file; check the path of the data")
+        found = files.text_files(path, hidden=False)
         parts: list[Part] = [FilePart(p, text_column) for p in found]
         return split_parts(parts, [p.relative_to(path).as_posix() for p in found], split)
     if path.is_file():
@@ -148,10 +146,6 @@ def _split_word(name: str) -> str | None:
         if word in ("train", "training", "test"):
             return word.removesuffix("ing")
     return None
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(name.startswith((".", "_")) for name in path.relative_to(root).parts)
 
 
 def _looks_like_hub_id(source: str) -> bool:

@@ -1,6 +1,6 @@
 """Byte-pair encoding from training to chat: one vocabulary file, `tokenizer.json`, from which all else is built."""
 
-from .corpus_encoder import CorpusEncoder, read_documents
+from .corpus_encoder import CorpusEncoder
 from .template import CHAT_TEMPLATE, render_conversation, render_prompt
 from .tiktoken import read_tiktoken, to_tiktoken, write_tiktoken
 from .vocabulary import (
@@ -19,7 +19,6 @@ __all__ = [
     "CorpusEncoder",
     "from_mergeable_ranks",
     "mergeable_ranks",
-    "read_documents",
     "read_tiktoken",
     "render_conversation",
     "render_prompt",
