@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import _rustbpe
 
-from .vocabulary import mergeable_ranks, merges_and_pattern, thread_count
+from .fast_tokenizer import mergeable_ranks, merges_and_pattern
+from .threads import thread_count
 
 
 class CorpusEncoder:

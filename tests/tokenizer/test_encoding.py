@@ -18,7 +18,7 @@ from nanochat_hf.tokenizer import (
     token_byte_lengths,
     write_tiktoken,
 )
-from nanochat_hf.tokenizer.vocabulary import merges_and_pattern
+from nanochat_hf.tokenizer.fast_tokenizer import merges_and_pattern
 
 TEXTS = [
     "",

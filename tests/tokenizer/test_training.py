@@ -12,7 +12,7 @@ import pytest
 
 from nanochat_hf import _rustbpe
 from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, CorpusEncoder, mergeable_ranks, to_tiktoken, train
-from nanochat_hf.tokenizer.vocabulary import thread_count
+from nanochat_hf.tokenizer.threads import thread_count
 
 # Article 1 of the Universal Declaration of Human Rights.
 ARTICLES = [
