@@ -9,7 +9,7 @@ from nanochat_hf.data.microworld import LESSONS, conversations, documents, exam,
 from nanochat_hf.data.microworld.world import SPLITS, person, relations, rules, split_of, word
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import load
-from nanochat_hf.tasks.common import choice_example, message_text
+from nanochat_hf.tasks.base import choice_example, message_text
 
 KINDS = ("chat", "identity", "exam", "problems", "spelling", "code")
 
