@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from nanochat_hf.data.microworld import conversations, exam, lessons, problems
+from nanochat_hf.data.microworld import conversations, exam, letters, problems, programs
 from nanochat_hf.data.microworld.world import SPLITS
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import LETTERS, ChoiceTask, Task, choice_example
@@ -98,8 +98,8 @@ class MicroworldSpelling(MicroworldTask):
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
         if rng.random() < 0.5:
-            return word_problem(*lessons.counting(rng, self.split))
-        question, answer = lessons.spelling(rng, self.split)
+            return word_problem(*letters.counting(rng, self.split))
+        question, answer = letters.spelling(rng, self.split)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return {"messages": messages, "answer": answer}
 
@@ -116,7 +116,7 @@ class MicroworldCode(MicroworldTask):
     runs_code = True
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        return humaneval_example(lessons.function(rng, self.split))
+        return humaneval_example(programs.function(rng, self.split))
 
     def score(self, example: dict[str, Any], completion: str) -> float:
         return score_program(example, completion)
