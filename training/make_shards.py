@@ -45,9 +45,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("output_dir", type=Path, help="folder for the shards; must be new or empty")
     add("--text_column", help="column or key with the text; found if not given")
     add("--shard_chars", type=int, default=250_000_000, help="characters per shard; 250 million take about 100 MB")
-    add(
-        "--validation_fraction", type=float, default=0.01, help="share of the characters for validation, up to a shard"
-    )
+    add("--validation_fraction", type=float, default=0.01, help="validation's share of the text, one shard at most")
     add("--max_chars", type=int, help="read at most this many characters, in whole documents; all if not given")
     add("--buckets", type=int, default=64, help="buckets of the shuffle; more buckets need less memory")
     add("--seed", type=int, default=42, help="seed of the shuffle")

@@ -22,7 +22,7 @@ class TaskMixture:
         max_per_task: use only the first so many examples of each task, before repeating.
 
     Raises:
-        ValueError: a task is to be used fewer than one time.
+        ValueError: a task's number of repeats is below 1.
     """
 
     def __init__(
