@@ -26,8 +26,8 @@ class BestFitPacker:
     A row is filled with the longest document that still fits, again and again (of equal ones the oldest). When none
     fits, a document is cropped to fill the rest of the row:
 
-    - `"best_fit"`, upstream's rule, crops the shortest document and drops its rest. Upstream loses about 35 % of the tokens of web
-      text that way, at rows of 2,048.
+    - `"best_fit"`, upstream's rule, crops the shortest document and drops its rest. At rows of 2,048 tokens
+      upstream loses about 35 % of all tokens of web text that way.
     - `"keep_tails"` crops the oldest of the documents longer than a row; where there are none, the longest document.
       The rest goes back into the buffer as a document of its own, after a start token. Only rests of less than
       `MIN_TAIL` tokens are lost. Always cropping the longest would fill neighbouring rows with one book (docs/log.md).
