@@ -135,7 +135,7 @@ def test_no_two_splits_share_a_combination(make):
 
 
 def test_questions_for_facts_belong_to_one_split():
-    """The strictest promise: a fact that the test asks for is never asked for in training, in any wording."""
+    """A fact that the test split asks for is never asked for in training, in any wording."""
 
     def asked(split):
         texts = [question.text for question in draws(exam.question, split, 1500) if question.subject == "fact"]

@@ -1,4 +1,4 @@
-"""Tasks: what they read, how they show it to a model, and how they score."""
+"""Tasks: the rows they read, the conversations they make, and how they score."""
 
 import json
 

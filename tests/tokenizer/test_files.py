@@ -1,4 +1,4 @@
-"""Training from files; long documents cut at seams; adversarial text."""
+"""Training from files; long documents cut into parts; adversarial text."""
 
 import json
 import random
@@ -67,7 +67,7 @@ def test_a_long_document_is_cut_where_the_splitter_would_cut(tokenizer):
 
 
 def test_a_long_document_trains_like_its_words(texts):
-    """Counted in parts on several threads, or word for word through the general engine, which cuts nothing."""
+    """Several threads count it in parts; with another pattern the regex engine counts it whole. Same result."""
     document = random_document(random.Random(3), 300_000)
     pattern = "(?:" + _rustbpe.DEFAULT_PATTERN + ")"
     assert _rustbpe.train(iter([document]), 40, num_threads=3) == _rustbpe.train(iter([document]), 40, pattern=pattern)
@@ -88,7 +88,7 @@ def test_adversarial_text_is_linear_in_training_and_encoding(tokenizer):
 
 
 def test_a_long_piece_takes_steps_in_proportion_to_its_length(tokenizer):
-    """Steps are what the heap gives out: one for every pair of neighbours that was ever one, at most three a byte."""
+    """A step takes one pair of neighbours from the heap; there are at most three steps per byte."""
     state = random.Random(5)
     for unit in ["a", " ", "ab", "the", "abcab", "".join(state.choices("abc", k=1000))]:
         steps = []

@@ -1,5 +1,4 @@
-"""Ctrl-C ends training and encoding: work without end, and a real SIGINT in the midst of it. And memory, measured in a
-process of its own: it grows with distinct words, not with text."""
+"""Ctrl-C (a real SIGINT) stops training and encoding. Memory grows with distinct words, not with the text."""
 
 import subprocess
 import sys
