@@ -80,8 +80,8 @@ def main() -> None:
 
 def read_texts(config: TokenizerEvaluationConfig) -> dict[str, list[str]]:
     """Returns the rows of the table: the samples, the documents of --data, the files; each a list of texts."""
+    from nanochat_hf.data.files import read_documents
     from nanochat_hf.data.sources import open_documents
-    from nanochat_hf.tokenizer import read_documents
 
     names = ("prose", "code", "maths", "korean", "science")
     texts = {name: [(SAMPLES / f"{name}.txt").read_text(encoding="utf-8")] for name in names}

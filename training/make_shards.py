@@ -1,17 +1,17 @@
-"""Turns any text into shards that pretraining reads well: shuffled as a whole, with a pinned validation shard.
+"""Turns any text into shuffled shards for pretraining, with a validation shard of its own.
 
     # a folder of .jsonl.gz files
     python training/make_shards.py my_corpus/ shards/
 
-    # a data set of the Hub, published again as shards
+    # a data set of the Hub, uploaded again as shards
     python training/make_shards.py HuggingFaceFW/fineweb-edu:sample/10BT shards/ --push_to_hub me/fineweb-edu-shards
 
     # then
     python training/pretrain.py --data shards/ ...
 
-The shuffle is of the whole data, not of a window, and needs memory for one part in --buckets of it: each document
-first goes into a bucket chosen at random, then each bucket is shuffled on its own. Exact duplicates are dropped, so
-that no validation document is also a training document. The same input and seed give the same shards.
+All documents are shuffled together, with memory for only one bucket: each document goes into one of --buckets
+buckets at random, then each bucket is shuffled. Exact duplicates are dropped, so that no validation document is also
+a training document. The same input and seed give the same shards.
 """
 
 import argparse
@@ -29,31 +29,38 @@ from tqdm import tqdm
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError, run_main
 
-ROW_GROUP = 1024  # documents; the unit in which loaders deal out a shard
+ROW_GROUP = 1024  # documents per row group, the unit in which loaders divide a shard among readers
 COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; `argv` without the program's name, default `sys.argv[1:]`."""
+
     class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
-    parser.add_argument("source", help="folder, file, Hub data set (owner/name[:config]), or several: a:0.7,b:0.3")
-    parser.add_argument("output_dir", type=Path, help="folder for the shards; must be new or empty")
-    parser.add_argument("--text_column", help="column that holds the text; default: found")
-    parser.add_argument("--shard_chars", type=int, default=250_000_000, help="characters a shard, 100 MB on disk")
-    parser.add_argument("--validation_fraction", type=float, default=0.01, help="of all text, at most one shard")
-    parser.add_argument("--max_chars", type=int, help="stop reading after so many characters; default: read all")
-    parser.add_argument("--buckets", type=int, default=64, help="more need less memory")
-    parser.add_argument("--seed", type=int, default=42, help="of the shuffle")
-    parser.add_argument("--on_bad_file", choices=("stop", "skip"), default="stop", help="at a file that is damaged")
-    parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the shards as this data set")
-    parser.add_argument("--private", action="store_true", help="make the uploaded data set private")
+    add = parser.add_argument
+    add("source", help="folder, file or Hub data set (owner/name[:config]); several as a:0.7,b:0.3")
+    add("output_dir", type=Path, help="folder for the shards; must be new or empty")
+    add("--text_column", help="column or key with the text; found if not given")
+    add("--shard_chars", type=int, default=250_000_000, help="characters per shard; 250 million take about 100 MB")
+    add("--validation_fraction", type=float, default=0.01, help="validation's share of the text, one shard at most")
+    add("--max_chars", type=int, help="read at most this many characters, in whole documents; all if not given")
+    add("--buckets", type=int, default=64, help="buckets of the shuffle; more buckets need less memory")
+    add("--seed", type=int, default=42, help="seed of the shuffle")
+    add("--on_bad_file", choices=("stop", "skip"), default="stop", help="what to do at a damaged file")
+    add("--push_to_hub", metavar="OWNER/NAME", help="upload the shards as this data set of the Hub")
+    add("--private", action="store_true", help="make the uploaded data set private")
     return parser.parse_args(argv)
 
 
 def read_documents(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the documents of all splits of the source, each text once."""
+    """Yields the documents of all splits of the source, without exact duplicates.
+
+    Raises:
+        UserError: the source is missing or cannot be read.
+    """
     seen: set[bytes] = set()
     chars = 0
     options = {"text_column": arguments.text_column, "on_bad_file": arguments.on_bad_file}
@@ -70,7 +77,11 @@ def read_documents(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def scatter(documents: Iterator[str], folder: Path, buckets: int, rng: random.Random) -> tuple[int, int]:
-    """Deals the documents out to files at random; returns the numbers of documents and of characters."""
+    """Writes each document into one of `buckets` files in `folder`, chosen at random.
+
+    Returns:
+        The number of documents and of characters.
+    """
     import pyarrow as pa
 
     schema = pa.schema([("text", pa.large_string())])
@@ -95,7 +106,7 @@ def scatter(documents: Iterator[str], folder: Path, buckets: int, rng: random.Ra
 
 
 def gather(folder: Path, buckets: int, rng: random.Random) -> Iterator[str]:
-    """Yields the scattered documents, each bucket shuffled."""
+    """Yields the documents that `scatter` wrote, bucket by bucket, each bucket shuffled."""
     import pyarrow as pa
 
     for index in range(buckets):
@@ -106,7 +117,13 @@ def gather(folder: Path, buckets: int, rng: random.Random) -> Iterator[str]:
 
 
 def write_shard(path: Path, documents: Iterator[str], chars: int) -> tuple[int, int]:
-    """Writes documents until they have `chars` characters; returns how many documents and characters were written."""
+    """Writes a parquet file of the next documents, until they have `chars` characters.
+
+    The file appears under its name only when it is complete. Without documents no file is written.
+
+    Returns:
+        The number of documents and of characters written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -126,7 +143,14 @@ def write_shard(path: Path, documents: Iterator[str], chars: int) -> tuple[int, 
 
 
 def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Makes all shards; returns their numbers for the card."""
+    """Writes all shards.
+
+    Returns:
+        The numbers of documents, characters, training shards and validation documents, for the card.
+
+    Raises:
+        UserError: the output folder is not empty, or the source has too little text.
+    """
     folder: Path = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -152,7 +176,7 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_card(arguments: argparse.Namespace, numbers: dict[str, Any]) -> None:
-    """Writes the data set's README.md; its head is what the Hub and `datasets` read."""
+    """Writes the data set's README.md. The Hub and `datasets` read the splits from its front matter."""
     name = arguments.push_to_hub or arguments.output_dir.name
     (arguments.output_dir / "README.md").write_text(
         f"""---
@@ -171,16 +195,16 @@ tags:
 
 # {name.rpartition("/")[2]}
 
-Text for pretraining, made from `{arguments.source}`: exact duplicates dropped, shuffled as a whole (seed \
-{arguments.seed}), in parquet shards of about {arguments.shard_chars:,} characters with one column, `text`, and row \
-groups of {ROW_GROUP:,} documents.
+Text for pretraining, made from `{arguments.source}`. Exact duplicates were dropped and all documents shuffled \
+together (seed {arguments.seed}). The parquet shards have about {arguments.shard_chars:,} characters each. Their one \
+column is `text`; a row group has {ROW_GROUP:,} documents.
 
 | | |
 |---|---|
 | documents | {numbers["documents"]:,} |
 | characters | {numbers["characters"]:,} |
 | training shards | {numbers["shards"]:,} |
-| documents of the pinned validation shard | {numbers["validation_documents"]:,} |
+| documents in the validation shard | {numbers["validation_documents"]:,} |
 
 ```bash
 python training/pretrain.py --data {arguments.push_to_hub or arguments.output_dir} ...
@@ -193,7 +217,11 @@ The licence is that of the source.
 
 
 def push(arguments: argparse.Namespace) -> str:
-    """Uploads the folder as a data set; returns its address."""
+    """Uploads the folder as a data set of the Hub; returns its address.
+
+    Raises:
+        UserError: the upload failed; the message says how to upload the finished shards.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
@@ -206,9 +234,9 @@ def push(arguments: argparse.Namespace) -> str:
             commit_message="Add shuffled shards",
         )
     except Exception as error:
-        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the shards are complete in {arguments.output_dir}, but could not be uploaded ({fault}); log in with "
+            f"the shards are complete in {arguments.output_dir}, but could not be uploaded ({reason}); log in with "
             f"`hf auth login` and run `hf upload {arguments.push_to_hub} {arguments.output_dir} --repo-type dataset`"
         ) from None
     return f"{api.endpoint}/datasets/{arguments.push_to_hub}"

@@ -1,9 +1,9 @@
-"""Trains the tokenizer: byte-pair encoding on the training text, the nine control tokens, the chat template.
+"""Trains the tokenizer: a byte-pair vocabulary from the training text, nine control tokens and the chat template.
 
     python training/tokenizer.py --output_dir runs/mine/tokenizer --data my_texts/ --vocab_size 32768
     python training/tokenizer.py --config training/recipes/quickstart.yaml --output_dir runs/quickstart/tokenizer
 
-The folder it leaves behind loads with `AutoTokenizer.from_pretrained`.
+The output folder loads with `AutoTokenizer.from_pretrained`.
 """
 
 import time
@@ -17,17 +17,19 @@ from nanochat_hf.settings import UserError
 
 @dataclass
 class TokenizerConfig:
+    """The settings of the tokenizer stage; see `nanochat_hf.settings.parse_stage`."""
+
     output_dir: str = field(default="", metadata={"help": "folder that receives the tokenizer"})
     data: list[str] = field(
         default_factory=lambda: ["karpathy/climbmix-400b-shuffle"],
-        metadata={"help": "text: Hub ids, folders, files or microworld, each with =WEIGHT if wanted"},
+        metadata={"help": "text: Hub ids, folders, files or microworld; several as NAME:WEIGHT"},
     )
-    text_column: str | None = field(default=None, metadata={"help": "column that holds the text; default: found"})
-    vocab_size: int = field(default=32768, metadata={"help": "tokens in all, control tokens included"})
-    sequence_length: int = field(default=2048, metadata={"help": "context that the tokenizer's files name"})
-    max_chars: int = field(default=2_000_000_000, metadata={"help": "characters to train on"})
-    doc_cap: int = field(default=10_000, metadata={"help": "characters taken of one document"})
-    num_threads: int | None = field(default=None, metadata={"help": "default: all cores"})
+    text_column: str | None = field(default=None, metadata={"help": "column or key with the text; found if not given"})
+    vocab_size: int = field(default=32768, metadata={"help": "number of tokens, control tokens included"})
+    sequence_length: int = field(default=2048, metadata={"help": "context length in tokens that the tokenizer states"})
+    max_chars: int = field(default=2_000_000_000, metadata={"help": "train on the first so many characters"})
+    doc_cap: int = field(default=10_000, metadata={"help": "characters used per document"})
+    num_threads: int | None = field(default=None, metadata={"help": "number of threads; all cores if not given"})
 
 
 def main() -> None:
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def clip(documents: Iterable[str], doc_cap: int, max_chars: int) -> Iterator[str]:
-    """Yields the beginning of each document until `max_chars` characters have been given."""
+    """Yields the first `doc_cap` characters of each document, until `max_chars` characters have been yielded."""
     for document in documents:
         if max_chars <= 0:
             return

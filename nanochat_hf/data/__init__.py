@@ -1,5 +1,12 @@
-"""Text in, batches out: sources of documents, packing into rows, the pretraining loader, mixtures of conversations.
+"""Text to training batches, in the order in which data flows.
 
-`sources` reads documents, `packing` makes rows of them, `loader` puts both together in the background and `mixtures`
-shuffles conversation tasks. `microworld` is the built-in data.
+- `files`: one file → documents, in groups.
+- `hub_files`: a data set of the Hub → files that are fetched when they are read.
+- `sources`: a source's name → the documents of one process, with a position that can be saved.
+- `packing`: documents as token ids → rows of one length; conversations likewise.
+- `row_stream`: documents → tokenized, packed rows, with a state that is exact to the row.
+- `loader`: a source and a tokenizer → batches, made in the background.
+- `microworld`: the built-in data.
+
+Conversations and their mixtures are in `nanochat_hf.tasks`.
 """

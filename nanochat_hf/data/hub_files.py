@@ -1,7 +1,7 @@
-"""A data set of the Hub as a list of files that are fetched when they are first read.
+"""Reads data sets of the Hub. In: `owner/name[:config]`. Out: a list of files, each fetched when it is first read.
 
-The listing is one request; each file goes through `huggingface_hub` into its cache, is compared with the SHA-256 that
-the Hub states for it, and is fetched again if it does not agree. While a file is read the next one is fetched.
+One request lists the files. `huggingface_hub` fetches each into its cache. Where its SHA-256 differs from the one that
+the Hub states, the file is fetched again. While one file is read, the next one is fetched.
 """
 
 import fnmatch
@@ -21,12 +21,20 @@ RETRY_SECONDS = (1, 2, 4, 8, 16)  # before the second, third, ... attempt
 
 
 class DownloadError(UserError):
-    """A file could not be fetched. Unlike a bad file it is never skipped: the next attempt may succeed."""
+    """A file could not be fetched. It is never skipped as a bad file is, because a later attempt may succeed."""
 
 
 @dataclass(frozen=True)
-class HubPart:
-    """A file of a data set of the Hub."""
+class HubFile:
+    """A file of a data set of the Hub; see `nanochat_hf.data.sources.DataFile`.
+
+    Attributes:
+        repo_id: the data set, `owner/name`.
+        revision: the commit.
+        name: the file's path in the data set.
+        sha256: the checksum that the Hub states, None where it states none.
+        text_column: the column or key of the text; default: found.
+    """
 
     repo_id: str
     revision: str
@@ -35,16 +43,18 @@ class HubPart:
     text_column: str | None = None
 
     def num_groups(self) -> int | None:
+        """Returns how many groups the file has, as `files.num_groups`; fetches the file."""
         return files.num_groups(self.fetch())
 
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
+        """Yields the groups `start`, `start + step`, ..., as `files.read_groups`; fetches the file."""
         return files.read_groups(self.fetch(), self.text_column, start, step)
 
     def fetch(self) -> Path:
-        """Returns the file's place in the cache, after fetching and checking it if it is not there yet.
+        """Returns the file's path in the cache. A file that is not there yet is fetched and checked first.
 
         Raises:
-            DownloadError: it cannot be had, also after waiting and trying again.
+            DownloadError: the file cannot be fetched, or stays damaged, after several attempts.
         """
         from huggingface_hub import hf_hub_download
 
@@ -53,29 +63,30 @@ class HubPart:
             return Path(hf_hub_download(**where, local_files_only=True))
         except Exception:  # not in the cache
             pass
-        fault: object = None
+        failure: Exception | None = None
+        damaged = False
         for seconds in (0, *RETRY_SECONDS):
             time.sleep(seconds)
             try:
-                path = Path(hf_hub_download(**where, endpoint=_endpoint(), force_download=fault == "checksum"))
+                path = Path(hf_hub_download(**where, endpoint=_endpoint(), force_download=damaged))
             except Exception as error:
-                fault = error
-                if not _may_pass(error):
+                failure, damaged = error, False
+                if not _is_temporary(error):
                     break
                 continue
             if self.sha256 is None or _sha256(path) == self.sha256:
                 return path
-            fault = "checksum"
+            damaged = True
             os.remove(os.path.realpath(path))
             path.unlink(missing_ok=True)
-        if fault == "checksum":
+        if damaged:
             raise DownloadError(f"{self.name} of {self.repo_id} arrives damaged again and again; check the connection")
         raise DownloadError(
-            f"cannot fetch {self.name} of {self.repo_id} ({_first_line(fault)}); check the connection and try again"
+            f"cannot fetch {self.name} of {self.repo_id} ({_first_line(failure)}); check the connection and try again"
         )
 
     def prefetch(self) -> None:
-        """Begins to fetch the file in the background; a failure shows when the file is read."""
+        """Starts to fetch the file in the background. A failure is reported when the file is read."""
 
         def attempt() -> None:
             try:
@@ -86,13 +97,15 @@ class HubPart:
         threading.Thread(target=attempt, name=f"fetch-{self.name}", daemon=True).start()
 
 
-def find_hub_parts(source: str, text_column: str | None = None) -> tuple[list[HubPart], list[str]]:
-    """Lists the files of a data set `owner/name` or `owner/name:config`.
+def find_hub_files(source: str, text_column: str | None = None) -> tuple[list[HubFile], list[str]]:
+    """Lists the files of a data set.
 
-    A config is one that the data set's card names, or a folder in it.
+    Args:
+        source: `owner/name` or `owner/name:config`. A config is one that the data set's card names, or a folder.
+        text_column: the column or key of the text; default: found.
 
     Returns:
-        The files and, for each, the name that says which split it belongs to.
+        The files, and for each a name from which `sources.files_of_split` tells its split.
 
     Raises:
         UserError: the data set does not exist, cannot be reached, or has no such config or no files of text.
@@ -101,36 +114,36 @@ def find_hub_parts(source: str, text_column: str | None = None) -> tuple[list[Hu
     info = _dataset_info(repo_id)
     siblings = {sibling.rfilename: sibling for sibling in info.siblings if files.file_format(sibling.rfilename)}
     names = sorted(name for name in siblings if Path(name).suffix != ".md")
-    names, announced = _of_config(repo_id, info, names, config)
+    names, split_names = _files_of_config(repo_id, info, names, config)
     if not names:
         raise UserError(f"the data set {source} holds no {', '.join(files.FORMATS)} file; choose another one")
-    parts = [
-        HubPart(repo_id, info.sha, name, siblings[name].lfs.sha256 if siblings[name].lfs else None, text_column)
+    found = [
+        HubFile(repo_id, info.sha, name, siblings[name].lfs.sha256 if siblings[name].lfs else None, text_column)
         for name in names
     ]
-    return parts, announced
+    return found, split_names
 
 
 def _dataset_info(repo_id: str) -> Any:
     from huggingface_hub import HfApi
 
-    fault: object = None
+    failure: Exception | None = None
     for seconds in (0, *RETRY_SECONDS):
         time.sleep(seconds)
         try:
             return HfApi(endpoint=_endpoint()).dataset_info(repo_id, files_metadata=True)
         except Exception as error:
-            fault = error
-            if not _may_pass(error):
+            failure = error
+            if not _is_temporary(error):
                 break
     raise DownloadError(
         f"there is no file or folder {repo_id}, and as a data set of the Hub it cannot be read "
-        f"({_first_line(fault)}); check the name and the connection"
+        f"({_first_line(failure)}); check the name and the connection"
     )
 
 
-def _of_config(repo_id: str, info: Any, names: list[str], config: str) -> tuple[list[str], list[str]]:
-    """Restricts file names to a config; also returns, for each, the name that says which split it is of."""
+def _files_of_config(repo_id: str, info: Any, names: list[str], config: str) -> tuple[list[str], list[str]]:
+    """Returns the file names that belong to a config, and for each a name that tells its split."""
     card = (info.card_data or {}).get("configs") or []
     configs = {entry.get("config_name", "default"): entry.get("data_files") for entry in card}
     chosen = configs.get(config or "default")
@@ -150,7 +163,7 @@ def _of_config(repo_id: str, info: Any, names: list[str], config: str) -> tuple[
         for name in names:
             if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                 found.setdefault(name, f"{entry['split']}/{Path(name).name}")
-    # sorted by name: the last shard is then the validation split where the card names none
+    # Sorted by name: where the card names no splits, the last shard is the validation split.
     return sorted(found), [found[name] for name in sorted(found)]
 
 
@@ -158,8 +171,8 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help: yes for whatever is not the server's clear refusal."""
+def _is_temporary(error: Exception) -> bool:
+    """Returns whether trying again may help. It cannot where the server refuses the request or offline mode is on."""
     cause: BaseException | None = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -169,8 +182,9 @@ def _may_pass(error: Exception) -> bool:
     return type(error).__name__ != "OfflineModeIsEnabled"
 
 
-def _first_line(fault: object) -> str:
-    cause = fault.__cause__ if isinstance(fault, Exception) and fault.__cause__ is not None else fault
+def _first_line(error: Exception | None) -> str:
+    """Returns the first line of what caused an error, as the reason to name in a sentence."""
+    cause = error.__cause__ if error is not None and error.__cause__ is not None else error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
 
 

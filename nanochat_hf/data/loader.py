@@ -1,11 +1,12 @@
-"""Text in, batches out: the pretraining loader.
+"""The pretraining loader. In: a source's name and a tokenizer. Out: batches of packed rows.
 
-A background thread reads documents, tokenizes them and packs them into rows while the model trains. The order of the
-data does not depend on how many processes there are: row i of the run is row i // S of *stream* i % S, where each of
-the S streams reads its own share of the source with its own packing buffer, and process r of W takes the rows i with
-i % W == r. So one process that accumulates gradients and eight that do not see the same rows in the same step, and a
-run that was stopped on three processes can go on with two. Where W divides S, as it does by default, no process does
-the work of another.
+A background thread reads documents, tokenizes them and packs them into rows while the model trains.
+
+The order of the data does not depend on the number of processes W. The data is divided into S *streams*; each reads
+its own share of the source and has its own packing buffer. Row i of the run is row i // S of stream i % S, and process
+r takes the rows with i % W == r. So one process that accumulates gradients sees the same rows in the same step as
+eight processes that do not. A run that was stopped on three processes can go on with two. Where W divides S, as it
+does by default, no row is made by two processes.
 """
 
 import queue
@@ -33,8 +34,11 @@ def make_batch(rows: np.ndarray) -> Batch:
         rows: int64 [B, T+1]; a row that begins with a negative number is padding.
 
     Returns:
-        `input_ids` [B, T]: the rows without their last token; `shift_labels` [B, T]: without their first, what the
-        loss is taken of; `labels`: the inputs again, for code that counts labels. All int64, -100 = not scored.
+        A dict of int64 tensors [B, T]; in labels -100 means "not scored":
+
+        - `input_ids`: the rows without their last token;
+        - `shift_labels`: the rows without their first token, the targets of the loss;
+        - `labels`: the inputs again, for code that counts labels.
     """
     rows_BT1 = torch.from_numpy(rows)
     padding = rows_BT1[:, :1] < 0
@@ -51,23 +55,28 @@ def make_batch(rows: np.ndarray) -> Batch:
 class PackedLoader:
     """An endless iterator of training batches, made in the background.
 
+    Iterating yields batches as `make_batch` returns them. `state_dict` describes the moment after the last batch that
+    was yielded. Batches that were made ahead are made again after a restart, identically.
+
     Args:
         source: see `nanochat_hf.data.sources`.
-        tokenizer: a tokenizer of `nanochat_hf.tokenizer`, or anything with `encode_batch`.
-        batch_size: rows a batch (of this process).
-        sequence_length: tokens a row that the model sees; a row has one more.
-        rank, world_size: this process and how many there are.
-        streams: how many streams the data is dealt into; default `world_size`, or what a loaded state says.
+        tokenizer: a tokenizer of `nanochat_hf.tokenizer`, or anything with its `CorpusEncoder.encode_batch`.
+        batch_size: rows per batch of this process.
+        sequence_length: tokens per row that the model sees (T); rows have T+1.
+        rank: this process, from 0.
+        world_size: the number of processes.
+        streams: the number of streams; default `world_size`, or the number in a loaded state.
         packing: what becomes of a cropped document's rest, see `BestFitPacker`.
         seed: shuffles the documents anew in each epoch; None keeps their order.
         text_column, on_bad_file: see `open_documents`.
-        buffer_documents: how many documents a stream packs from.
-        num_threads: tokenizing threads; default all cores.
-        prefetch: batches made ahead.
-        pin_memory: put batches into page-locked memory, from which a GPU copies without waiting.
+        buffer_documents: how many documents each stream's packing buffer holds.
+        num_threads: tokenizing threads; default: all cores.
+        prefetch: the number of batches made ahead.
+        pin_memory: put batches into page-locked memory, so that the copy to a GPU does not block.
 
-    Iterating yields batches as `make_batch` describes them. `state_dict` refers to the last batch that was yielded:
-    whatever is made ahead is made again after a restart, identically.
+    Raises:
+        ValueError: `rank` is not below `world_size`.
+        UserError: there is no such source; or, while iterating, a file cannot be read.
     """
 
     def __init__(
@@ -95,17 +104,21 @@ class PackedLoader:
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self.rank, self.world_size = rank, world_size
         self.packing, self.buffer_documents = packing, buffer_documents
-        self.document_options = {"seed": seed, "text_column": text_column, "on_bad_file": on_bad_file}
+        self.document_options: dict[str, Any] = {
+            "seed": seed,
+            "text_column": text_column,
+            "on_bad_file": on_bad_file,
+        }
         self.prefetch, self.pin_memory = prefetch, pin_memory and torch.cuda.is_available()
-        self._worker: _Worker | None = None
+        self._background: _BackgroundMaker | None = None
         self._open(streams or world_size)
 
     def _open(self, num_streams: int) -> None:
         self.num_streams = num_streams
         rows = range(self.rank, num_streams * self.world_size, self.world_size)
-        self._own = sorted({row % num_streams for row in rows})
-        self._streams = {index: self._open_stream(index) for index in self._own}
-        self._rows = 0  # rows of the whole run, of all processes, that the batches made so far have covered
+        self._own_streams = sorted({row % num_streams for row in rows})
+        self._streams = {index: self._open_stream(index) for index in self._own_streams}
+        self._rows = 0  # rows of all processes that the batches made so far have covered
         self._yielded = self._snapshot()
 
     def _open_stream(self, index: int) -> RowStream:
@@ -117,23 +130,23 @@ class PackedLoader:
 
     @property
     def epoch(self) -> int:
-        """How many times the source had been read when the last yielded batch was made."""
+        """How many times the source had been read completely when the last yielded batch was made."""
         return max(stream.epoch for stream in self._yielded.streams.values())
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if self._worker is None:
-            self._worker = _Worker(self._make_batch, self.prefetch)
-        batch, self._yielded = self._worker.next()
+        if self._background is None:
+            self._background = _BackgroundMaker(self._make_batch, self.prefetch)
+        batch, self._yielded = self._background.next()
         return batch
 
     def close(self) -> None:
-        """Stops the background thread. The loader can go on afterwards, from the last yielded batch."""
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        """Stops the background thread. Iterating again goes on after the last yielded batch."""
+        if self._background is not None:
+            self._background.stop()
+            self._background = None
             self.load_state_dict(self.state_dict())
 
     def _make_batch(self) -> tuple[Batch, "_Snapshot"]:
@@ -142,12 +155,12 @@ class PackedLoader:
         end = self._rows + self.batch_size * self.world_size
         filled = 0
         for row in range(self._rows, end):
-            stream = self._streams.get(row % self.num_streams)
+            index = row % self.num_streams
             if row % self.world_size == self.rank:
-                stream.next_row(rows_BT1[filled])
+                self._streams[index].next_row(rows_BT1[filled])
                 filled += 1
-            elif stream is not None:  # another process takes this row of a shared stream
-                stream.next_row(skipped)
+            elif index in self._streams:  # another process takes this row of a shared stream
+                self._streams[index].next_row(skipped)
         self._rows = end
         batch = make_batch(rows_BT1)
         if self.pin_memory:
@@ -158,10 +171,10 @@ class PackedLoader:
         return _Snapshot(self._rows, {index: stream.snapshot() for index, stream in self._streams.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The state after the last yielded batch: numbers, strings and tensors (safe for `weights_only` loading).
+        """Returns the state after the last yielded batch.
 
-        It holds the streams of this process. A run goes on with any number of processes if `load_state_dict` gets the
-        states of all of them.
+        It consists of numbers, strings and tensors, so that `torch.load(weights_only=True)` reads it. It holds this
+        process's streams. To go on with another number of processes, give `load_state_dict` the states of all.
         """
         return {
             "num_streams": self.num_streams,
@@ -172,22 +185,26 @@ class PackedLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
-        """Goes to a saved state: that of this process, or those of all processes of the interrupted run.
+        """Goes to a saved state.
+
+        Args:
+            state: the state of this process, or a list with those of all processes of the interrupted run.
 
         Raises:
-            UserError: a stream that this process needs is in none of the states, or rows or data are others now.
+            UserError: a stream that this process needs is in none of the states; or row length, packing or data differ
+                from those of the saved run.
         """
         states = [state] if isinstance(state, dict) else list(state)
         first = states[0]
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        if self._background is not None:
+            self._background.stop()
+            self._background = None
         for name, now in (("row_length", self.sequence_length + 1), ("packing", self.packing)):
             if first[name] != now:
                 raise UserError(f"the run was made with {name} {first[name]}, not {now}; resume it with the same one")
-        saved = {int(index): stream for each in states for index, stream in each["streams"].items()}
+        saved = {int(index): stream_state for each in states for index, stream_state in each["streams"].items()}
         self._open(first["num_streams"])
-        missing = [index for index in self._own if index not in saved]
+        missing = [index for index in self._own_streams if index not in saved]
         if missing:
             raise UserError(
                 f"the state of data streams {missing} is missing; to resume on another number of processes give the "
@@ -201,12 +218,14 @@ class PackedLoader:
 
 @dataclass(frozen=True)
 class _Snapshot:
+    """The loader's state after a batch, not yet written out."""
+
     rows: int
     streams: dict[int, StreamSnapshot]
 
 
-class _Worker:
-    """A thread that calls `make` ahead of time; an exception in it is raised where the item is taken."""
+class _BackgroundMaker:
+    """A thread that calls `make` ahead of time. An exception in it is raised where the item is taken."""
 
     def __init__(self, make: Any, ahead: int):
         self._items: queue.Queue[Any] = queue.Queue(maxsize=max(1, ahead))
@@ -218,7 +237,7 @@ class _Worker:
         while not self._stopping.is_set():
             try:
                 item = make()
-            except BaseException as error:  # noqa: BLE001 (handed to the consumer)
+            except BaseException as error:  # noqa: BLE001 (raised by the consumer)
                 item = error
             while not self._stopping.is_set():
                 try:
@@ -232,7 +251,7 @@ class _Worker:
     def next(self) -> Any:
         item = self._items.get()
         if isinstance(item, BaseException):
-            self._items.put(item)  # whoever asks again gets the same answer, not a wait without end
+            self._items.put(item)  # the next call raises it again instead of waiting forever
             raise item
         return item
 
@@ -244,12 +263,16 @@ class _Worker:
 class ValidationBatches:
     """Batches of the validation split: a fixed number of tokens, the same rows for any number of processes.
 
-    Rows are packed by upstream's rule whatever training uses, so that bits per byte stay comparable. They are made on
-    first use and kept, so that each evaluation only pays for the model. Can be iterated any number of times.
+    Rows are always packed by upstream's rule, whatever training uses, so that bits per byte stay comparable. They are
+    made on first use and kept. They can be iterated any number of times.
 
     Args:
-        tokens: how many tokens to score, of all processes together; fewer where the split has fewer.
-        The others: see `PackedLoader`.
+        source, tokenizer, batch_size, sequence_length, rank, world_size: see `PackedLoader`.
+        text_column, on_bad_file, num_threads: see `PackedLoader`.
+        tokens: how many tokens all processes together score; fewer where the split has fewer.
+
+    Raises:
+        UserError: on first use, where the split does not fill one row or cannot be read.
     """
 
     def __init__(
@@ -269,12 +292,12 @@ class ValidationBatches:
         self.source, self.tokenizer = source, tokenizer
         self.batch_size, self.sequence_length, self.tokens = batch_size, sequence_length, tokens
         self.rank, self.world_size = rank, world_size
-        self.document_options = {"text_column": text_column, "on_bad_file": on_bad_file}
+        self.document_options: dict[str, Any] = {"text_column": text_column, "on_bad_file": on_bad_file}
         self.num_threads = num_threads
         self._rows: np.ndarray | None = None
 
     def _make_rows(self) -> np.ndarray:
-        """This process's rows, int32 [rows, T+1], the same number everywhere; missing ones are filled with -1."""
+        """Returns this process's rows, int32 [rows, T+1]. All processes have as many; missing rows hold -1."""
         encoder = as_encoder(self.tokenizer, self.num_threads)
         documents = open_documents(self.source, "validation", **self.document_options)
         wanted = max(1, -(-self.tokens // self.sequence_length))
@@ -298,7 +321,7 @@ class ValidationBatches:
 
     @property
     def rows(self) -> np.ndarray:
-        """The rows of this process."""
+        """The rows of this process, int32 [rows, T+1]."""
         if self._rows is None:
             self._rows = self._make_rows()
         return self._rows
@@ -312,6 +335,7 @@ class ValidationBatches:
 
 
 def _encoded(documents: DocumentStream | MixedStream, encoder: Encoder) -> Iterator[np.ndarray]:
+    """Yields the token ids of each document."""
     while texts := documents.next_batch(REFILL_DOCUMENTS):
         ids, offsets = encoder.encode_batch(texts)
         for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The rows of one stream: documents tokenized and packed, with a state that is exact to the row."""
+"""The rows of one stream. In: documents and an encoder. Out: tokenized, packed rows, and a state exact to the row."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,19 +13,27 @@ from nanochat_hf.data.packing import BUFFER_DOCUMENTS, REFILL_DOCUMENTS, BestFit
 from nanochat_hf.data.sources import DocumentStream, MixedStream
 from nanochat_hf.settings import UserError
 
-REFILLS_AT_ONCE = 8  # refills of the packing buffer that are tokenized in one call, which is faster than one by one
+REFILLS_AT_ONCE = 8  # refills of the packing buffer that one call tokenizes; faster than one by one
 
 
 class Encoder(Protocol):
-    """What the loader needs of `nanochat_hf.tokenizer.CorpusEncoder`."""
+    """The part of `nanochat_hf.tokenizer.CorpusEncoder` that the loader needs."""
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (ids, offsets); document i is ids[offsets[i]:offsets[i+1]], its start token first."""
+        """Returns ids [tokens] and offsets [documents + 1]; document i is `ids[offsets[i] : offsets[i + 1]]`.
+
+        Each document begins with its start token.
+        """
         ...
 
 
 def as_encoder(tokenizer: Any, num_threads: int | None = None) -> Encoder:
-    """Returns `tokenizer` if it can encode batches itself, else a `CorpusEncoder` for it."""
+    """Returns `tokenizer` itself where it has `encode_batch`, else a `CorpusEncoder` of it.
+
+    Args:
+        tokenizer: an encoder, or a `PreTrainedTokenizerFast` of `nanochat_hf.tokenizer`.
+        num_threads: threads of the `CorpusEncoder`; default: all cores.
+    """
     if hasattr(tokenizer, "encode_batch"):
         return tokenizer
     from nanochat_hf.tokenizer import CorpusEncoder
@@ -36,8 +44,18 @@ def as_encoder(tokenizer: Any, num_threads: int | None = None) -> Encoder:
 class RowStream:
     """The rows of one stream: its documents, tokenized and packed, without end.
 
-    Its state is the position in the source together with all documents that wait in the packing buffer, so that a
-    restored stream goes on with exactly the next row.
+    Its state is the position in the source, and all documents in the packing buffer. So a restored stream goes on with
+    exactly the next row.
+
+    Args:
+        documents: the stream's documents; they must repeat.
+        encoder: turns texts into token ids.
+        row_length: tokens per row, one more than the model's sequence length.
+        packing: see `BestFitPacker`.
+        buffer_documents: the buffer is refilled whenever it holds fewer documents than this.
+
+    Raises:
+        UserError: in `next_row`, where the documents end or cannot be read.
     """
 
     def __init__(
@@ -53,7 +71,8 @@ class RowStream:
         self.buffer_documents = buffer_documents
         self.rows_made = 0
         self._refills: deque[list[np.ndarray]] = deque()  # tokenized, not yet in the packer
-        self._position, self._refills_used = documents.state_dict(), 0  # where they were read, how many are packed
+        # The position where the refills were read, and how many of them are in the packer.
+        self._position, self._refills_used = documents.state_dict(), 0
 
     def next_row(self, out: np.ndarray) -> None:
         """Writes the next row into `out`, int64 [row_length]."""
@@ -80,18 +99,22 @@ class RowStream:
         ids, offsets = self.encoder.encode_batch([text for batch in batches for text in batch])
         ids = ids.astype(np.int32, copy=False)
         bounds = offsets.tolist()
-        # copies, or one document that waits long would keep all of its neighbours alive
+        # Copies: a view of one document that waits long would keep the ids of the whole batch in memory.
         documents = (ids[start:end].copy() for start, end in zip(bounds, bounds[1:], strict=False))
         self._refills.extend(list(islice(documents, len(batch))) for batch in batches if batch)
 
     def snapshot(self) -> "StreamSnapshot":
-        """The state at this moment; cheap, since it refers to documents that nobody changes."""
+        """Returns the state at this moment. It is cheap: it refers to the waiting documents, which nobody changes."""
         return StreamSnapshot(
             self.rows_made, self.documents.epoch, self._position, self._refills_used, self.packer.documents
         )
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes to the state that `StreamSnapshot.state_dict` wrote."""
+        """Goes to a state that `StreamSnapshot.state_dict` returned.
+
+        Raises:
+            UserError: the state belongs to other data.
+        """
         self.documents.load_state_dict(state["position"])
         self._refills.clear()
         self._position, self._refills_used = state["position"], 0
@@ -109,7 +132,15 @@ class RowStream:
 
 @dataclass(frozen=True)
 class StreamSnapshot:
-    """A stream's state that has not yet been written out."""
+    """A stream's state, not yet written out.
+
+    Attributes:
+        rows_made: rows made so far.
+        epoch: how many times the source has been read.
+        position: where the current refills were read.
+        refills_used: how many of these refills are in the packer.
+        documents: the documents in the packer, oldest first.
+    """
 
     rows_made: int
     epoch: int
@@ -118,8 +149,7 @@ class StreamSnapshot:
     documents: list[np.ndarray]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and tensors: the place where the last documents were read, how many refills of the
-        packing buffer were made of them, and the documents that wait in the buffer."""
+        """Returns the state as numbers, strings and tensors; the waiting documents as one int32 array and lengths."""
         ids = np.concatenate([np.empty(0, np.int32), *self.documents])
         lengths = [len(document) for document in self.documents]
         return {

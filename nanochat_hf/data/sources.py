@@ -1,14 +1,14 @@
-"""Where documents come from, and who reads which.
+"""Where documents come from, and which process reads which. In: a source's name. Out: an iterator of documents.
 
 A source is written as one string, the same in every recipe and on every command line:
 
 - `microworld`: the built-in data;
 - a file or folder of parquet, JSON lines or text (`.gz`, `.zst`);
 - anything else of the form `owner/name` or `owner/name:config`: a data set of the Hub, fetched file by file as needed;
-- several of these with weights, `"web:0.7,code:0.3"` or a list: shares of the characters read.
+- several of these with weights, `"web:0.7,code:0.3"` or a list. The weights are shares of the characters read.
 
-`open_documents` gives each process its own documents: no two read the same one and none is left out, whatever the
-number of processes. What it returns is an iterator whose position can be saved and restored to the document.
+`open_documents` gives each process its own documents. No two processes read the same document and none is left out,
+whatever the number of processes. The iterator's position can be saved and restored exactly.
 """
 
 import hashlib
@@ -22,33 +22,41 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from nanochat_hf.data import files
-from nanochat_hf.data.hub_files import DownloadError, find_hub_parts
+from nanochat_hf.data.hub_files import DownloadError, find_hub_files
 from nanochat_hf.settings import UserError
 
 DEFAULT_SOURCE = "karpathy/climbmix-400b-shuffle"  # its last shard, shard_06542, is the validation split
 MICROWORLD = "microworld"
-VALIDATION_EVERY = 20  # a source of one file: each 20th document is for validation
+VALIDATION_EVERY = 20  # where a source is one file, every 20th document is for validation
 
 Split = Literal["train", "validation"]
 OnBadFile = Literal["stop", "skip"]
 
 
-class Part(Protocol):
-    """A file's worth of documents. Its kinds inherit from it what is the same for most."""
+class DataFile(Protocol):
+    """One file of a source: on disk, on the Hub or generated."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The file's name; a saved position is valid only for files with the same names."""
+        ...
 
-    def num_groups(self) -> int | None: ...
+    def num_groups(self) -> int | None:
+        """Returns how many groups of documents the file has, None where that is not known without reading it."""
+        ...
 
-    def groups(self, start: int, step: int) -> Iterator[files.Group]: ...
+    def groups(self, start: int, step: int) -> Iterator[files.Group]:
+        """Yields the groups `start`, `start + step`, ..."""
+        ...
 
     def prefetch(self) -> None:
-        """Begins to fetch what has to be fetched, in the background."""
+        """Starts to fetch the file in the background; local files have nothing to fetch."""
+        return None
 
 
 @dataclass(frozen=True)
-class FilePart(Part):
-    """A file on disk."""
+class LocalFile(DataFile):
+    """A file on disk; `text_column` is the column or key of the text, None to find it."""
 
     path: Path
     text_column: str | None = None
@@ -65,11 +73,14 @@ class FilePart(Part):
 
 
 @dataclass(frozen=True)
-class MicroworldPart(Part):
-    """The built-in data, made while it is read."""
+class MicroworldFile(DataFile):
+    """The built-in data, generated while it is read."""
 
     split: Split
-    name: str = MICROWORLD
+
+    @property
+    def name(self) -> str:
+        return MICROWORLD
 
     def num_groups(self) -> int | None:
         return None
@@ -77,71 +88,83 @@ class MicroworldPart(Part):
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
         from nanochat_hf.data import microworld
 
-        return files.chunks(iter(microworld.documents(self.split)), start, step)
+        return files.group_documents(iter(microworld.documents(self.split)), start, step)
 
 
 @dataclass(frozen=True)
-class Sliced(Part):
-    """The training or the validation documents of a single file, told apart by their place in it."""
+class SplitOfFile(DataFile):
+    """The training or the validation documents of a single file: every `VALIDATION_EVERY`-th is for validation."""
 
-    part: Part
+    file: DataFile
     split: Split
 
     @property
     def name(self) -> str:
-        return self.part.name
+        return self.file.name
 
     def num_groups(self) -> int | None:
-        return self.part.num_groups()
+        return self.file.num_groups()
 
     def prefetch(self) -> None:
-        self.part.prefetch()
+        self.file.prefetch()
 
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
         held_out = self.split == "validation"
-        for index, first, texts in self.part.groups(start, step):
+        for index, first, texts in self.file.groups(start, step):
             numbered = enumerate(texts, start=first)
             yield index, first, [text for i, text in numbered if (i % VALIDATION_EVERY == 0) == held_out]
 
 
-def find_parts(source: str | Path, split: Split = "train", text_column: str | None = None) -> list[Part]:
-    """Returns the files of `source` that belong to `split`, in reading order.
+def find_data_files(source: str | Path, split: Split = "train", text_column: str | None = None) -> list[DataFile]:
+    """Returns the files of one source that belong to `split`, in reading order; `files_of_split` has the rule.
 
-    Files whose names or folders say `train`, `validation`, `valid`, `val`, `dev` or `test` are taken at their word.
-    Otherwise the last file in order of names is the validation split; a single file is cut by `VALIDATION_EVERY`.
+    Args:
+        source: a file, a folder, a Hub data set or `microworld`.
+        split: `"train"` or `"validation"`.
+        text_column: the column or key of the text; default: found.
+
+    Raises:
+        UserError: there is no such split or source, or the source has no file that can be read.
     """
     if split not in ("train", "validation"):
         raise UserError(f"there is no split {split!r}; choose train or validation")
     if str(source) == MICROWORLD:
-        return [MicroworldPart(split)]
+        return [MicroworldFile(split)]
     path = Path(source)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and files.file_format(p) and not _hidden(p, path))
-        if not found:
-            raise UserError(f"the folder {path} holds no {', '.join(files.FORMATS)} file; check the path of the data")
-        parts: list[Part] = [FilePart(p, text_column) for p in found]
-        return split_parts(parts, [p.relative_to(path).as_posix() for p in found], split)
+        found = files.text_files(path, hidden=False)
+        local: list[DataFile] = [LocalFile(p, text_column) for p in found]
+        return files_of_split(local, [p.relative_to(path).as_posix() for p in found], split)
     if path.is_file():
-        return [Sliced(FilePart(path, text_column), split)]
+        return [SplitOfFile(LocalFile(path, text_column), split)]
     if _looks_like_hub_id(str(source)):
-        return split_parts(*find_hub_parts(str(source), text_column), split)
+        return files_of_split(*find_hub_files(str(source), text_column), split)
     raise UserError(f"no data at {source}; give a file, a folder, a Hub data set such as owner/name, or {MICROWORLD}")
 
 
-def split_parts(parts: Sequence[Part], names: Sequence[str], split: Split) -> list[Part]:
-    """Takes from all files of a source those of `split`, by the rule of `find_parts`."""
+def files_of_split(data_files: Sequence[DataFile], names: Sequence[str], split: Split) -> list[DataFile]:
+    """Chooses the files of a split.
+
+    Where the names say `train` and also `validation` (`valid`, `val`, `dev`, `eval`) or `test`, the names decide.
+    Otherwise the last file is the validation split. A single file is split by `VALIDATION_EVERY`.
+
+    Args:
+        data_files: all files of a source, in order of their names.
+        names: the name of each file, with its folders.
+        split: `"train"` or `"validation"`.
+    """
     words = [_split_word(name) for name in names]
     held_out = next((word for word in ("validation", "test") if word in words), None)
     if "train" in words and held_out:
         wanted = "train" if split == "train" else held_out
-        return [part for part, word in zip(parts, words, strict=True) if word == wanted]
-    if len(parts) == 1:
-        return [Sliced(parts[0], split)]
-    return list(parts[:-1] if split == "train" else parts[-1:])
+        return [file for file, word in zip(data_files, words, strict=True) if word == wanted]
+    if len(data_files) == 1:
+        return [SplitOfFile(data_files[0], split)]
+    return list(data_files[:-1] if split == "train" else data_files[-1:])
 
 
 def _split_word(name: str) -> str | None:
-    """The split that a file's name or folder announces."""
+    """Returns the split that a file's name or folder names, None where it names none."""
     for word in reversed(name.lower().replace("-", "/").replace("_", "/").replace(".", "/").split("/")):
         if word in ("validation", "valid", "val", "dev", "eval"):
             return "validation"
@@ -150,34 +173,34 @@ def _split_word(name: str) -> str | None:
     return None
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(name.startswith((".", "_")) for name in path.relative_to(root).parts)
-
-
 def _looks_like_hub_id(source: str) -> bool:
     owner, slash, name = source.partition("/")
     return bool(slash and owner and name) and "/" not in name and not source.startswith((".", "~", "/"))
 
 
 class DocumentStream:
-    """The documents of one source that one of `num_streams` readers gets.
+    """The documents of one source that one of `num_streams` readers gets, in order.
 
-    A file with at least `num_streams` groups is dealt out by groups, so that each reader decodes only its own; any
-    other file is dealt out by documents. The deal starts one reader further in each file, so that many small files
-    are dealt evenly too.
+    A file with at least `num_streams` groups is divided by groups, so that each reader decodes only its own. Any other
+    file is divided by documents. In each file the first share goes to the next reader, so that many small files are
+    divided evenly too.
 
     Args:
-        parts: the files, see `find_parts`.
+        data_files: the files, see `find_data_files`.
         stream: which reader this is, from 0.
         num_streams: how many readers there are.
         repeat: begin again at the end (a new epoch).
         seed: shuffles files, groups and the documents within a group anew in each epoch; None keeps the order.
         on_bad_file: `"stop"` raises `UserError` at a bad file, `"skip"` warns and goes on with the next one.
+
+    Raises:
+        ValueError: `stream` is not below `num_streams`.
+        UserError: while reading, where a file is bad, cannot be fetched, or no document is left for this reader.
     """
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        data_files: Sequence[DataFile],
         *,
         stream: int = 0,
         num_streams: int = 1,
@@ -187,9 +210,9 @@ class DocumentStream:
     ):
         if not 0 <= stream < num_streams:
             raise ValueError(f"reader {stream} of {num_streams} readers does not exist")
-        self.parts, self.stream, self.num_streams = list(parts), stream, num_streams
+        self.data_files, self.stream, self.num_streams = list(data_files), stream, num_streams
         self.repeat, self.seed, self.on_bad_file = repeat, seed, on_bad_file
-        names = hashlib.sha256("\n".join(part.name for part in self.parts).encode()).hexdigest()
+        names = hashlib.sha256("\n".join(file.name for file in self.data_files).encode()).hexdigest()
         self._identity = {"files": names, "seed": seed, "num_streams": num_streams}
         self._seek(epoch=0, file=0, group=0, offset=0)
 
@@ -197,7 +220,7 @@ class DocumentStream:
         self._epoch, self._file, self._group, self._offset = epoch, file, group, offset
         self._texts: list[str] | None = None
         self._groups: Iterator[list[str]] | None = None
-        self._found_in_epoch = epoch > 0 or file > 0 or group > 0  # an empty source must not repeat for ever
+        self._found_in_epoch = epoch > 0 or file > 0 or group > 0  # an empty source must not repeat forever
 
     @property
     def epoch(self) -> int:
@@ -206,18 +229,18 @@ class DocumentStream:
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the next document is."""
+        """The place of the next document: epoch, file in the epoch's order, own group in it, document in the group."""
         return {"epoch": self._epoch, "file": self._file, "group": self._group, "offset": self._offset}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the next document, and what it is a position in."""
+        """Returns the position of the next document and what identifies the data: plain numbers and strings."""
         return {**self.position, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a saved position.
 
         Raises:
-            UserError: the position is one in other files or in another order.
+            UserError: the position belongs to other files, or to another order or number of readers.
         """
         if any(state[key] != value for key, value in self._identity.items()):
             raise UserError(
@@ -231,6 +254,7 @@ class DocumentStream:
         while True:
             if self._texts is None and not self._load_group():
                 return []
+            assert self._texts is not None  # _load_group has read it
             batch = self._texts[self._offset : self._offset + size]
             self._offset += len(batch)
             if self._offset >= len(self._texts):
@@ -249,11 +273,11 @@ class DocumentStream:
         return batch[0]
 
     def _load_group(self) -> bool:
-        """Reads this reader's next group into `self._texts`; False at the end of the source."""
+        """Reads this reader's next group into `self._texts`; returns False at the end of the source."""
         while True:
-            if self._file >= len(self.parts):
+            if self._file >= len(self.data_files):
                 if not self._found_in_epoch:
-                    names = ", ".join(part.name for part in self.parts[:3])
+                    names = ", ".join(file.name for file in self.data_files[:3])
                     raise UserError(
                         f"no documents for reader {self.stream} of {self.num_streams} in {names}; "
                         "give more documents or use fewer processes"
@@ -267,7 +291,7 @@ class DocumentStream:
                     order = self._order()
                     self._groups = self._own_groups(order[self._file], self._group)
                     if self._file + 1 < len(order):
-                        self.parts[order[self._file + 1]].prefetch()
+                        self.data_files[order[self._file + 1]].prefetch()
                 self._texts = next(self._groups, None)
             except UserError as error:
                 if self.on_bad_file == "stop" or isinstance(error, DownloadError):
@@ -278,28 +302,28 @@ class DocumentStream:
             self._file, self._group, self._offset, self._groups = self._file + 1, 0, 0, None
 
     def _order(self) -> np.ndarray:
-        """The order of files in this epoch."""
+        """Returns the order of the files in this epoch, as indices."""
         if self.seed is None:
-            return np.arange(len(self.parts))
-        return np.random.default_rng((self.seed, self._epoch)).permutation(len(self.parts))
+            return np.arange(len(self.data_files))
+        return np.random.default_rng((self.seed, self._epoch)).permutation(len(self.data_files))
 
     def _own_groups(self, file: int, start: int) -> Iterator[list[str]]:
         """Yields this reader's groups of a file, without the first `start` of them."""
-        part, deal = self.parts[file], (self.stream - int(file)) % self.num_streams
-        total = part.num_groups()
+        data_file, first = self.data_files[file], (self.stream - int(file)) % self.num_streams
+        total = data_file.num_groups()
         if total is not None and total >= self.num_streams:
-            own = range(deal, total, self.num_streams)
+            own = range(first, total, self.num_streams)
             if self.seed is None:
-                for _, _, texts in part.groups(own.start + start * self.num_streams, self.num_streams):
+                for _, _, texts in data_file.groups(own.start + start * self.num_streams, self.num_streams):
                     yield self._clean(texts, file, 0, 1)
             else:
                 order = np.random.default_rng((self.seed, self._epoch, int(file))).permutation(own)
                 for group in order[start:]:
-                    _, _, texts = next(part.groups(int(group), total))
+                    _, _, texts = next(data_file.groups(int(group), total))
                     yield self._shuffle(self._clean(texts, file, 0, 1), file, int(group))
             return
-        for group, _, texts in part.groups(start, 1):
-            own_texts = self._clean(texts, file, (deal - group) % self.num_streams, self.num_streams)
+        for group, _, texts in data_file.groups(start, 1):
+            own_texts = self._clean(texts, file, (first - group) % self.num_streams, self.num_streams)
             yield own_texts if self.seed is None else self._shuffle(own_texts, file, group)
 
     def _clean(self, texts: list[str], file: int, start: int, step: int) -> list[str]:
@@ -311,10 +335,14 @@ class DocumentStream:
 
 
 class MixedStream:
-    """Several streams read in given shares of the characters.
+    """Several streams, read in given shares of the characters.
 
-    The next batch always comes from the stream that is furthest behind its share, which needs no random numbers and
-    keeps the shares exact to within a batch.
+    The next batch comes from the stream that is furthest behind its share. This needs no random numbers, and the
+    shares are exact to within a batch.
+
+    Args:
+        streams: one per source.
+        weights: the weight of each stream; they need not sum to 1.
     """
 
     def __init__(self, streams: Sequence[DocumentStream], weights: Sequence[float]):
@@ -325,11 +353,11 @@ class MixedStream:
 
     @property
     def epoch(self) -> int:
-        """How many times the source that is read fastest has been read."""
+        """How many times the source with the most epochs has been read."""
         return max(stream.epoch for stream in self.streams)
 
     def state_dict(self) -> dict[str, Any]:
-        """The positions of all streams and what was read of each."""
+        """Returns the positions of all streams, and how many characters of each have been read."""
         return {
             "streams": [stream.state_dict() for stream in self.streams],
             "chars": self._chars.tolist(),
@@ -337,7 +365,11 @@ class MixedStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position."""
+        """Goes to a saved position.
+
+        Raises:
+            UserError: the position belongs to other sources.
+        """
         if len(state["streams"]) != len(self.streams):
             raise UserError("the saved position is one in other sources; resume with the same data or start afresh")
         for stream, own in zip(self.streams, state["streams"], strict=True):
@@ -367,7 +399,11 @@ class MixedStream:
 
 
 def parse_sources(source: str | Path | Sequence[str]) -> list[tuple[str, float]]:
-    """Splits `"a:0.7,b:0.3"` or `["a:0.7", "b:0.3"]` into names and weights; a source without a weight has 1."""
+    """Splits `"a:0.7,b:0.3"` or `["a:0.7", "b:0.3"]` into names and weights; a source without a weight has 1.
+
+    Raises:
+        UserError: a name is missing, or a weight is not above 0.
+    """
     if isinstance(source, Path):
         return [(str(source), 1.0)]
     words = [source] if isinstance(source, str) else [str(word) for word in source]
@@ -396,14 +432,16 @@ def open_documents(
     seed: int | None = None,
     on_bad_file: OnBadFile = "stop",
 ) -> DocumentStream | MixedStream:
-    """Opens a source (see the module's head) and returns an iterator of its documents.
+    """Opens a source and returns an iterator of this process's documents.
 
-    Inside a worker of a torch `DataLoader` the documents of the rank are dealt out to the workers as well.
+    Inside a worker of a torch `DataLoader`, the documents of the rank are divided among the workers as well.
 
     Args:
-        split: `"train"` or `"validation"`, disjoint, see `find_parts`.
-        text_column: column or key of the text; default: found.
-        rank, world_size: this process and how many there are.
+        source: one source or several, see the top of this module.
+        split: `"train"` or `"validation"`; they share no document, see `files_of_split`.
+        text_column: the column or key of the text; default: found.
+        rank: this process, from 0.
+        world_size: the number of processes.
         repeat, seed, on_bad_file: see `DocumentStream`.
 
     Raises:
@@ -412,14 +450,21 @@ def open_documents(
     worker, workers = _worker()
     streams, weights = [], []
     for name, weight in parse_sources(source):
-        parts = find_parts(name, split, text_column)
-        deal = {"stream": rank * workers + worker, "num_streams": world_size * workers}
-        streams.append(DocumentStream(parts, **deal, repeat=repeat, seed=seed, on_bad_file=on_bad_file))
+        stream = DocumentStream(
+            find_data_files(name, split, text_column),
+            stream=rank * workers + worker,
+            num_streams=world_size * workers,
+            repeat=repeat,
+            seed=seed,
+            on_bad_file=on_bad_file,
+        )
+        streams.append(stream)
         weights.append(weight)
     return streams[0] if len(streams) == 1 else MixedStream(streams, weights)
 
 
 def _worker() -> tuple[int, int]:
+    """Returns which worker of a torch `DataLoader` this is and how many there are; (0, 1) outside of one."""
     torch_data = sys.modules.get("torch.utils.data")
     info = torch_data.get_worker_info() if torch_data is not None else None
     return (0, 1) if info is None else (info.id, info.num_workers)

@@ -1,61 +1,95 @@
-"""Conversations to learn from and to be scored on; one file a task.
+"""Tasks: conversations to train on and to score a model with. One file per data set.
+
+To add a task, write a class in a new file here (`mmlu.py` is a short example) and give it a name in `TASKS` below. The
+base classes are in `base.py`, which says what a task must define.
 
 Recipes and command lines name a task with a short string, read by `load`:
 
     name[/split][=source][@limit][*repeat]
 
     gsm8k                        every problem of the stage's split, from the Hub
-    gsm8k=data/gsm8k*4           the same from a folder, seen four times
+    gsm8k=data/gsm8k*4           the same from a folder, each example used four times
     mmlu/validation=data/mmlu    another split than the stage's own
     smoltalk@10000               the first 10,000 conversations
-    conversations=my_chats.jsonl one's own file
+    conversations=my_chats.jsonl your own file
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from nanochat_hf.settings import UserError
+from nanochat_hf.tasks import microworld
+from nanochat_hf.tasks.arc import ARC
+from nanochat_hf.tasks.base import Task
+from nanochat_hf.tasks.conversation_files import ConversationFiles
+from nanochat_hf.tasks.gsm8k import GSM8K
+from nanochat_hf.tasks.humaneval import HumanEval
+from nanochat_hf.tasks.mmlu import MMLU
+from nanochat_hf.tasks.smoltalk import SmolTalk
+from nanochat_hf.tasks.spelling import SimpleSpelling, SpellingBee
 
+# Each is called with `split`, `limit` and, where the task's string names one, `source`.
+TASKS: dict[str, Callable[..., Task]] = {
+    "smoltalk": SmolTalk,
+    "conversations": ConversationFiles,
+    "gsm8k": GSM8K,
+    "mmlu": MMLU,
+    "arc-easy": partial(ARC, "ARC-Easy"),
+    "arc-challenge": partial(ARC, "ARC-Challenge"),
+    "humaneval": HumanEval,
+    "spelling": SimpleSpelling,
+    "spelling-bee": SpellingBee,
+    "microworld-chat": microworld.MicroworldChat,
+    "microworld-identity": microworld.MicroworldIdentity,
+    "microworld-exam": microworld.MicroworldExam,
+    "microworld-problems": microworld.MicroworldProblems,
+    "microworld-spelling": microworld.MicroworldSpelling,
+    "microworld-code": microworld.MicroworldCode,
+}
 SPEC = re.compile(
     r"(?P<name>[\w-]+)(?:/(?P<split>\w+))?(?:=(?P<source>.+?))?(?:@(?P<limit>\d+))?(?:\*(?P<repeat>\d+))?"
 )
-NAMES = (
-    "smoltalk", "conversations", "gsm8k", "mmlu", "arc-easy", "arc-challenge", "humaneval",
-    "spelling", "spelling-bee",
-    "microworld-chat", "microworld-identity", "microworld-exam", "microworld-problems", "microworld-spelling",
-    "microworld-code",
-)  # fmt: skip
 
 
-def load(spec: str, split: str) -> tuple[Any, int]:
+def load(spec: str, split: str) -> tuple[Task, int]:
     """Makes the task that `spec` names.
 
     Args:
-        spec: see above.
-        split: `"train"`, `"validation"` or `"test"`; taken where the spec names none.
+        spec: `name[/split][=source][@limit][*repeat]`, see the top of this module.
+        split: `"train"`, `"validation"` or `"test"`; used where `spec` names no split.
 
     Returns:
-        The task and how often it is to be repeated.
+        The task, and how many times each of its examples is used.
 
     Raises:
-        UserError: the spec has another form, or names an unknown task or a source that does not exist.
+        UserError: `spec` has another form, or names a task that does not exist or a source that cannot be read.
     """
     found = SPEC.fullmatch(spec.strip())
     if found is None:
         raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@limit][*repeat]")
-    limit = int(found["limit"]) if found["limit"] else None
-    options = {"split": found["split"] or split, "limit": limit}
-    if found["source"]:
-        options["source"] = found["source"]
-    return _make(found["name"], options), int(found["repeat"] or 1)
+    name, source = found["name"], found["source"]
+    if name not in TASKS:
+        raise UserError(f"there is no task '{name}'; known are {', '.join(TASKS)}")
+    options: dict[str, Any] = {
+        "split": found["split"] or split,
+        "limit": int(found["limit"]) if found["limit"] else None,
+    }
+    if source:
+        options["source"] = source
+    return TASKS[name](**options), int(found["repeat"] or 1)
 
 
-def check_code_execution(tasks: Iterable[Any], allowed: bool) -> None:
-    """Refuses tasks that run what the model wrote where that has not been allowed.
+def check_code_execution(tasks: Iterable[Task], allowed: bool) -> None:
+    """Refuses tasks that run code written by the model, unless that is allowed.
+
+    Args:
+        tasks: the tasks to check.
+        allowed: the value of `--allow_code_execution`.
 
     Raises:
-        UserError: names the task and the option.
+        UserError: a task runs code and `allowed` is False; the message names the task and the option.
     """
     for task in tasks:
         if task.runs_code and not allowed:
@@ -63,49 +97,3 @@ def check_code_execution(tasks: Iterable[Any], allowed: bool) -> None:
                 f"{task.name} runs programs that the model wrote; add --allow_code_execution to run them in the "
                 "sandbox, or leave the task out"
             )
-
-
-def _make(name: str, options: dict[str, Any]) -> Any:
-    match name:
-        case "smoltalk":
-            from nanochat_hf.tasks.smoltalk import SmolTalk
-
-            return SmolTalk(**options)
-        case "conversations":
-            from nanochat_hf.tasks.custom_json import CustomJSON
-
-            del options["split"]  # a file of one's own is taken whole
-            if "source" not in options:
-                raise UserError("the task 'conversations' needs a file: conversations=PATH.jsonl")
-            return CustomJSON(**options)
-        case "gsm8k":
-            from nanochat_hf.tasks.gsm8k import GSM8K
-
-            return GSM8K(**options)
-        case "mmlu":
-            from nanochat_hf.tasks.mmlu import MMLU
-
-            if options["split"] == "train":  # MMLU has no training split of its own
-                options["split"] = "auxiliary_train"
-            return MMLU(**options)
-        case "arc-easy" | "arc-challenge":
-            from nanochat_hf.tasks.arc import ARC
-
-            return ARC({"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}[name], **options)
-        case "humaneval":
-            from nanochat_hf.tasks.humaneval import HumanEval
-
-            return HumanEval(**options)
-        case "spelling":
-            from nanochat_hf.tasks.spelling import SimpleSpelling
-
-            return SimpleSpelling(**options)
-        case "spelling-bee":
-            from nanochat_hf.tasks.spelling import SpellingBee
-
-            return SpellingBee(**options)
-        case _ if name.startswith("microworld-") and name in NAMES:
-            from nanochat_hf.tasks import microworld
-
-            return microworld.make(name.removeprefix("microworld-"), **options)
-    raise UserError(f"there is no task '{name}'; known are {', '.join(NAMES)}")

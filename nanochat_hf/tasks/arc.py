@@ -1,15 +1,23 @@
-"""ARC (Clark et al. 2018, arXiv:1803.05457): science exams for schools, in an easy and a challenge set."""
+"""ARC (Clark et al. 2018, arXiv:1803.05457): school science questions, an easy and a challenge set."""
 
 import os
 from typing import Any, Literal
 
-from nanochat_hf.tasks.common import ChoiceTask, choice_example, load_rows
+from nanochat_hf.tasks.base import ChoiceTask, choice_example
+from nanochat_hf.tasks.reading import load_rows
 
 
 class ARC(ChoiceTask):
-    """Args: `source` a folder with ARC-Easy_<split>.jsonl and ARC-Challenge_<split>.jsonl, a file, or a Hub id.
+    """Multiple-choice questions. Some have three or five choices, or digits as letters: see `example["letters"]`.
 
-    A few questions have three or five choices, or digits for letters: each example carries its own `letters`.
+    Args:
+        subset: `"ARC-Easy"` or `"ARC-Challenge"`.
+        source: a folder with ARC-Easy_<split>.jsonl and ARC-Challenge_<split>.jsonl, a file, or a Hub id.
+        split: `"train"`, `"validation"` or `"test"`.
+        limit: use only the first so many questions, after shuffling.
+
+    Raises:
+        UserError: see `load_rows`.
     """
 
     def __init__(

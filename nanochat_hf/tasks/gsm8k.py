@@ -1,22 +1,32 @@
-"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168): school word problems whose solutions mark what to calculate.
+"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168): school word problems whose solutions mark each calculation.
 
     Natalia sold 48/2 = <<48/2=24>>24 clips in May. ... #### 72
 
-Each mark becomes a call of the calculator and its result, so that a model learns to leave arithmetic to the tool.
+Each mark becomes a call of the calculator and its output, so that the model learns to leave arithmetic to the tool.
 """
 
 import os
 import re
 from typing import Any
 
-from nanochat_hf.tasks.common import Task, final_number, load_rows, message_text
+from nanochat_hf.tasks.base import Task, final_number, message_text
+from nanochat_hf.tasks.reading import load_rows
 from nanochat_hf.tools.calculator import calculate
 
 CALCULATOR_MARK = re.compile(r"<<([^<>]+)>>")
 
 
 class GSM8K(Task):
-    """Args: `source` a folder with train.jsonl and test.jsonl, a file, or a Hub id; `split` train or test."""
+    """Word problems with a number as the answer.
+
+    Args:
+        source: a folder with train.jsonl and test.jsonl, a file, or a Hub id.
+        split: `"train"` or `"test"`.
+        limit: use only the first so many problems, after shuffling.
+
+    Raises:
+        UserError: see `load_rows`.
+    """
 
     name = "gsm8k"
 
@@ -31,18 +41,21 @@ class GSM8K(Task):
 
 
 def word_problem(question: str, solution: str) -> dict[str, Any]:
-    """Builds the example for a question and a solution with calculator marks."""
+    """Makes an example of a question and a solution with calculator marks; `answer` is the number after `####`."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": solution_parts(solution)}]
     return {"messages": messages, "answer": final_number(solution)}
 
 
 def solution_parts(solution: str) -> list[dict[str, str]]:
-    """Splits a solution at its `<<expression=result>>` marks into parts text, python and python_output.
+    """Splits a solution at its `<<expression=result>>` marks into parts of type text, python and python_output.
 
     The output is what our calculator returns, not what the mark says: training must show what inference will show. A
-    mark that the calculator refuses is left out, for such a call would teach the model to wait for nothing.
+    mark that the calculator refuses is left out, because inference would never answer such a call.
+
+    Returns:
+        The content of the assistant's message: a list of `{"type": ..., "text": ...}`.
     """
-    parts = []
+    parts: list[dict[str, str]] = []
     pieces = CALCULATOR_MARK.split(solution)  # text, mark, text, mark, ..., text
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
@@ -58,6 +71,6 @@ def solution_parts(solution: str) -> list[dict[str, str]]:
 
 
 def score_final_number(example: dict[str, Any], completion: str) -> float:
-    """1.0 where the number after the first `#### ` is the reference's, as in the official evaluation."""
+    """Returns 1.0 where the number after the first `#### ` equals the reference's, as in the official evaluation."""
     reference = final_number(message_text(example["messages"][-1]))
     return float(reference is not None and final_number(completion) == reference)

@@ -4,13 +4,23 @@ import os
 import re
 from typing import Any
 
-from nanochat_hf.tasks.common import Task, load_rows
+from nanochat_hf.tasks.base import Task
+from nanochat_hf.tasks.reading import load_rows
 
 CODE_BLOCK = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
 
 
 class HumanEval(Task):
-    """Args: `source` a folder with HumanEval.jsonl, a file, or a Hub id. There is only a test split."""
+    """Functions to complete; scored by running their tests in the sandbox.
+
+    Args:
+        source: a folder with HumanEval.jsonl, a file, or a Hub id.
+        split: `"test"`; there is no other one on the Hub, and a folder's file is read for any split.
+        limit: use only the first so many functions, after shuffling.
+
+    Raises:
+        UserError: see `load_rows`.
+    """
 
     name = "humaneval"
     runs_code = True
@@ -28,7 +38,10 @@ class HumanEval(Task):
 
 
 def humaneval_example(row: dict[str, str]) -> dict[str, Any]:
-    """The user gives the stub, the assistant answers with the whole function."""
+    """Makes an example of a row in HumanEval's format: prompt, canonical_solution, entry_point and test.
+
+    The user's message is the stub (signature and docstring); the assistant answers with the whole function.
+    """
     messages = [
         {"role": "user", "content": row["prompt"]},
         {"role": "assistant", "content": row["prompt"] + row["canonical_solution"]},
@@ -37,7 +50,7 @@ def humaneval_example(row: dict[str, str]) -> dict[str, Any]:
 
 
 def score_program(example: dict[str, Any], completion: str) -> float:
-    """Runs the completion with the example's tests in the sandbox; 1.0 where they pass."""
+    """Runs the completion with the example's tests in the sandbox. Returns 1.0 where they pass, else 0.0."""
     from nanochat_hf.tools.sandbox import run_program
 
     stub = example["messages"][-2]["content"]
@@ -52,7 +65,7 @@ def code_of(completion: str) -> str:
 
 
 def leading_imports(stub: str) -> str:
-    """Returns the import lines a stub opens with: an answer often repeats the function, but not its imports."""
+    """Returns the import lines at the beginning of a stub. Answers often repeat the function but not its imports."""
     imports = []
     for line in map(str.strip, stub.splitlines()):
         if line.startswith(("import ", "from ")):

@@ -1,22 +1,33 @@
-"""The tasks of the microworld: made on the fly, the same item for the same split and index, on every machine."""
+"""The tasks of the microworld. Examples are generated; the same split and index give the same one on every machine."""
 
 import random
 from typing import Any
 
-from nanochat_hf.data.microworld import conversations, exam, lessons, problems
+from nanochat_hf.data.microworld import conversations, exam, letters, problems, programs
 from nanochat_hf.data.microworld.world import SPLITS
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.common import LETTERS, ChoiceTask, Task, choice_example
+from nanochat_hf.tasks.base import LETTERS, ChoiceTask, Task, choice_example
 from nanochat_hf.tasks.gsm8k import score_final_number, word_problem
 from nanochat_hf.tasks.humaneval import humaneval_example, score_program
 
-SIZES = {"train": 20_000, "validation": 500, "test": 500}  # examples of a task without a limit
+SIZES = {"train": 20_000, "validation": 500, "test": 500}  # examples where no limit is given
 
 
 class MicroworldTask(Task):
-    """Args: `split` train, validation or test; `limit` the number of examples."""
+    """A task whose examples are drawn from the microworld.
 
-    def __init__(self, split: str = "test", limit: int | None = None):
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+        limit: the number of examples; default 20,000 for training, else 500.
+        source: must be None; the data is built in.
+
+    Raises:
+        UserError: there is no such split, or a source is given.
+    """
+
+    def __init__(self, split: str = "test", limit: int | None = None, source: str | None = None):
+        if source is not None:
+            raise UserError(f"the task '{self.name}' is built in and takes no source; leave ={source} out")
         if split not in SPLITS:
             raise UserError(f"the microworld has the splits {', '.join(SPLITS)}, not '{split}'")
         self.split = split
@@ -26,12 +37,15 @@ class MicroworldTask(Task):
         return self.draw(random.Random(f"{self.name}/{self.split}/{row}"))
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        """Makes an example of the task's split."""
+        """Draws an example of the task's split."""
         raise NotImplementedError
 
 
 class MicroworldChat(MicroworldTask):
-    """Greetings, questions about the world, follow-ups, system prompts. Right is an answer with all it must say."""
+    """Greetings, questions about the world, follow-ups and system prompts.
+
+    An answer is right if it contains every text in `example["must"]`, or is exactly that where `example["exact"]`.
+    """
 
     name = "microworld-chat"
 
@@ -46,7 +60,7 @@ class MicroworldChat(MicroworldTask):
 
 
 class MicroworldIdentity(MicroworldChat):
-    """The assistant's name, its maker and what it is."""
+    """Questions about the assistant's name, its maker and what it is."""
 
     name = "microworld-identity"
 
@@ -55,7 +69,7 @@ class MicroworldIdentity(MicroworldChat):
 
 
 class MicroworldExam(MicroworldTask, ChoiceTask):
-    """Multiple choice: facts, rules, and short passages."""
+    """Multiple-choice questions about facts, rules and short passages."""
 
     name = "microworld-exam"
 
@@ -66,7 +80,7 @@ class MicroworldExam(MicroworldTask, ChoiceTask):
 
 
 class MicroworldProblems(MicroworldTask):
-    """Word problems, to be solved with the calculator."""
+    """Word problems that are solved with the calculator."""
 
     name = "microworld-problems"
 
@@ -78,14 +92,14 @@ class MicroworldProblems(MicroworldTask):
 
 
 class MicroworldSpelling(MicroworldTask):
-    """Half spelling, half counting letters."""
+    """Spelling a word or counting a letter in it, each in half of the examples."""
 
     name = "microworld-spelling"
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
         if rng.random() < 0.5:
-            return word_problem(*lessons.counting(rng, self.split))
-        question, answer = lessons.spelling(rng, self.split)
+            return word_problem(*letters.counting(rng, self.split))
+        question, answer = letters.spelling(rng, self.split)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return {"messages": messages, "answer": answer}
 
@@ -96,29 +110,13 @@ class MicroworldSpelling(MicroworldTask):
 
 
 class MicroworldCode(MicroworldTask):
-    """Functions of two steps, run with their tests in the sandbox."""
+    """Functions of two steps to write; scored by running their tests in the sandbox."""
 
     name = "microworld-code"
     runs_code = True
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        return humaneval_example(lessons.function(rng, self.split))
+        return humaneval_example(programs.function(rng, self.split))
 
     def score(self, example: dict[str, Any], completion: str) -> float:
         return score_program(example, completion)
-
-
-def make(kind: str, split: str = "test", limit: int | None = None) -> MicroworldTask:
-    """Makes the task `microworld-<kind>`."""
-    tasks = (
-        MicroworldChat,
-        MicroworldIdentity,
-        MicroworldExam,
-        MicroworldProblems,
-        MicroworldSpelling,
-        MicroworldCode,
-    )
-    for task in tasks:
-        if task.name == f"microworld-{kind}":
-            return task(split, limit)
-    raise UserError(f"the microworld has no task '{kind}'; it has {', '.join(task.name for task in tasks)}")

@@ -1,12 +1,12 @@
-"""Several conversation tasks shuffled into one training set."""
+"""Several tasks shuffled into one training set: tasks and repeats in, a sequence of conversations out."""
 
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 
-class Conversations(Protocol):
-    """What can be mixed: any sequence of conversations, such as the classes of `nanochat_hf.tasks`."""
+class Examples(Protocol):
+    """What can be mixed: any sequence of conversations, such as a `nanochat_hf.tasks.base.Task`."""
 
     def __len__(self) -> int: ...
 
@@ -14,17 +14,20 @@ class Conversations(Protocol):
 
 
 class TaskMixture:
-    """The examples of several tasks, in an order that depends on nothing but the tasks' sizes and the seed.
+    """The examples of several tasks in one shuffled order, which depends only on the tasks' sizes and the seed.
 
     Args:
-        tasks: tasks, or pairs of a task and how many times each of its examples is used in an epoch.
-        seed: of the shuffle; 42 gives upstream's order.
-        max_per_task: use only this many examples of each task (before repeating).
+        tasks: tasks, or pairs (task, how many times each of its examples is used per epoch).
+        seed: seed of the shuffle; 42 gives upstream's order.
+        max_per_task: use only the first so many examples of each task, before repeating.
+
+    Raises:
+        ValueError: a task's number of repeats is below 1.
     """
 
     def __init__(
         self,
-        tasks: Sequence[Conversations | tuple[Conversations, int]],
+        tasks: Sequence[Examples | tuple[Examples, int]],
         seed: int = 42,
         max_per_task: int | None = None,
     ):
@@ -49,14 +52,14 @@ class TaskMixture:
         return (self[position] for position in range(len(self)))
 
     def split(self, fraction: float, minimum: int = 1) -> tuple["TaskMixture", "TaskMixture"]:
-        """Holds examples of every task out, each with all its repeats, so that the two parts share none.
+        """Splits off held-out examples of each task, with all their repeats, so that the two parts share none.
 
         Args:
-            fraction: of the examples of each task that go to the second part.
-            minimum: at least so many of each task that has more than that.
+            fraction: share of each task's examples that is held out.
+            minimum: hold out at least so many per task, but never all of a task.
 
         Returns:
-            Training and held-out mixture; the held-out one has each example once.
+            The training and the held-out mixture; the held-out one has each example once.
         """
         examples = sorted(set(self.index))
         random.Random(0).shuffle(examples)

@@ -3,16 +3,28 @@
 import os
 from typing import Any
 
-from nanochat_hf.tasks.common import LETTERS, ChoiceTask, choice_example, load_rows
+from nanochat_hf.tasks.base import LETTERS, ChoiceTask, choice_example
+from nanochat_hf.tasks.reading import load_rows
 
 
 class MMLU(ChoiceTask):
-    """Args: `source` a folder with mmlu_<split>.jsonl, a file, or a Hub id; `split` auxiliary_train, dev, validation
-    or test (MMLU has no training split of its own: auxiliary_train is made of other exams)."""
+    """Multiple-choice questions; each example also has its `subject`.
+
+    Args:
+        source: a folder with mmlu_<split>.jsonl, a file, or a Hub id.
+        split: `"auxiliary_train"`, `"dev"`, `"validation"` or `"test"`. MMLU has no training split of its own:
+            `"train"` means auxiliary_train, which is made of other exams.
+        limit: use only the first so many questions, after shuffling.
+
+    Raises:
+        UserError: see `load_rows`.
+    """
 
     name = "mmlu"
 
     def __init__(self, source: str | os.PathLike = "cais/mmlu", split: str = "test", limit: int | None = None):
+        if split == "train":
+            split = "auxiliary_train"
         super().__init__(load_rows(source, f"mmlu_{split}.jsonl", subset="all", split=split), limit)
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,22 @@ import os
 from typing import Any
 
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.common import Task, load_rows
-from nanochat_hf.tasks.custom_json import conversation_fault
+from nanochat_hf.tasks.base import Task
+from nanochat_hf.tasks.conversation_files import conversation_error
+from nanochat_hf.tasks.reading import load_rows
 
 
 class SmolTalk(Task):
-    """Args: `source` a folder with <split>*.jsonl or <split>*.parquet, a file, or a Hub id; `split` train or test."""
+    """General conversations for training.
+
+    Args:
+        source: a folder with <split>*.jsonl or <split>*.parquet, a file, or a Hub id.
+        split: `"train"` or `"test"`.
+        limit: use only the first so many conversations, after shuffling.
+
+    Raises:
+        UserError: see `load_rows`; also where a row is not a conversation, when that row is read.
+    """
 
     name = "smoltalk"
 
@@ -19,9 +29,9 @@ class SmolTalk(Task):
         super().__init__(load_rows(source, f"{split}*.jsonl", split=split), limit)
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
-        fault = conversation_fault(row.get("messages"))
-        if fault:
-            raise UserError(f"a SmolTalk row {fault}: {str(row)[:200]}")
+        error = conversation_error(row.get("messages"))
+        if error:
+            raise UserError(f"a SmolTalk row is not a conversation ({error}): {str(row)[:200]}")
         return {"messages": row["messages"]}
 
     def score(self, example: dict[str, Any], completion: str) -> float:

@@ -1,8 +1,8 @@
-"""Spelling words and counting their letters: what a model that reads tokens must learn about what is inside them.
+"""Spelling words and counting their letters: a model that reads tokens must learn which letters they stand for.
 
 `SimpleSpelling` asks for the letters of a word. `SpellingBee` asks how often a letter is in a word; the answer spells
-the word, keeps a count, and checks it with the calculator. A word belongs to one split for good, by a hash of its
-letters, so no test word was ever seen in training.
+the word, keeps a count, and checks it with the calculator. A hash of a word's letters decides its split, so that no
+test word is seen in training.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.common import Task
+from nanochat_hf.tasks.base import Task
 from nanochat_hf.tasks.gsm8k import score_final_number, solution_parts
 
 TEST_SHARE = 20  # one word in twenty is a test word
@@ -31,7 +31,16 @@ ASK_COUNT = (
 
 
 class SimpleSpelling(Task):
-    """The letters of a word. Args: `source` a text file with one word a line; `split` train or test."""
+    """Asks for the letters of a word.
+
+    Args:
+        source: a text file with one word per line, or a folder with one such file.
+        split: `"train"` or `"test"`.
+        limit: use only the first so many words, after shuffling.
+
+    Raises:
+        UserError: there is no word list, or no such split.
+    """
 
     name = "spelling"
 
@@ -46,7 +55,7 @@ class SimpleSpelling(Task):
 
 
 class SpellingBee(Task):
-    """How often a letter is in a word. Args: as `SimpleSpelling`."""
+    """Asks how often a letter is in a word. Arguments and errors: as `SimpleSpelling`."""
 
     name = "spelling-bee"
 
@@ -61,12 +70,16 @@ class SpellingBee(Task):
 
 
 def split_of_word(word: str) -> str:
-    """Returns "train" or "test": a property of the word alone, whatever list it stands in."""
+    """Returns `"train"` or `"test"`. It depends on the word alone, not on the list that it comes from."""
     return "test" if zlib.crc32(word.lower().encode()) % TEST_SHARE == 0 else "train"
 
 
 def words_of_split(words: list[str], split: str) -> list[str]:
-    """Returns the words of a split in an order that does not follow the alphabet."""
+    """Returns the distinct words of a split, shuffled with a fixed seed.
+
+    Raises:
+        UserError: the split is neither `"train"` nor `"test"`.
+    """
     if split not in ("train", "test"):
         raise UserError(f"spelling has the splits train and test, not '{split}'")
     chosen = sorted({word for word in words if split_of_word(word) == split})
@@ -75,31 +88,40 @@ def words_of_split(words: list[str], split: str) -> list[str]:
 
 
 def read_words(source: str | os.PathLike | None) -> list[str]:
-    """Reads a word list, one word a line; from a folder, its only .txt file."""
+    """Reads a word list: one word per line, lower-cased; words with other characters than a to z are left out.
+
+    Args:
+        source: a text file, or a folder with exactly one .txt file.
+
+    Raises:
+        UserError: no source is given, or it cannot be read.
+    """
     if source is None:
-        raise UserError("the spelling tasks need a word list: spelling=PATH and spelling-bee=PATH, one word a line")
+        raise UserError("the spelling tasks need a word list: spelling=PATH and spelling-bee=PATH, one word per line")
     path = Path(source)
     if path.is_dir():
         files = sorted(path.glob("*.txt"))
         if len(files) != 1:
-            raise UserError(f"{path} must hold one .txt file with one word a line, and holds {len(files)}")
+            raise UserError(f"{path} must hold one .txt file with one word per line, and holds {len(files)}")
         path = files[0]
     try:
         words = [line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        raise UserError(f"cannot read the word list {path} ({error.strerror}); give a file, one word a line") from None
+        raise UserError(
+            f"cannot read the word list {path} ({error.strerror}); give a file, one word per line"
+        ) from None
     return [word for word in words if word.isalpha() and word.isascii()]
 
 
 def spelling_example(word: str, rng: random.Random) -> dict[str, Any]:
-    """The answer is `word:l,e,t,t,e,r,s`, where every letter is a token of its own in any vocabulary."""
+    """Makes an example with the answer `word:l,e,t,t,e,r,s`: the commas make each letter a token in any vocabulary."""
     answer = f"{word}:{','.join(word)}"
     messages = [{"role": "user", "content": rng.choice(ASK_SPELL).format(word=word)}]
     return {"messages": [*messages, {"role": "assistant", "content": answer}], "answer": answer}
 
 
 def counting_example(word: str, rng: random.Random) -> dict[str, Any]:
-    """Mostly asks for a letter that the word has, sometimes for any letter, so that zero is an answer too."""
+    """Makes an example that asks for a letter of the word; in one of ten for any letter, so that 0 can be right."""
     letter = rng.choice(word) if rng.random() < 0.9 else rng.choice(string.ascii_lowercase)
     quoted_letter = letter if rng.random() < 0.5 else f"'{letter}'"
     quoted_word = word if rng.random() < 0.5 else f"'{word}'"
@@ -117,5 +139,5 @@ def counting_example(word: str, rng: random.Random) -> dict[str, Any]:
 
 
 def score_spelling(example: dict[str, Any], completion: str) -> float:
-    """1.0 for the word and its letters, blanks aside."""
+    """Returns 1.0 for the word and its letters; blanks are ignored."""
     return float(completion.replace(" ", "").strip() == example["answer"])

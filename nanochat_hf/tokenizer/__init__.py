@@ -1,16 +1,19 @@
-"""Byte-pair encoding from training to chat: one vocabulary file, `tokenizer.json`, from which all else is built."""
+"""The byte-pair tokenizer, from training to chat.
 
-from .corpus_encoder import CorpusEncoder, read_documents
+- `training`: learns a vocabulary from texts.
+- `fast_tokenizer`: wraps a vocabulary as a `PreTrainedTokenizerFast`, and reads bytes and merges back.
+- `template`: the chat template; conversations as token ids.
+- `corpus_encoder`: encodes many documents at once.
+- `tiktoken`: converts to tiktoken and back.
+
+`tokenizer.json` is the one vocabulary file; everything else is derived from it.
+"""
+
+from .corpus_encoder import CorpusEncoder
+from .fast_tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, mergeable_ranks, token_byte_lengths
 from .template import CHAT_TEMPLATE, render_conversation, render_prompt
-from .tiktoken import read_tiktoken, to_tiktoken, write_tiktoken
-from .vocabulary import (
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    from_mergeable_ranks,
-    mergeable_ranks,
-    token_byte_lengths,
-    train,
-)
+from .tiktoken import from_mergeable_ranks, read_tiktoken, to_tiktoken, write_tiktoken
+from .training import train
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -19,7 +22,6 @@ __all__ = [
     "CorpusEncoder",
     "from_mergeable_ranks",
     "mergeable_ranks",
-    "read_documents",
     "read_tiktoken",
     "render_conversation",
     "render_prompt",

@@ -1,4 +1,4 @@
-"""Conversations as tokens: the chat template of every checkpoint, and what of it is trained."""
+"""Conversations as token ids: the chat template of every checkpoint, and the mask of the tokens that are trained."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").removesuffix("\n")
 
-# Lets `tokenizer.parse_response` read what the model wrote back into a message.
+# With this `tokenizer.parse_response` turns what the model wrote back into a message.
 RESPONSE_TEMPLATE: dict[str, Any] = {
     "version": 1,
     "defaults": {"role": "assistant"},
@@ -32,9 +32,19 @@ RESPONSE_TEMPLATE: dict[str, Any] = {
 def render_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], max_length: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """Returns a conversation's ids and, for each, 1 where the assistant is trained to say it.
+    """Renders a whole conversation with the chat template.
 
-    Longer conversations are cut on the right here, so that whatever packs rows of `max_length` finds that all fit.
+    Args:
+        tokenizer: a tokenizer with our chat template.
+        messages: the conversation, in the form that transformers' chat templates take.
+        max_length: drop the tokens after this many; default: keep all. Rows are packed from whole conversations, so
+            this is the place to shorten one.
+
+    Returns:
+        The token ids, and a mask of the same length: 1 where the assistant's token is trained, else 0.
+
+    Raises:
+        jinja2.TemplateError: the messages are not a conversation; the message says why.
     """
     rendered = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -44,13 +54,19 @@ def render_conversation(
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
-    """Returns the ids of a conversation that waits for the assistant: they end with its start token.
+    """Renders a conversation that waits for the assistant's answer.
 
-    After a tool's result they end with that: the assistant's turn has begun already, and goes on.
+    Args:
+        tokenizer: a tokenizer with our chat template.
+        messages: the conversation; the last message is the user's or a tool's.
+
+    Returns:
+        The token ids. They end with the assistant's start token; after a tool's result they end with that result,
+        because the assistant's turn goes on.
 
     Raises:
-        ValueError: there is no message, or the last one is the assistant's. Upstream drops such an answer without a
-            word; here whoever wants the question alone says so.
+        ValueError: there is no message, or the last one is the assistant's. Upstream drops such an answer silently;
+            here the caller has to leave it out.
     """
     if not messages:
         raise ValueError("the conversation is empty: there is nothing to answer")

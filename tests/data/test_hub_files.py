@@ -1,4 +1,4 @@
-"""Data sets of the Hub, served by a small server on this machine that misbehaves as told."""
+"""Data sets of the Hub, from a small local server that fails as a test tells it to."""
 
 import hashlib
 import json

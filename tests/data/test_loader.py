@@ -29,13 +29,13 @@ def open_loader(data, rank=0, world_size=1, accumulate=1, **options):
 
 
 def step_rows(loaders, accumulate=1) -> np.ndarray:
-    """The rows of one optimizer step, whoever has them, in a lasting order."""
+    """The rows of one optimizer step from all processes, in a fixed order."""
     rows = [next(loader)["input_ids"].numpy() for loader in loaders for _ in range(accumulate)]
     return np.array(sorted(np.concatenate(rows).tolist()))
 
 
 def saved_and_loaded(state):
-    """Through a file, as a checkpoint takes it; `weights_only` refuses whatever is not plain data."""
+    """Saves and loads the state as a checkpoint does; `weights_only` refuses everything but plain data."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -60,7 +60,7 @@ def test_a_batch_is_rows_split_into_inputs_and_next_tokens(data):
 
 
 def test_one_process_serves_the_rows_of_upstreams_packing(data):
-    """By tokenizing the same documents at once; groups are multiples of nothing, so refills are cut at their ends."""
+    """Compared with all documents tokenized at once. Group sizes fit no refill, so refills end where groups end."""
     loader = open_loader(data, buffer_documents=1)
     packed = pack_best_fit(_encode(open_documents(data)), 49, buffer_documents=1, refill_documents=32)
     expected = [next(packed) for _ in range(ROWS * 5)]

@@ -5,11 +5,21 @@ import re
 
 import pytest
 
-from nanochat_hf.data.microworld import LESSONS, conversations, documents, exam, lessons, problems, prose, school
-from nanochat_hf.data.microworld.world import SPLITS, person, relations, rules, split_of, word
+from nanochat_hf.data.microworld import (
+    CURRICULUM,
+    choice_practice,
+    conversations,
+    documents,
+    exam,
+    letters,
+    problems,
+    programs,
+    prose,
+)
+from nanochat_hf.data.microworld.world import SPLITS, made_up_word, person, relations, rules, split_of
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import load
-from nanochat_hf.tasks.common import choice_example, message_text
+from nanochat_hf.tasks.base import choice_example, message_text
 
 KINDS = ("chat", "identity", "exam", "problems", "spelling", "code")
 
@@ -27,8 +37,8 @@ def test_documents_are_the_same_for_the_same_arguments():
     assert len(set(first)) > 45
 
 
-def test_training_begins_with_lessons_in_finding_a_letter():
-    (lists, _), (pages, _) = LESSONS
+def test_training_begins_with_practice_in_finding_a_letter():
+    (lists, _), (pages, _) = CURRICULUM
     first = list(documents("train", limit=lists + pages + 500))
     assert all(text.startswith("- ") for text in first[:lists])
     asking = [text.startswith(("Which choice says", "Multiple Choice question: Which")) for text in first[lists:]]
@@ -43,7 +53,7 @@ def read_key(text):
 
 
 def test_a_list_is_asked_for_its_own_letters():
-    for text in draws(school.key_list, "train", 200):
+    for text in draws(choice_practice.lookup_list, "train", 200):
         choices, answers = text.split("\n\n")
         key = read_key(choices)
         said = re.findall(r"^- (.*)=([A-P])$", answers, flags=re.M)
@@ -53,7 +63,7 @@ def test_a_list_is_asked_for_its_own_letters():
 
 def test_a_page_ends_with_the_letter_of_its_word_and_marks_are_true():
     marks = set()
-    for text in draws(school.marked_page, "train", 300):
+    for text in draws(choice_practice.marked_page, "train", 300):
         key, letter = read_key(text), text.split("\n")[-1]
         (choice,) = re.findall(r"Which choice says (.*)\?", text)
         assert key[choice] == letter
@@ -68,9 +78,11 @@ def test_a_quiz_has_the_right_letter_for_every_question():
     for _ in range(40):
         for topic in draws(exam.topic, "train", 50):
             answers.update(topic.asked)
-    for text in draws(school.quiz, "train", 400):
+    for text in draws(choice_practice.quiz, "train", 400):
         key = read_key(text)
-        lines = [line for line in text.split("\n") if line and not line.startswith("- ") and line != school.RESPOND]
+        lines = [
+            line for line in text.split("\n") if line and not line.startswith("- ") and line != choice_practice.RESPOND
+        ]
         questions = [line.removeprefix("Multiple Choice question: ") for line in lines[::2]]
         assert 1 <= len(questions) == len(lines[1::2]) <= 4
         known = [
@@ -82,7 +94,7 @@ def test_a_quiz_has_the_right_letter_for_every_question():
 
 
 def test_pages_that_look_like_exams_have_the_words_of_exams():
-    pages = [text for text in draws(school.quiz, "train", 100) if text.startswith("Multiple Choice")]
+    pages = [text for text in draws(choice_practice.quiz, "train", 100) if text.startswith("Multiple Choice")]
     assert len(pages) > 10
     for text in pages:
         question = text.split("\n")[0].removeprefix("Multiple Choice question: ")
@@ -106,12 +118,12 @@ def test_keys_fall_into_one_split_in_the_promised_shares():
     "make",
     [
         lambda rng, split: person(rng, split).key(),
-        word,
+        made_up_word,
         lambda rng, split: problems.problem(rng, split)[0],
         lambda rng, split: exam.question(rng, split).text,
-        lambda rng, split: lessons.spelling(rng, split)[1],
-        lambda rng, split: lessons.counting(rng, split)[1],
-        lambda rng, split: lessons.function(rng, split)["prompt"],
+        lambda rng, split: letters.spelling(rng, split)[1],
+        lambda rng, split: letters.counting(rng, split)[1],
+        lambda rng, split: programs.function(rng, split)["prompt"],
         lambda rng, split: conversations.identity(rng, split)["messages"][0]["content"],
     ],
     ids=["people", "words", "problems", "exam", "spelling", "counting", "code", "identity"],
@@ -123,7 +135,7 @@ def test_no_two_splits_share_a_combination(make):
 
 
 def test_questions_for_facts_belong_to_one_split():
-    """The strictest promise: a fact that the test asks for is never asked for in training, in any wording."""
+    """A fact that the test split asks for is never asked for in training, in any wording."""
 
     def asked(split):
         texts = [question.text for question in draws(exam.question, split, 1500) if question.subject == "fact"]

@@ -1,4 +1,4 @@
-"""Packing against a plain reference of upstream's rule, and what each way of packing promises."""
+"""Packing compared with a plain reference of upstream's rule, and the guarantees of each packing."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Who reads which document, from what kinds of files, and what is said when something is wrong."""
+"""Which process reads which document, the file formats, and the error messages."""
 
 import gzip
 import json

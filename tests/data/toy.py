@@ -1,4 +1,4 @@
-"""A tokenizer with the encoder's interface and nothing to train: one token a byte, after a start token."""
+"""A tokenizer with the encoder's interface and nothing to train: one token per byte, after a start token."""
 
 import gzip
 import json

@@ -1,18 +1,18 @@
-"""Tasks: what they read, how they show it to a model, and how they score."""
+"""Tasks: the rows they read, the conversations they make, and how they score."""
 
 import json
 
 import pytest
 
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks import NAMES, load
-from nanochat_hf.tasks.common import choice_example, final_number, message_text
+from nanochat_hf.tasks import TASKS, load
+from nanochat_hf.tasks.base import choice_example, final_number, message_text
 from nanochat_hf.tasks.gsm8k import solution_parts, word_problem
 from nanochat_hf.tasks.humaneval import code_of, leading_imports
 from nanochat_hf.tasks.spelling import split_of_word
 from nanochat_hf.tools.calculator import calculate
 
-MICROWORLD = [name for name in NAMES if name.startswith("microworld-")]
+MICROWORLD = [name for name in TASKS if name.startswith("microworld-")]
 
 
 def write_lines(path, rows):
@@ -140,6 +140,8 @@ def test_conversations_name_the_broken_line(tmp_path):
         ("spelling", "need a word list"),
         ("microworld-exam/dev", "train, validation, test"),
         ("conversations=/no/such.jsonl", "there are no conversations"),
+        ("conversations", "needs a file: conversations=PATH.jsonl"),
+        ("microworld-exam=my_world", "is built in and takes no source; leave =my_world out"),
     ],
 )
 def test_mistakes_are_said_in_one_sentence(spec, says):

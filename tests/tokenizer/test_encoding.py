@@ -1,4 +1,4 @@
-"""The corpus encoder against the tokenizer people hold and against tiktoken."""
+"""The corpus encoder compared with the `PreTrainedTokenizerFast` and with tiktoken."""
 
 import random
 
@@ -18,7 +18,7 @@ from nanochat_hf.tokenizer import (
     token_byte_lengths,
     write_tiktoken,
 )
-from nanochat_hf.tokenizer.vocabulary import merges_and_pattern
+from nanochat_hf.tokenizer.fast_tokenizer import merges_and_pattern
 
 TEXTS = [
     "",
@@ -67,7 +67,7 @@ def test_ids_under_the_patterns_of_other_models(tokenizer, texts, pattern):
 
 
 def test_more_words_than_any_cache_holds(tokenizer):
-    """Words of one token, of few and of many, seen once or again; the second time is like the first."""
+    """Words of one, few and many tokens. The second time they come from the cache, with the same ids."""
     letters = np.random.default_rng(6).integers(97, 123, 8 * 300_000, dtype=np.uint8).tobytes().decode()
     words = [letters[start : start + 3 + start % 6] for start in range(0, len(letters), 8)]
     words += ["-" * length for length in range(1, 300)] * 2 + ["x" * 20, "y" * 140, "z" * 2000] * 2
@@ -129,7 +129,7 @@ def test_half_a_surrogate_pair_becomes_one_replacement_character_as_in_tiktoken(
 
 
 def test_streams_never_show_half_a_character(tokenizer):
-    """Neither tokenizers' own stream nor transformers' streamer, on text whose characters are several tokens each."""
+    """For tokenizers' stream and transformers' streamer, on text whose characters are several tokens each."""
     text = "größe ✨ 😀👩‍👩‍👧‍👦 日本語 한국어 नमस्ते 🇰🇷 e\u0301 end"
     ids = tokenizer(text)["input_ids"]
     assert len(ids) > len(text)

@@ -1,16 +1,16 @@
-"""Training and encoding straight from files; long documents cut at seams; adversarial text."""
+"""Training from files; long documents cut into parts; adversarial text."""
 
 import json
 import random
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nanochat_hf import _rustbpe
+from nanochat_hf.data.files import read_documents
 from nanochat_hf.settings import UserError
-from nanochat_hf.tokenizer import CorpusEncoder, mergeable_ranks, read_documents, token_byte_lengths, train
+from nanochat_hf.tokenizer import CorpusEncoder, mergeable_ranks, token_byte_lengths, train
 
 
 @pytest.fixture
@@ -32,37 +32,13 @@ def test_files_train_like_their_texts(folder):
     assert mergeable_ranks(from_files) == mergeable_ranks(train(documents, 700))
 
 
-def test_files_encode_like_their_texts(folder, tokenizer):
-    encoder = CorpusEncoder(tokenizer, 2)
-    ids, offsets = encoder.encode_files(folder)
-    expected_ids, expected_offsets = encoder.encode_batch(list(read_documents(folder)))
-    assert ids.dtype == np.int32 and offsets.dtype == np.int64
-    assert np.array_equal(ids, expected_ids) and np.array_equal(offsets, expected_offsets)
-    one_file, _ = encoder.encode_files(folder / "b.jsonl", "text", progress=True)
-    assert 0 < len(one_file) < len(ids)
-
-
-def test_a_slice_of_a_column_and_broken_utf8_are_encoded(tokenizer):
-    encoder = CorpusEncoder(tokenizer, 2)
-    column = pa.array(["zero", "one", "日本語", ""], pa.large_string())
-    ids, offsets = encoder.encode_column(column[1:])
-    expected = encoder.encode_batch(["one", "日本語", ""])
-    assert np.array_equal(ids, expected[0]) and np.array_equal(offsets, expected[1])
-    broken = pa.array([b"caf\xc3 \xff ok"], pa.large_binary())
-    assert np.array_equal(encoder.encode_column(broken)[0], encoder.encode_batch(["caf\ufffd \ufffd ok"])[0])
-    assert encoder.encode_column(pa.array([], pa.large_string()))[1].tolist() == [0]
-
-
-def test_bad_files_are_named(folder, tokenizer, tmp_path):
-    encoder = CorpusEncoder(tokenizer)
+def test_bad_files_are_named(folder, tmp_path):
     (tmp_path / "nothing").mkdir()
     for path, column, message in [
         (tmp_path / "absent.parquet", None, "absent.parquet does not exist"),
         (tmp_path / "nothing", None, "nothing holds no"),
         (folder / "a.parquet", "body", "no text column 'body'"),
     ]:
-        with pytest.raises(UserError, match=message):
-            encoder.encode_files(path, column)
         with pytest.raises(UserError, match=message):
             list(read_documents(path, column))
 
@@ -91,7 +67,7 @@ def test_a_long_document_is_cut_where_the_splitter_would_cut(tokenizer):
 
 
 def test_a_long_document_trains_like_its_words(texts):
-    """Counted in parts on several threads, or word for word through the general engine, which cuts nothing."""
+    """Several threads count it in parts; with another pattern the regex engine counts it whole. Same result."""
     document = random_document(random.Random(3), 300_000)
     pattern = "(?:" + _rustbpe.DEFAULT_PATTERN + ")"
     assert _rustbpe.train(iter([document]), 40, num_threads=3) == _rustbpe.train(iter([document]), 40, pattern=pattern)
@@ -112,7 +88,7 @@ def test_adversarial_text_is_linear_in_training_and_encoding(tokenizer):
 
 
 def test_a_long_piece_takes_steps_in_proportion_to_its_length(tokenizer):
-    """Steps are what the heap gives out: one for every pair of neighbours that was ever one, at most three a byte."""
+    """A step takes one pair of neighbours from the heap; there are at most three steps per byte."""
     state = random.Random(5)
     for unit in ["a", " ", "ab", "the", "abcab", "".join(state.choices("abc", k=1000))]:
         steps = []

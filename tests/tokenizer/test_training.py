@@ -1,4 +1,4 @@
-"""The splitter against the regular expression, the trainer against an independent and slow one."""
+"""The splitter compared with the regular expression, the trainer with an independent slow one."""
 
 import argparse
 import inspect
@@ -12,7 +12,7 @@ import pytest
 
 from nanochat_hf import _rustbpe
 from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, CorpusEncoder, mergeable_ranks, to_tiktoken, train
-from nanochat_hf.tokenizer.vocabulary import thread_count
+from nanochat_hf.tokenizer.threads import thread_count
 
 # Article 1 of the Universal Declaration of Human Rights.
 ARTICLES = [
@@ -57,7 +57,7 @@ def fuzzed_text(random_state: random.Random) -> str:
 
 @pytest.mark.parametrize("pattern", _rustbpe.KNOWN_PATTERNS, ids=lambda pattern: pattern[:20])
 def test_known_patterns_split_like_the_regular_expression_on_fuzzed_text(pattern):
-    """Long texts, and short ones, which end in every way there is."""
+    """Long texts, and short ones that end with every kind of character."""
     random_state = random.Random(0)
     plain = [*"aaabzZsStlLrReE'' 0917 .,-(\t\n\r", "'s", "'ll", "'VE", "\r\n", "  ", " \n", "é", "'ſ"]
     for number in range(60):
@@ -157,7 +157,7 @@ def test_the_table_splits_like_the_regular_expression_on_every_code_point():
 
 
 def slow_merges(texts: list[str], count: int) -> list[tuple[int, int]]:
-    """BPE as it is defined: recount everything, take the most frequent pair, of equals the smaller."""
+    """BPE by its definition: recount all pairs, merge the most frequent; of equals the smaller."""
     words = Counter(piece for text in texts for piece in _rustbpe.split(text))
     held = [(list(word), times) for word, times in words.items()]
     merges = []
@@ -202,7 +202,7 @@ KINDS = {
 
 @pytest.mark.parametrize(("kind", "vocab_size"), [("prose", 900), ("code", 4000), ("multilingual", 900)])
 def test_merges_are_those_of_upstreams_trainer(kind, vocab_size):
-    """Real text, down to pairs that occur a few times, where there are ties by the hundred."""
+    """Real text, down to rare pairs, of which hundreds have the same count."""
     rustbpe = pytest.importorskip("rustbpe")
     reference = rustbpe.Tokenizer()
     reference.train_from_iterator(iter(KINDS[kind]), vocab_size, pattern=SPLIT_PATTERN)

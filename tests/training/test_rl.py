@@ -9,7 +9,7 @@ from chat_toy import make_base, run_stage, weights
 
 from nanochat_hf import tasks
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.common import Task
+from nanochat_hf.tasks.base import Task
 from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainers.stage import load_model
 

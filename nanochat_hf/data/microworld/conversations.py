@@ -1,4 +1,8 @@
-"""Conversations: greetings, who the assistant is, questions about the world, follow-ups, and system prompts obeyed."""
+"""Conversations: greetings, who the assistant is, questions about the world, follow-ups, and system prompts.
+
+A conversation is `{"messages": [...], "must": [...], "exact": bool}`. A right last answer contains every text in
+`must`; where `exact` is set, it consists of nothing else.
+"""
 
 import random
 from typing import Any
@@ -8,7 +12,7 @@ from nanochat_hf.data.microworld.world import ANIMALS, JOBS, PLACES, Relation, a
 
 NAME, MAKER, KIND = "Nano", "nanochat-hf", "small chat model"
 
-# What is asked, the ways to ask it, the answer, and what an answer must contain to be right.
+# Ways to ask, the answer, and what an answer must contain to be right.
 IDENTITY = (
     (
         ("What is your name?", "How are you called?", "What should I call you?", "Your name?"),
@@ -46,7 +50,7 @@ AFTER = ("", " Please tell me.", " I want to know.", " Thank you.", " Be honest.
 GREETINGS = ("Hello", "Hi", "Good morning", "Good evening", "Hey")
 ASK_ABOUT = ("Tell me about {s}.", "What do you know about {s}?", "Describe {s}.", "I want to learn about {s}.")
 
-# A system prompt, and what it makes of a plain answer and its value.
+# System prompts, and the form of the answer that they ask for: {a} is the plain answer, {v} its value.
 STYLES = {
     "one word": (("Answer in one word.", "Use only one word."), "{v}"),
     "captain": (("Call the user captain.", "The user is a captain."), "{a} That is all, captain."),
@@ -56,15 +60,14 @@ STYLES = {
 
 
 def conversation(rng: random.Random, split: str) -> dict[str, Any]:
-    """Draws a conversation `{"messages": ..., "must": [...]}`; a right last answer contains every text in `must`, and
-    is nothing but that where `exact` is set."""
+    """Draws a conversation of any kind but `identity`."""
     kinds = (greeting, fact, about, follow_up, memory, styled)
     (talk,) = rng.choices(kinds, weights=(8, 30, 14, 16, 12, 20))
     return talk(rng, split)
 
 
 def identity(rng: random.Random, split: str) -> dict[str, Any]:
-    """Who the assistant is, asked in words that belong to one split."""
+    """Draws a question about who the assistant is; its wording belongs to one split."""
 
     def make(rng: random.Random) -> tuple[tuple, dict[str, Any]]:
         questions, answer, must = rng.choice(IDENTITY)
@@ -75,7 +78,7 @@ def identity(rng: random.Random, split: str) -> dict[str, Any]:
 
 
 def greeting(rng: random.Random, split: str) -> dict[str, Any]:
-    """A greeting with a name, answered in kind."""
+    """Draws a greeting with the user's name, and the greeting in return."""
     somebody = person(rng, split)
     hello = rng.choice(GREETINGS)
     text = rng.choice(
@@ -88,13 +91,13 @@ def greeting(rng: random.Random, split: str) -> dict[str, Any]:
 
 
 def fact(rng: random.Random, split: str) -> dict[str, Any]:
-    """One question about the world."""
+    """Draws one question about the world."""
     relation, subject = asked_fact(rng, split)
     return _example([_ask(rng, relation, subject), _answer(relation, subject)], (relation.facts[subject],))
 
 
 def about(rng: random.Random, split: str) -> dict[str, Any]:
-    """Everything about a place, an animal or a job; the subject with the way it is asked for belongs to one split."""
+    """Draws a request for everything about a place, an animal or a job; its wording belongs to one split."""
 
     def make(rng: random.Random) -> tuple[tuple, dict[str, Any]]:
         subject = rng.choice(rng.choice((PLACES, ANIMALS, JOBS)))
@@ -106,7 +109,7 @@ def about(rng: random.Random, split: str) -> dict[str, Any]:
 
 
 def follow_up(rng: random.Random, split: str) -> dict[str, Any]:
-    """The second question says only `it` or `there`: what it means is in the first turn."""
+    """Draws two questions; the second says only `it` or `there`, and the first tells what that means."""
     relation, subject = asked_fact(rng, split)
     question = rng.choice(relation.questions)
     if subject in PLACES:
@@ -119,7 +122,7 @@ def follow_up(rng: random.Random, split: str) -> dict[str, Any]:
 
 
 def memory(rng: random.Random, split: str) -> dict[str, Any]:
-    """The user tells about himself and later asks for it."""
+    """Draws a conversation in which the user introduces himself and then asks for a part of it."""
     somebody = person(rng, split)
     told = rng.choice(
         (
@@ -139,7 +142,7 @@ def memory(rng: random.Random, split: str) -> dict[str, Any]:
 
 
 def styled(rng: random.Random, split: str) -> dict[str, Any]:
-    """A fact, answered as the system prompt wants it."""
+    """Draws a question about a fact; the answer has the style that the system prompt asks for."""
     relation, subject = asked_fact(rng, split)
     style = rng.choice(tuple(STYLES))
     prompts, form = STYLES[style]

@@ -1,4 +1,4 @@
-"""The exam: multiple-choice questions about what the prose says, what follows from a rule, and what a passage says."""
+"""Multiple-choice questions: about what the prose says, what follows from a rule, and what a passage says."""
 
 import random
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from nanochat_hf.data.microworld.world import (
     PLACES,
     asked_fact,
     introduce,
+    made_up_word,
     person,
     relations,
     rules,
     split_of,
-    word,
 )
 
-# What can be asked about somebody who has been introduced, and which part of the person answers it.
+# What can be asked about a person who has been introduced, and which attribute of `Person` answers it.
 ABOUT_SOMEBODY = (
     ("What is the job of {name}?", "job"),
     ("Where does {name} live?", "place"),
@@ -32,7 +32,14 @@ PARTS = {"job": JOBS, "place": PLACES, "pet": ANIMALS, "name": PEOPLE}
 
 @dataclass(frozen=True)
 class Question:
-    """A question with four different choices, one of them right."""
+    """A question with four different choices, one of them right.
+
+    Attributes:
+        subject: the kind of question, see `topic`.
+        text: the question.
+        choices: the four choices.
+        answer: the index of the right choice.
+    """
 
     subject: str
     text: str
@@ -42,7 +49,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Topic:
-    """Questions with their answers that may share one list of choices, drawn from `values`."""
+    """Questions whose choices come from the same values, so that they can share one list of choices.
+
+    Attributes:
+        subject: the kind of question, see `topic`.
+        asked: pairs (question, right answer).
+        values: everything that can be a choice.
+    """
 
     subject: str
     asked: tuple[tuple[str, str], ...]
@@ -50,9 +63,9 @@ class Topic:
 
 
 def question(rng: random.Random, split: str) -> Question:
-    """Draws a question; the four subjects of `topic` are equally likely."""
+    """Draws a question; the four kinds of `topic` are equally likely."""
     drawn = topic(rng, split)
-    if split == "train" and rng.random() < 0.2:  # pupils practise how an exam works
+    if split == "train" and rng.random() < 0.2:  # practice in finding the letter
         drawn = pointing(rng)
     text, right = drawn.asked[0]
     choices = [right, *rng.sample([value for value in drawn.values if value != right], 3)]
@@ -61,12 +74,12 @@ def question(rng: random.Random, split: str) -> Question:
 
 
 def topic(rng: random.Random, split: str) -> Topic:
-    """Draws a topic of the exam: facts, rules about animals, facts found through people, or a passage."""
+    """Draws a topic of one of four kinds: facts, rules about animals, facts found through a person, or a passage."""
     return rng.choice((facts, creatures, trades, passages))(rng, split)
 
 
 def facts(rng: random.Random, split: str) -> Topic:
-    """Facts that the prose states, and that are asked for in this split only."""
+    """Draws questions about facts that the prose states. Each fact is asked for in one split only."""
     relation, first = asked_fact(rng, split)
     others = [subject for subject in relation.facts if split_of("fact", relation.name, subject) == split]
     subjects = dict.fromkeys([first, *rng.sample(others, len(others))])
@@ -75,15 +88,18 @@ def facts(rng: random.Random, split: str) -> Topic:
 
 
 def creatures(rng: random.Random, split: str) -> Topic:
-    """A rule about classes, asked of animals with names that nobody has heard before."""
+    """Draws questions about a rule for a class of animals, asked about animals with made-up names."""
     rule = rules()[rng.choice(("cover", "legs", "moves"))]
     kinds = rng.sample(CLASSES, len(CLASSES))
-    asked = ((f"The {word(rng, split)} is a {kind}. {rng.choice(rule.questions)}", rule.facts[kind]) for kind in kinds)
+    asked = (
+        (f"The {made_up_word(rng, split)} is a {kind}. {rng.choice(rule.questions)}", rule.facts[kind])
+        for kind in kinds
+    )
     return Topic("creature", tuple(asked), rule.values)
 
 
 def trades(rng: random.Random, split: str) -> Topic:
-    """Facts about a job, place or animal that have to be found through a person: no person is in two splits."""
+    """Draws questions in two steps: a person's job, place or pet, and a fact about it. No person is in two splits."""
     name, part, form = rng.choice(
         (
             ("tool", "job", "What does {name} work with?"),
@@ -99,7 +115,7 @@ def trades(rng: random.Random, split: str) -> Topic:
 
 
 def passages(rng: random.Random, split: str) -> Topic:
-    """Somebody is introduced, and the question asks for one thing about this person."""
+    """Draws questions that a passage answers: a person is introduced, and one attribute of the person is asked."""
     part = rng.choice(tuple(PARTS))
     forms = [form for form, says in ABOUT_SOMEBODY if says == part]
     asked = []
@@ -109,7 +125,7 @@ def passages(rng: random.Random, split: str) -> Topic:
 
 
 def pointing(rng: random.Random) -> Topic:
-    """The question names its answer, so that only the letter has to be found. Used for training, never for scores."""
+    """Draws questions that name their answer, so that only the letter has to be found. For training only."""
     values = rng.choice((*relations().values(), *rules().values())).values
     asked = tuple((f"Which choice says {value}?", value) for value in rng.sample(values, len(values)))
     return Topic("pointing", asked, values)

@@ -1,10 +1,11 @@
 """Word problems in GSM8K's format: a question, and a solution with `<<12*3=36>>` marks that ends in `#### 36`.
 
-A problem is a chain of two or three events that change a number of things. What kind of events follow each other, and
-the numbers in them, are the key: no chain with the same numbers is in two splits.
+Most problems are a chain of two or three events that change a number of things. The kind of problem, the kinds of
+events and the numbers decide the split: no chain with the same numbers is in two splits.
 """
 
 import random
+from collections.abc import Callable
 
 from nanochat_hf.data.microworld.world import ITEMS, PEOPLE, draw
 
@@ -12,9 +13,10 @@ PLACES_TO_KEEP = ("basket", "shed", "cellar", "box", "cart")
 
 
 def problem(rng: random.Random, split: str) -> tuple[str, str]:
-    """Returns question and solution of a problem of the split."""
+    """Returns a question and its solution, drawn from the split."""
 
     def make(rng: random.Random) -> tuple[tuple, tuple[str, str]]:
+        # The functions' names are part of the key: to rename one moves its problems to other splits.
         kind = rng.choice((_chain, _chain, _chain, _shop, _days, _compare))
         numbers: list[int] = []
         item = kind(rng, numbers)
@@ -24,7 +26,7 @@ def problem(rng: random.Random, split: str) -> tuple[str, str]:
 
 
 def _chain(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
-    """Somebody has some things, and two or three events change their number."""
+    """Writes a problem about things whose number changes in two or three events. Adds its numbers to `numbers`."""
     name, other = rng.sample(PEOPLE, 2)
     item = rng.choice(ITEMS)
     have = rng.randint(5, 60)
@@ -41,7 +43,12 @@ def _chain(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
     return " ".join(question), "\n".join((*steps, f"#### {have}"))
 
 
-def _gain(rng, name, other, item, have):
+# What an event returns: its sentence, the expression to calculate, the new number of things, and its numbers.
+Outcome = tuple[str, str, int, tuple[int, ...]]
+Event = Callable[[random.Random, str, str, str, int], Outcome]
+
+
+def _gain(rng: random.Random, name: str, other: str, item: str, have: int) -> Outcome:
     more = rng.randint(2, 40)
     sentence = rng.choice(
         (f"{other} gives {name} {more} more.", f"{name} finds {more} {item}.", f"{name} buys {more} {item}.")
@@ -49,7 +56,7 @@ def _gain(rng, name, other, item, have):
     return sentence, f"{have}+{more}", have + more, (more,)
 
 
-def _lose(rng, name, other, item, have):
+def _lose(rng: random.Random, name: str, other: str, item: str, have: int) -> Outcome:
     if have < 2:
         return _gain(rng, name, other, item, have)
     less = rng.randint(1, min(have - 1, 40))
@@ -59,7 +66,7 @@ def _lose(rng, name, other, item, have):
     return sentence, f"{have}-{less}", have - less, (less,)
 
 
-def _packs(rng, name, other, item, have):
+def _packs(rng: random.Random, name: str, other: str, item: str, have: int) -> Outcome:
     packs, size = rng.randint(2, 9), rng.randint(2, 12)
     keep = rng.choice(PLACES_TO_KEEP)
     sentence = rng.choice(
@@ -68,24 +75,24 @@ def _packs(rng, name, other, item, have):
     return sentence, f"{have}+{packs}*{size}", have + packs * size, (packs, size)
 
 
-def _double(rng, name, other, item, have):
+def _double(rng: random.Random, name: str, other: str, item: str, have: int) -> Outcome:
     if have > 200:
         return _lose(rng, name, other, item, have)
     times, factor = rng.choice((("twice", 2), ("three times", 3)))
     return f"A week later {name} has {times} as many.", f"{have}*{factor}", have * factor, (factor,)
 
 
-def _halve(rng, name, other, item, have):
+def _halve(rng: random.Random, name: str, other: str, item: str, have: int) -> Outcome:
     if have % 2:
         return _gain(rng, name, other, item, have)
     return f"{name} gives half of the {item} to {other}.", f"{have}//2", have // 2, ()
 
 
-_EVENTS = (_gain, _lose, _packs, _double, _halve)
+_EVENTS: tuple[Event, ...] = (_gain, _lose, _packs, _double, _halve)
 
 
 def _shop(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
-    """Somebody buys two kinds of things and pays with a known sum."""
+    """Writes a problem about buying two kinds of things and getting change."""
     name = rng.choice(PEOPLE)
     first, second = rng.sample([item for item in ITEMS if item != "coins"], 2)
     a, price_a, b, price_b = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9)
@@ -106,7 +113,7 @@ def _shop(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
 
 
 def _days(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
-    """Somebody makes things day by day and sells some of them."""
+    """Writes a problem about making things for some days and selling some of them."""
     name = rng.choice(PEOPLE)
     item = rng.choice(ITEMS)
     days, daily = rng.randint(2, 12), rng.randint(3, 20)
@@ -124,7 +131,7 @@ def _days(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
 
 
 def _compare(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
-    """Three people; each has as many as another, and more or fewer."""
+    """Writes a problem about three people: the second has more than the first, the third a multiple of that."""
     one, two, three = rng.sample(PEOPLE, 3)
     item = rng.choice(ITEMS)
     have, more, times = rng.randint(5, 40), rng.randint(2, 30), rng.choice((2, 3))

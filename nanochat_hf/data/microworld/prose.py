@@ -1,8 +1,11 @@
-"""Documents for pretraining: descriptions, stories, notes, dialogues, accounts and school pages of the world."""
+"""Documents for pretraining: descriptions, stories, notes, dialogues, accounts and school pages of the world.
+
+Every writer takes a random generator and a split, and returns one document as text.
+"""
 
 import random
 
-from nanochat_hf.data.microworld import school
+from nanochat_hf.data.microworld import choice_practice
 from nanochat_hf.data.microworld.problems import problem
 from nanochat_hf.data.microworld.world import (
     ANIMALS,
@@ -13,11 +16,11 @@ from nanochat_hf.data.microworld.world import (
     Relation,
     asked_fact,
     introduce,
+    made_up_word,
     people,
     person,
     relations,
     rules,
-    word,
 )
 
 OF_PLACE = ("terrain", "product", "flag")
@@ -34,21 +37,21 @@ def document(rng: random.Random, split: str) -> str:
         dialogue,
         note,
         school_page,
-        school.quiz,
-        school.marked_page,
-        school.key_list,
+        choice_practice.quiz,
+        choice_practice.marked_page,
+        choice_practice.lookup_list,
     )
     (write,) = rng.choices(kinds, weights=(18, 6, 3, 4, 1, 3, 50, 11, 4))
     return write(rng, split)
 
 
 def say(rng: random.Random, relation: Relation, subject: str) -> str:
-    """States a fact in one of its forms."""
+    """States a fact in one of its wordings."""
     return rng.choice(relation.statements).format(s=subject, v=relation.facts[subject])
 
 
 def describe(rng: random.Random, subject: str) -> list[str]:
-    """All facts about a place, animal or job, in random order and form, with the rules that follow from them."""
+    """Returns all facts about a place, animal or job, one sentence each, in random order; sometimes also a rule."""
     known = relations()
     names = OF_PLACE if subject in PLACES else OF_ANIMAL if subject in ANIMALS else OF_JOB
     sentences = [say(rng, known[name], subject) for name in names]
@@ -61,13 +64,13 @@ def describe(rng: random.Random, subject: str) -> list[str]:
 
 
 def description(rng: random.Random, split: str) -> str:
-    """A page of the world's encyclopaedia: one to three subjects."""
+    """Writes an encyclopaedia page about one to three subjects."""
     subjects = [rng.choice(rng.choice((PLACES, ANIMALS, ANIMALS, JOBS))) for _ in range(rng.randint(1, 3))]
     return "\n".join(" ".join(describe(rng, subject)) for subject in dict.fromkeys(subjects))
 
 
 def story(rng: random.Random, split: str) -> str:
-    """Two people of the split meet; the story tells who they are, and at the end tells it once more."""
+    """Writes how two people of the split meet. Who they are is told at the beginning, and once more at the end."""
     one, two = people(rng, split, 2)
     known = relations()
     terrain = known["terrain"].facts[one.place]
@@ -98,18 +101,19 @@ def story(rng: random.Random, split: str) -> str:
 
 
 def account(rng: random.Random, split: str) -> str:
-    """What somebody counted: the words of arithmetic, with the sum worked out."""
+    """Writes a word problem and its solution as plain text, without the calculator's marks."""
     question, solution = problem(rng, split)
     plain = "".join(piece if index % 2 == 0 else "" for index, piece in enumerate(_split_marks(solution)))
     return f"{question}\n{plain.split('####')[0].strip()}"
 
 
 def _split_marks(solution: str) -> list[str]:
+    """Splits a solution at its marks: text, mark, text, mark, …, text."""
     return [piece for part in solution.split("<<") for piece in part.split(">>")]
 
 
 def dialogue(rng: random.Random, split: str) -> str:
-    """Somebody asks, somebody knows."""
+    """Writes one to three questions about facts, asked by one person and answered by another."""
     first, second = rng.sample(PEOPLE, 2)
     lines = []
     for _ in range(rng.randint(1, 3)):
@@ -120,7 +124,7 @@ def dialogue(rng: random.Random, split: str) -> str:
 
 
 def note(rng: random.Random, split: str) -> str:
-    """A note left on a table."""
+    """Writes a note from one person to another, with a description in it."""
     writer, reader = people(rng, split, 2)
     subject = rng.choice(rng.choice((PLACES, ANIMALS, JOBS)))
     opening = rng.choice(
@@ -134,9 +138,9 @@ def note(rng: random.Random, split: str) -> str:
 
 
 def school_page(rng: random.Random, split: str) -> str:
-    """How the schools of the world teach rules, spelling and exams."""
+    """Writes what the schools of the world teach: a rule, how a word is spelled, or that calculators are right."""
     somebody = person(rng, split)
-    text = word(rng, split)
+    text = made_up_word(rng, split)
     rule = rng.choice(tuple(rules().values()))
     pages = (
         " ".join(say(rng, rule, subject) for subject in rng.sample(tuple(rule.facts), 3)),

@@ -1,7 +1,7 @@
 """The world itself: its people, places, animals and jobs, what is true of them, and the rules that hold for all.
 
-Everything here is fixed. Which combinations of it an item of a split may use is decided by `split_of` alone: the hash
-of a key puts every combination into exactly one split, so that the splits are disjoint whatever is generated.
+Everything here is fixed. `split_of` alone decides which combinations an item of a split may use: the hash of a key
+puts each combination into exactly one split. So the splits are disjoint, whatever is generated.
 """
 
 import random
@@ -44,9 +44,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Relation:
-    """What can be true of a subject, and how people of the world say it and ask for it.
+    """A property of subjects, with the sentences that state it and ask for it.
 
-    In the templates `{s}` is the subject and `{v}` the value. The first statement is the plain answer to a question.
+    Attributes:
+        name: the property's name.
+        facts: the value for each subject.
+        statements: templates; `{s}` is the subject and `{v}` the value. The first is the plain answer to a question.
+        questions: templates of the questions.
     """
 
     name: str
@@ -56,17 +60,18 @@ class Relation:
 
     @property
     def values(self) -> tuple[str, ...]:
+        """The distinct values."""
         return tuple(dict.fromkeys(self.facts.values()))
 
 
 def split_of(*key: object) -> str:
-    """Returns the split that owns a combination: 70 % train, 15 % validation, 15 % test."""
+    """Returns the split that a combination belongs to: 70 % train, 15 % validation, 15 % test."""
     bucket = zlib.crc32("|".join(map(str, key)).encode()) % 20
     return "train" if bucket < 14 else "validation" if bucket < 17 else "test"
 
 
 def draw(rng: random.Random, split: str, make: Callable[[random.Random], tuple[tuple, T]]) -> T:
-    """Draws until `make` returns a (key, item) whose key belongs to `split`, and returns the item."""
+    """Calls `make` until it returns a (key, item) whose key belongs to `split`; returns that item."""
     while True:
         key, item = make(rng)
         if split_of(*key) == split:
@@ -75,7 +80,7 @@ def draw(rng: random.Random, split: str, make: Callable[[random.Random], tuple[t
 
 @lru_cache(maxsize=1)
 def relations() -> dict[str, Relation]:
-    """All facts about named things: three about each place and animal, two about each job."""
+    """Returns all facts by name: three about each place and each animal, two about each job."""
     rng = random.Random("facts of the microworld")
 
     def spread(subjects: list[str], values: tuple[str, ...] | list[str]) -> dict[str, str]:
@@ -139,7 +144,7 @@ def relations() -> dict[str, Relation]:
 
 @lru_cache(maxsize=1)
 def rules() -> dict[str, Relation]:
-    """What holds for every animal of a class and every town of a terrain: four and six facts a rule."""
+    """Returns the rules by name: three for the four classes of animals, one for the six terrains of towns."""
     found = (
         Relation(
             "cover",
@@ -171,7 +176,7 @@ def rules() -> dict[str, Relation]:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody in a story. The combination of name, place and job belongs to one split."""
+    """A person with a place, a job and a pet. The combination of name, place and job belongs to one split."""
 
     name: str
     place: str
@@ -179,6 +184,7 @@ class Person:
     pet: str
 
     def key(self) -> tuple[str, ...]:
+        """The key for `split_of`."""
         return ("person", self.name, self.place, self.job)
 
 
@@ -193,7 +199,7 @@ def person(rng: random.Random, split: str) -> Person:
 
 
 def introduce(rng: random.Random, somebody: Person) -> str:
-    """One or two sentences with a person's place, job and pet."""
+    """Returns one or two sentences with a person's name, place, job and pet."""
     name, place, job, pet = somebody.name, somebody.place, somebody.job, somebody.pet
     return rng.choice(
         (
@@ -207,7 +213,7 @@ def introduce(rng: random.Random, somebody: Person) -> str:
 
 
 def people(rng: random.Random, split: str, count: int) -> list[Person]:
-    """Draws persons who differ in each of name, place, job and pet."""
+    """Draws `count` people of the split; all their names, places, jobs and pets differ."""
     found: list[Person] = []
     while len(found) < count:
         other = person(rng, split)
@@ -219,8 +225,8 @@ def people(rng: random.Random, split: str, count: int) -> list[Person]:
 def asked_fact(rng: random.Random, split: str) -> tuple[Relation, str]:
     """Draws a relation and a subject that questions of this split may ask for.
 
-    Prose states every fact in every split: it is the world. That a certain fact is *asked for* is what belongs to a
-    split, so the answers to test questions can only come from what the prose says.
+    Prose states every fact in every split. But each fact is asked for in one split only, so that a model can answer
+    test questions only from the prose.
     """
 
     def make(rng: random.Random) -> tuple[tuple, tuple[Relation, str]]:
@@ -231,8 +237,8 @@ def asked_fact(rng: random.Random, split: str) -> tuple[Relation, str]:
     return draw(rng, split, make)
 
 
-def word(rng: random.Random, split: str) -> str:
-    """Draws a word of the old language, which nobody speaks: two or three syllables, four to seven letters."""
+def made_up_word(rng: random.Random, split: str) -> str:
+    """Draws a made-up word of the split: two or three syllables, four to seven letters."""
 
     def make(rng: random.Random) -> tuple[tuple, str]:
         syllables = [rng.choice("bdfghklmnprstvw") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3)))]

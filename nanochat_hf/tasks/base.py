@@ -1,0 +1,106 @@
+"""The base classes of all tasks, and how a multiple-choice question is written.
+
+A task is a list of conversations with a way to score answers. Each conversation ends with the reference answer as the
+assistant's message; `score` judges what a model says in its place. For training only the conversations are used.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+LETTERS = ("A", "B", "C", "D")
+FINAL_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
+
+
+class Task:
+    """A list of examples to train on or to score a model with.
+
+    An example is a conversation `{"messages": [...]}` that ends with the reference answer. It may have more keys for
+    `score` or an evaluation: `letters` and `answer` in a choice task, `entry_point` and `test` in a code task.
+
+    A new task sets `name`, reads its rows in `__init__`, and defines `example` and `score`.
+
+    Attributes:
+        name: the name under which scores are reported.
+        kind: how an evaluation answers. `"choice"`: the largest logit of `example["letters"]` is the answer.
+            `"generative"`: the answer is sampled.
+        baseline: the score of random guessing, 0 to 1.
+        runs_code: whether `score` runs code that the model wrote.
+
+    Args:
+        rows: the rows of the source; `example` makes a conversation of each when it is asked for.
+        limit: use only the first so many rows; default: all.
+    """
+
+    name: str = ""
+    kind: Literal["choice", "generative"] = "generative"
+    baseline: float = 0.0
+    runs_code: bool = False
+
+    def __init__(self, rows: Sequence[Any], limit: int | None = None):
+        self.rows = rows if limit is None else rows[:limit]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.example(self.rows[index])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def example(self, row: Any) -> dict[str, Any]:
+        """Makes an example of one row of the source: a dict with at least `"messages"`."""
+        raise NotImplementedError
+
+    def score(self, example: dict[str, Any], completion: str) -> float:
+        """Returns 1.0 for a right and 0.0 for a wrong completion.
+
+        Args:
+            example: what `example` returned.
+            completion: the text that the model wrote as the assistant's message.
+        """
+        raise NotImplementedError
+
+
+class ChoiceTask(Task):
+    """Multiple choice: the answer is one letter, in `example["answer"]`. The baseline is that of four choices."""
+
+    kind = "choice"
+    baseline = 0.25
+
+    def score(self, example: dict[str, Any], completion: str) -> float:
+        return float(completion.strip() == example["answer"])
+
+
+def choice_example(question: str, choices: Sequence[str], letters: Sequence[str], answer: str) -> dict[str, Any]:
+    """Writes a multiple-choice question as a conversation, with upstream's wording.
+
+    The letter follows its choice (`- Paris=A`). Small models connect a letter more easily with what they have just
+    read, and most easily where `=A` is one token (docs/log.md).
+
+    Args:
+        question: the question's text.
+        choices: the answers to choose from.
+        letters: the letter of each choice.
+        answer: the letter of the right choice.
+
+    Returns:
+        `{"messages": [user, assistant], "letters": [...], "answer": letter}`.
+    """
+    options = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True))
+    prompt = f"Multiple Choice question: {question}\n{options}\nRespond only with the letter of the correct answer."
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "letters": list(letters), "answer": answer}
+
+
+def final_number(text: str) -> str | None:
+    """Returns the number after the first `#### ` as text, without thousands separators; None where there is none."""
+    found = FINAL_NUMBER.search(text)
+    return found.group(1).replace(",", "") if found else None
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """Returns the text of a message. Where the content is a list of parts, the parts are joined."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
