@@ -16,14 +16,14 @@ import torch
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.evals import core
-from nanochat_hf.evals.subject import Subject, load_subject
+from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.generation import pick_device
 
 
 class UpstreamTokenizer:
     """What nanochat's evaluation asks of a tokenizer, answered by ours."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: EvaluatedModel):
         self.subject = subject
 
     def get_bos_token_id(self) -> int:
@@ -35,9 +35,9 @@ class UpstreamTokenizer:
         return rows
 
 
-def make_subject(args: argparse.Namespace) -> Subject:
+def make_subject(args: argparse.Namespace) -> EvaluatedModel:
     if args.checkpoint:
-        return load_subject(args.checkpoint, device=args.device)
+        return load_evaluated_model(args.checkpoint, device=args.device)
     from itertools import islice
 
     from nanochat_hf import tokenizer as tokenizers
@@ -53,10 +53,10 @@ def make_subject(args: argparse.Namespace) -> Subject:
     with torch.no_grad():  # nanochat's own initialisation gives every token the same logit: nothing to compare
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    return Subject("random", model.to(pick_device(args.device)), tokenizer)
+    return EvaluatedModel("random", model.to(pick_device(args.device)), tokenizer)
 
 
-def theirs(subject: Subject, task: core.CoreTask, evaluate_example, max_length: int) -> list[float]:
+def theirs(subject: EvaluatedModel, task: core.CoreTask, evaluate_example, max_length: int) -> list[float]:
     """nanochat's evaluation of the same items; its own code does everything but the forward pass and the tokens."""
 
     class Model:

@@ -24,18 +24,18 @@ def run_dir(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replaces model and evaluations by recorders: the subject here is what is run when."""
+    """Replaces model and evaluations by recorders: the test is about what is run when."""
     made = []
 
-    class Subject:
+    class EvaluatedModel:
         def __init__(self, name):
             self.name = name
 
-    def evaluation(subject, config):
-        made.append(subject.name)
+    def evaluation(evaluated, config):
+        made.append(evaluated.name)
         return {"metrics": {"core": 0.5}, "details": {}}
 
-    monkeypatch.setattr(runner, "load_subject", lambda name, **_: Subject(name))
+    monkeypatch.setattr(runner, "load_evaluated_model", lambda name, **_: EvaluatedModel(name))
     monkeypatch.setattr(runner, "EVALUATIONS", dict.fromkeys(runner.EVALUATIONS, evaluation))
     return made
 
@@ -79,17 +79,17 @@ def test_one_output_folder_keeps_the_results_of_every_checkpoint(run_dir, calls)
 def test_mistakes_are_one_sentence(tmp_path, calls):
     with pytest.raises(UserError, match="--checkpoints FOLDER"):
         runner.run_evaluations(EvaluationConfig(), ["core"])
-    with pytest.raises(UserError, match="holds no finished stage"):
+    with pytest.raises(UserError, match="has no finished stage"):
         runner.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["core"])
     with pytest.raises(UserError, match="no evaluation named nonsense"):
         runner.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["nonsense"])
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    from nanochat_hf.evals.subject import load_subject
+    from nanochat_hf.evals.evaluated_model import load_evaluated_model
 
     with pytest.raises(UserError, match="there is no folder"):
-        load_subject(str(tmp_path / "nowhere"))
+        load_evaluated_model(str(tmp_path / "nowhere"))
 
 
 def test_evaluate_modules(tmp_path, monkeypatch):
