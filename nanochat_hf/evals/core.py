@@ -30,9 +30,7 @@ SHUFFLE_SEED = 1337
 FEWSHOT_SEED = 1234
 TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
 OPTION_FIELDS = {"multiple_choice": "choices", "schema": "context_options"}  # where an item lists its options
-# Metric key of a bundle's mean → its title. Tasks whose label begins with the prefix are those of the microworld.
-HEADLINE_TITLES = {"core": "CORE", "microworld_completion": "Microworld completion tasks"}
-MICROWORLD_PREFIX = "microworld_"
+MICROWORLD_PREFIX = "microworld_"  # of the labels of the built-in bundle's tasks
 
 Item = dict[str, Any]
 Encode = Callable[[list[str]], list[list[int]]]

@@ -22,6 +22,7 @@ from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core
 from nanochat_hf.evals import tasks as task_scores
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
+from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.scoring import context_length, distributed_rank
 from nanochat_hf.generation import Sampling
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
@@ -208,7 +209,6 @@ DECIDING_SETTINGS = {
     "chat": ("tasks", "split", "max_problems", "num_samples", "temperature", "top_k", "max_new_tokens", "seed"),
 }
 ALWAYS_DECIDING = ("max_length", "dtype", "revision")
-HEADLINE_METRICS = ("bits_per_byte", "bytes_per_token", "core", "core_corrected", "microworld_completion", "chatcore")
 
 
 # ---- checkpoints and results -------------------------------------------------------
@@ -327,27 +327,28 @@ def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:
 
 
 def evaluation_title(result: dict[str, Any]) -> str:
-    """An evaluation's title for people, such as "CORE" or "Microworld completion tasks"."""
-    for metric, title in core.HEADLINE_TITLES.items():
-        if metric in result["metrics"]:
-            return title
-    return {"bits_per_byte": "bits per byte", "chat": "chat tasks"}.get(result["evaluation"], result["evaluation"])
+    """An evaluation's title for people: bits per byte, CORE, microworld completion tasks or chat tasks."""
+    if result["evaluation"] == "core":
+        return next((HEADLINE_TITLES[name] for name in result["metrics"] if name in HEADLINE_TITLES), "CORE")
+    return {"bits_per_byte": "bits per byte", "chat": "chat tasks"}[result["evaluation"]]
 
 
 def result_table(result: dict[str, Any]) -> str:
     """The result as lines for the terminal."""
     metrics, tasks = result["metrics"], result["details"].get("tasks", [])
-    width = max([len(row["task"]) for row in tasks] + [20])
+    titles = {name: title for name, title in HEADLINE_TITLES.items() if name in metrics}
+    titles |= {"bytes_per_token": "bytes per token"} if "bytes_per_token" in metrics else {}
+    width = max(map(len, [*(row["task"] for row in tasks), *titles.values()]))
     lines = [
         f"  {row['task']:<{width}} {100 * row['accuracy']:6.1f} %   "
         f"[{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]   centered {row['centered']:+.4f}   "
         f"{row['items']} items" + (f", {row['truncated']} truncated" if row.get("truncated") else "")
         for row in tasks
     ]
-    for name in HEADLINE_METRICS:
-        if name in metrics:
-            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-            lines.append(f"  {name:<{width}} {metrics[name]:8.4f}" + (f"   [{low:.4f}, {high:.4f}]" if high else ""))
+    for name, title in titles.items():
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        interval = f"   [{low:.4f}, {high:.4f}]" if high is not None else ""
+        lines.append(f"  {title:<{width}} {metrics[name]:8.4f}{interval}")
     return "\n".join(lines)
 
 

@@ -151,7 +151,8 @@ class CoreMetric(Interlude):
         return [bos + ids for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def play(self, model, state):
-        from nanochat_hf.evals.core import HEADLINE_TITLES, evaluate_task, headline_metric, load_bundle, summarize
+        from nanochat_hf.evals.core import evaluate_task, headline_metric, load_bundle, summarize
+        from nanochat_hf.evals.headlines import HEADLINE_TITLES
 
         if self.tasks is None:
             self.tasks = load_bundle(self.bundle, max_per_task=self.max_per_task)

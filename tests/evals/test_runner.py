@@ -76,6 +76,17 @@ def test_one_output_folder_keeps_the_results_of_every_checkpoint(run_dir, calls)
     assert (output / "core.json").exists(), "a single one needs no folder of its own"
 
 
+@pytest.mark.parametrize("metric, title", [("core", "CORE"), ("microworld_completion", "microworld completion tasks")])
+def test_the_terminal_names_what_was_measured(metric, title):
+    row = {"task": "facts", "accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75, "centered": 0.1, "items": 8}
+    metrics = {metric: -0.5, f"{metric}_low": -1.0, f"{metric}_high": 0.0}
+    result = {"evaluation": "core", "metrics": metrics, "details": {"tasks": [row]}}
+    assert runner.evaluation_title(result) == title
+    lines = [line.split() for line in runner.result_table(result).splitlines()]
+    assert lines[0] == "facts 50.0 % [25.0, 75.0] centered +0.1000 8 items".split()
+    assert lines[1] == f"{title} -0.5000 [-1.0000, 0.0000]".split()
+
+
 def test_mistakes_are_one_sentence(tmp_path, calls):
     with pytest.raises(UserError, match="--checkpoints FOLDER"):
         runner.run_evaluations(EvaluationConfig(), ["core"])
