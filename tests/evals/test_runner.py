@@ -1,7 +1,6 @@
-"""The runner: which checkpoints, which results are kept, and the `evaluate` modules."""
+"""The runner: which checkpoints are evaluated, which results are kept, what is printed."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,6 @@ from nanochat_hf import settings
 from nanochat_hf.evals import runner
 from nanochat_hf.evals.runner import EvaluationConfig
 from nanochat_hf.settings import UserError
-
-METRICS = Path(__file__).resolve().parents[2] / "evaluation" / "metrics"
 
 
 @pytest.fixture
@@ -101,17 +98,3 @@ def test_missing_checkpoint_is_named(tmp_path):
 
     with pytest.raises(UserError, match="there is no folder"):
         load_evaluated_model(str(tmp_path / "nowhere"))
-
-
-def test_evaluate_modules(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
-    evaluate = pytest.importorskip("evaluate")
-    bits = evaluate.load(str(METRICS / "bits_per_byte"), cache_dir=str(tmp_path))
-    assert bits.compute(predictions=[6.931471805599453, 0.0], references=[10, 10]) == {
-        "bits_per_byte": pytest.approx(0.5, abs=1e-12)
-    }
-    with pytest.raises(ValueError, match="at least one byte"):
-        bits.compute(predictions=[1.0], references=[0])
-    core = evaluate.load(str(METRICS / "core_centered"), cache_dir=str(tmp_path))
-    found = core.compute(predictions=[0.625, 0.3], references=[0.25, 0.0])
-    assert found == {"core_centered": pytest.approx(0.4), "centered": pytest.approx([0.5, 0.3])}
