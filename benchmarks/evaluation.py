@@ -27,7 +27,7 @@ from nanochat_hf.evals import core
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.microworld_bundle import write_bundle
 from nanochat_hf.generation import pick_device
-from nanochat_hf.settings import run_main
+from nanochat_hf.settings import UserError, run_main
 
 
 class UpstreamTokenizer:
@@ -124,6 +124,11 @@ def main() -> None:
         built_in = args.core_bundle == "microworld"
         args.core_bundle = write_bundle(folder) if built_in else Path(args.core_bundle)
         tasks = core.load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks)
+        needed = max(task.num_fewshot for task in tasks) + 1
+        if args.upstream and min(len(task.items) for task in tasks) < needed:
+            raise UserError(
+                f"upstream draws its few-shot examples from the items: give --max_per_task {needed} or more"
+            )
         evaluated = make_model(args)
     print(f"{'task':34} {'items':>5} {'ours, s':>8} {'upstream, s':>12} {'times faster':>13} {'agree':>9}")
     ours_seconds = upstream_seconds = 0.0

@@ -130,6 +130,8 @@ def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, caps
     sizes = ["--depth", 2, "--width", 64, "--max_per_task", 6, "--device", "cpu"]
     try:
         script("evaluation", "--upstream", tmp_path, *sizes).main()
+        with pytest.raises(UserError, match="give --max_per_task 3 or more"):
+            script("evaluation", "--upstream", tmp_path, "--max_per_task", 2).main()
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "nanochat"]:
             del sys.modules[name]
@@ -171,16 +173,15 @@ def test_model_memory_and_imports(script, monkeypatch, capsys):
     assert [row[0] for row in rows_of(capsys.readouterr().out)][2:] == ["`import json`", "`import csv`"]
 
 
-def test_tokenizer(script, tmp_path, capsys):
+def test_tokenizer(script, shards, capsys):
     sizes = ["--train_megabytes", 0.05, "--encode_megabytes", 0.05, "--vocab_size", 400, "--threads", 1]
     script("tokenizer", *sizes, "--rounds", 1, "--libraries", "rustbpe").main()
     rows = rows_of(capsys.readouterr().out)
     assert ["rustbpe", "absent"] in [row[:2] for row in rows] or importlib.util.find_spec("rustbpe")
     measured = [row for row in rows if row[0].startswith("nanochat_hf")]
     assert len(measured) == 3 and all(row[-1] == "yes" for row in measured)
-    (tmp_path / "short.txt").write_text("too little")
     with pytest.raises(UserError, match="lower --train_megabytes"):
-        script("tokenizer").read_texts(str(tmp_path / "short.txt"), 1.0)
+        script("tokenizer").read_texts(str(shards), 100.0)
 
 
 def test_pretrain(script, capsys):
