@@ -43,10 +43,10 @@ def test_finished_stages_are_evaluated_once(run_dir, calls):
     base, rl = str(run_dir / "base"), str(run_dir / "rl")
     assert calls == [base, base, rl], "CORE and chat on base, chat alone on rl, nothing on what is unfinished"
     runner.run_evaluations(config, ["core", "chat"])
-    assert len(calls) == 3, "results that are there are kept"
+    assert len(calls) == 3, "existing results are kept"
     config.max_per_task = 7
     runner.run_evaluations(config, ["core", "chat"])
-    assert calls[3:] == [base], "another setting of CORE makes CORE run again, and not the chat tasks"
+    assert calls[3:] == [base], "a changed setting of CORE runs CORE again, but not the chat tasks"
 
 
 def test_newer_weights_and_redo_run_again(run_dir, calls):

@@ -1,4 +1,4 @@
-"""Chat tasks: exams by logits, problems by samples, other models' ways of being asked."""
+"""Chat tasks: exams by logits, problems by samples, prompts of other models."""
 
 import itertools
 
