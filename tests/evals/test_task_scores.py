@@ -122,7 +122,7 @@ def test_long_prompts_lose_their_beginning(templated):
     assert len(answers) == 1 and len(answers[0]) == 1
 
 
-def test_chatcore_is_the_mean_of_centred_scores():
+def test_chatcore_is_the_mean_of_centered_scores():
     results = [
         tasks.ChatResult("a", "choice", 0.25, [[1.0], [1.0], [0.0], [0.0]]),
         tasks.ChatResult("b", "generative", 0.0, [[1.0, 0.0], [0.0, 0.0]]),
