@@ -1,13 +1,14 @@
-"""The pretraining loader against upstream's, on one core, in one run, and what each way of packing keeps.
+"""Tokens per second of the pretraining loader beside upstream's, and how many tokens each packing keeps.
 
+    python benchmarks/dataloader.py                 # the microworld, without upstream
     python benchmarks/dataloader.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT
-    python benchmarks/dataloader.py            # the microworld, without the comparison
 
-Every loader tokenizes and packs the same shards with the same vocabulary, pinned to one core, and serves batches for
---seconds after a warm-up; tokens/s counts the tokens served, which is what a model can train on, per second of
-processor time of all threads, so that other load on the machine does not count. Upstream's loader is its own code,
-imported from the checkout, and its first batches must be the same as ours in `best_fit`. The second table packs a
-fixed number of documents and says how many of their tokens end up in rows.
+Table 1: every loader tokenizes and packs the same shards with the same vocabulary, pinned to one core, for --seconds
+after a warm-up. Counted are the served tokens, on which a model can train, per second of processor time of all
+threads. So other load on the machine does not count. Upstream's loader is its own code, imported from the checkout.
+Its first ten batches are compared with those of `best_fit`.
+
+Table 2: a fixed number of documents is packed into rows, and the share of tokens that end up in rows is printed.
 """
 
 import argparse
@@ -21,33 +22,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer, vocab_size_for
 
 from nanochat_hf.data.loader import PackedLoader
 from nanochat_hf.data.packing import pack_best_fit
 from nanochat_hf.data.sources import open_documents
-from nanochat_hf.settings import UserError, run_main
+from nanochat_hf.settings import run_main
 
 
 def parse_arguments() -> argparse.Namespace:
-    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--data", default="microworld", help="source; with --upstream a folder of parquet shards")
-    parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat to compare with")
-    parser.add_argument("--tokenizer", help="tokenizer folder; default: trained here on --training_chars")
-    parser.add_argument("--vocab_size", type=int, default=32768, help="of the tokenizer trained here")
-    parser.add_argument("--training_chars", type=int, default=20_000_000)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--sequence_length", type=int, default=2048)
-    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each loader")
+    parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
+    parser.add_argument("--tokenizer", help="tokenizer folder; without it one is trained on --training_chars")
+    parser.add_argument("--vocab_size", type=int, help="of the trained tokenizer; 32768, for the microworld 512")
+    parser.add_argument("--training_chars", type=int, default=20_000_000, help="characters to train the tokenizer on")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows per batch")
+    parser.add_argument("--sequence_length", type=int, default=2048, help="tokens per row")
+    parser.add_argument("--seconds", type=float, default=10.0, help="measured processor time of each loader")
     parser.add_argument("--documents", type=int, default=20_000, help="documents of the packing table")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.upstream = check_upstream(options.upstream, "nanochat/dataloader.py")
+    options.vocab_size = vocab_size_for(options.data, options.vocab_size, 32768)
+    return options
 
 
 def make_tokenizer(arguments: argparse.Namespace) -> Any:
-    from nanochat_hf.tokenizer import train
-
+    """The tokenizer of all loaders: the given folder's, or one trained on the first documents of the data."""
     if arguments.tokenizer:
         from transformers import AutoTokenizer
 
@@ -61,15 +62,13 @@ def make_tokenizer(arguments: argparse.Namespace) -> Any:
             if chars >= arguments.training_chars:
                 return
 
-    return train(texts(), arguments.vocab_size)
+    return train_tokenizer(texts(), arguments.vocab_size)
 
 
 def upstream_loader(arguments: argparse.Namespace, tokenizer: Any, base: Path) -> Iterator[Any]:
-    """Upstream's own loader over the same shards, with our vocabulary in the form it takes (tiktoken)."""
+    """Upstream's own loader over the same shards, with our vocabulary as the tiktoken encoding that it needs."""
     from nanochat_hf.tokenizer import to_tiktoken
 
-    if not (arguments.upstream / "nanochat" / "dataloader.py").is_file():
-        raise UserError(f"{arguments.upstream} is not a checkout of nanochat; clone it and name its folder")
     (base / "base_data_climbmix").symlink_to(Path(arguments.data).absolute(), target_is_directory=True)
     os.environ["NANOCHAT_BASE_DIR"] = str(base)
     sys.path.insert(0, str(arguments.upstream))
@@ -87,7 +86,7 @@ def upstream_loader(arguments: argparse.Namespace, tokenizer: Any, base: Path) -
 
 
 def measure(batches: Iterator[Any], tokens_per_batch: int, seconds: float) -> float:
-    """Tokens served per processor second, after as many batches as are made ahead plus the filling of the buffer."""
+    """Tokens served per processor second, after a warm-up of 20 batches that fills buffers and queues."""
     for _ in islice(batches, 20):
         pass
     start, count = time.process_time(), 0
@@ -98,6 +97,7 @@ def measure(batches: Iterator[Any], tokens_per_batch: int, seconds: float) -> fl
 
 
 def compare_speed(arguments: argparse.Namespace, tokenizer: Any) -> None:
+    """Prints table 1."""
     per_batch = arguments.batch_size * arguments.sequence_length
     shape = {"batch_size": arguments.batch_size, "sequence_length": arguments.sequence_length}
     speeds: dict[str, float] = {}
@@ -115,7 +115,7 @@ def compare_speed(arguments: argparse.Namespace, tokenizer: Any) -> None:
     if "upstream" in first:
         same = all(np.array_equal(a, b) for a, b in zip(first["upstream"], first["best_fit"], strict=True))
         print(f"first 10 batches of upstream and best_fit are {'the same' if same else 'DIFFERENT'}\n")
-    print("| loader | tokens/s on one core | against upstream |")
+    print("| loader | tokens per second, one core | times upstream |")
     print("|---|--:|--:|")
     for name, speed in speeds.items():
         ratio = f"{speed / speeds['upstream']:.1f}×" if "upstream" in speeds else ""
@@ -123,6 +123,7 @@ def compare_speed(arguments: argparse.Namespace, tokenizer: Any) -> None:
 
 
 def compare_packing(arguments: argparse.Namespace, tokenizer: Any) -> None:
+    """Prints table 2."""
     from nanochat_hf.tokenizer import CorpusEncoder
 
     texts = list(islice(open_documents(arguments.data), arguments.documents))
@@ -131,8 +132,8 @@ def compare_packing(arguments: argparse.Namespace, tokenizer: Any) -> None:
     lengths = np.diff(offsets)
     bos = tokenizer.bos_token_id
     mean, median = lengths.mean(), np.median(lengths)
-    print(f"\n{len(documents):,} documents of {mean:,.0f} tokens in the mean, {median:,.0f} in the median")
-    print("\n| row length | packing | tokens in rows | documents (or rests) a row | packing alone, tokens/s |")
+    print(f"\n{len(documents):,} documents; tokens per document: mean {mean:,.0f}, median {median:,.0f}")
+    print("\n| row length | packing | tokens kept | documents or parts per row | tokens per second, packing only |")
     print("|--:|---|--:|--:|--:|")
     for length in sorted({512, 1024, arguments.sequence_length}):
         for packing in ("best_fit", "keep_tails"):
@@ -144,7 +145,7 @@ def compare_packing(arguments: argparse.Namespace, tokenizer: Any) -> None:
                 pieces += starts
                 kept += len(row) - starts
             speed = rows * length / (time.process_time() - start)
-            share = kept / (lengths.sum() - len(documents))  # start tokens, which rests get anew, do not count
+            share = kept / (lengths.sum() - len(documents))  # without start tokens, as every part gets one
             print(f"| {length} | {packing} | {share:.1%} | {pieces / rows:.2f} | {speed:,.0f} |")
 
 

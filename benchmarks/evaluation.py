@@ -1,116 +1,155 @@
-"""CORE: our batched evaluation beside nanochat's one item a forward pass, same weights, same items.
+"""Seconds that CORE takes: our batched evaluation beside upstream's one item per forward pass.
 
-    python benchmarks/evaluation.py --core_bundle eval_bundle --upstream PATH_OF_A_NANOCHAT_CHECKOUT
-    python benchmarks/evaluation.py --core_bundle eval_bundle --upstream PATH --max_per_task 50 --tasks hellaswag piqa
+    python benchmarks/evaluation.py                                          # the microworld's bundle, ours alone
+    python benchmarks/evaluation.py --core_bundle eval_bundle --upstream NANOCHAT_CHECKOUT
+    python benchmarks/evaluation.py --core_bundle eval_bundle --upstream NANOCHAT_CHECKOUT --max_per_task 50 \\
+        --tasks hellaswag piqa
 
-Both evaluate one random model (`--depth`, `--width`) or a checkpoint folder of ours (`--checkpoint`). The table gives
-seconds a task and in how many items the two agree, which must be all but for ties within rounding.
+Both evaluate the same items with the same weights: those of one random model (--depth, --width), or of a checkpoint
+folder of ours (--checkpoint). The random model's tokenizer is trained on the bundle's own text. The table has seconds
+per task and the number of items on which the two agree. All must agree, except for ties within rounding.
 """
 
 import argparse
+import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer, vocab_size_for
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.evals import core
-from nanochat_hf.evals.subject import Subject, load_subject
+from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
+from nanochat_hf.evals.microworld_bundle import write_bundle
 from nanochat_hf.generation import pick_device
+from nanochat_hf.settings import UserError, run_main
 
 
 class UpstreamTokenizer:
-    """What nanochat's evaluation asks of a tokenizer, answered by ours."""
+    """The methods of a tokenizer that upstream's evaluation calls, answered by ours."""
 
-    def __init__(self, subject: Subject):
-        self.subject = subject
+    def __init__(self, evaluated: EvaluatedModel):
+        self.evaluated = evaluated
 
     def get_bos_token_id(self) -> int:
-        return self.subject.tokenizer.bos_token_id
+        return self.evaluated.tokenizer.bos_token_id
 
     def __call__(self, texts: list[str], prepend: int) -> list[list[int]]:
-        rows = self.subject.encode(texts)
+        rows = self.evaluated.encode(texts)
         assert all(row[0] == prepend for row in rows)
         return rows
 
 
-def make_subject(args: argparse.Namespace) -> Subject:
+def texts_of_bundle(bundle: Path) -> Iterator[str]:
+    """All strings in the items of a bundle."""
+
+    def strings(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            for item in value:
+                yield from strings(item)
+
+    for path in sorted((bundle / "eval_data").rglob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            for value in json.loads(line).values() if line.strip() else ():
+                yield from strings(value)
+
+
+def make_model(args: argparse.Namespace) -> EvaluatedModel:
+    """The checkpoint's model, or a random one with a tokenizer trained on the bundle's text."""
     if args.checkpoint:
-        return load_subject(args.checkpoint, device=args.device)
-    from itertools import islice
-
-    from nanochat_hf import tokenizer as tokenizers
-    from nanochat_hf.data.sources import open_documents
-
-    print("training a tokenizer on the built-in data for the random model …")
-    tokenizer = tokenizers.train(list(islice(open_documents("microworld", "train"), 2000)), args.vocab_size)
+        return load_evaluated_model(args.checkpoint, device=args.device)
+    print("training a tokenizer on the bundle's text for the random model …", flush=True)
+    tokenizer = train_tokenizer(texts_of_bundle(args.core_bundle), args.vocab_size)
     torch.manual_seed(0)
     config = NanochatHFConfig.from_depth(
         args.depth, vocab_size=args.vocab_size, sequence_length=args.max_length, aspect_ratio=args.width // args.depth
     )
     model = NanochatHFForCausalLM(config)
-    with torch.no_grad():  # nanochat's own initialisation gives every token the same logit: nothing to compare
+    with torch.no_grad():  # with nanochat's initialisation all tokens have the same logit, so every item is a tie
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    return Subject("random", model.to(pick_device(args.device)), tokenizer)
+    return EvaluatedModel("random", model.to(pick_device(args.device)), tokenizer)
 
 
-def theirs(subject: Subject, task: core.CoreTask, evaluate_example, max_length: int) -> list[float]:
-    """nanochat's evaluation of the same items; its own code does everything but the forward pass and the tokens."""
+def upstream_outcomes(
+    evaluated: EvaluatedModel, task: core.CoreTask, evaluate_example: Callable, max_length: int
+) -> list[float]:
+    """Outcomes of the same items by upstream's code, which does all but tokenizing and the forward pass."""
 
     class Model:
         max_seq_len = max_length
 
         def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-            return subject.model(input_ids=ids, use_cache=False).logits
+            return evaluated.model(input_ids=ids, use_cache=False).logits
 
     meta = {"task_type": task.kind, "num_fewshot": task.num_fewshot, "continuation_delimiter": task.delimiter}
-    device, tokenizer = subject.model.device, UpstreamTokenizer(subject)
+    device, tokenizer = evaluated.model.device, UpstreamTokenizer(evaluated)
     count = range(len(task.items))
     return [float(evaluate_example(i, Model(), tokenizer, task.items, device, meta)) for i in count]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--core_bundle", required=True, help="folder of nanochat's eval_bundle")
-    parser.add_argument("--upstream", help="a checkout of nanochat; without it only ours is timed")
-    parser.add_argument("--checkpoint", help="checkpoint folder; default a random model")
-    parser.add_argument("--tasks", nargs="+", help="labels; default all")
-    parser.add_argument("--max_per_task", type=int, default=20)
-    parser.add_argument("--max_length", type=int, default=2048)
-    parser.add_argument("--max_tokens", type=int, default=16384)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--vocab_size", type=int, default=4096)
-    parser.add_argument("--device", default="auto")
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
+    parser.add_argument("--core_bundle", default="microworld", help="folder of nanochat's unpacked eval_bundle")
+    parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
+    parser.add_argument("--checkpoint", help="checkpoint folder; without it a random model")
+    parser.add_argument("--tasks", nargs="+", help="labels of the bundle's tasks; without it all")
+    parser.add_argument("--max_per_task", type=int, default=20, help="items per task; -1 for all")
+    parser.add_argument("--max_length", type=int, default=2048, help="context in tokens")
+    parser.add_argument("--max_tokens", type=int, default=16384, help="padded tokens per forward pass, ours")
+    parser.add_argument("--depth", type=int, default=4, help="layers of the random model")
+    parser.add_argument("--width", type=int, default=256, help="hidden size of the random model")
+    parser.add_argument("--vocab_size", type=int, help="of the random model; 4096, for the microworld 512")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args()
+    args.upstream = check_upstream(args.upstream, "nanochat/core_eval.py")
+    args.vocab_size = vocab_size_for(args.core_bundle, args.vocab_size, 4096)
+    return args
 
+
+def main() -> None:
+    args = parse_arguments()
     evaluate_example = None
     if args.upstream:
-        sys.path.insert(0, str(Path(args.upstream)))
+        sys.path.insert(0, str(args.upstream))
         from nanochat.core_eval import evaluate_example
-    subject = make_subject(args)
-    print(f"{'task':34} {'items':>5} {'ours s':>8} {'theirs s':>9} {'factor':>7} {'agree':>9}")
-    total = [0.0, 0.0]
-    for task in core.load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks):
+    with tempfile.TemporaryDirectory() as folder:
+        built_in = args.core_bundle == "microworld"
+        args.core_bundle = write_bundle(folder) if built_in else Path(args.core_bundle)
+        tasks = core.load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks)
+        needed = max(task.num_fewshot for task in tasks) + 1
+        if args.upstream and min(len(task.items) for task in tasks) < needed:
+            raise UserError(
+                f"upstream draws its few-shot examples from the items: give --max_per_task {needed} or more"
+            )
+        evaluated = make_model(args)
+    print(f"{'task':34} {'items':>5} {'ours, s':>8} {'upstream, s':>12} {'times faster':>13} {'agree':>9}")
+    ours_seconds = upstream_seconds = 0.0
+    for task in tasks:
         started = time.perf_counter()
         options = {"max_length": args.max_length, "max_tokens": args.max_tokens}
-        ours = core.evaluate_task(subject.model, subject.encode, task, **options).outcomes
+        ours = core.evaluate_task(evaluated.model, evaluated.encode, task, **options).outcomes
         seconds = time.perf_counter() - started
-        total[0] += seconds
+        ours_seconds += seconds
         line = f"{task.label:34} {len(ours):5d} {seconds:8.2f}"
         if evaluate_example:
             started = time.perf_counter()
-            other = theirs(subject, task, evaluate_example, args.max_length)
-            took = time.perf_counter() - started
-            total[1] += took
-            agree = sum(a == b for a, b in zip(ours, other, strict=True))
-            line += f" {took:9.2f} {took / seconds:6.1f}x {agree:4d}/{len(ours)}"
+            theirs = upstream_outcomes(evaluated, task, evaluate_example, args.max_length)
+            peer = time.perf_counter() - started
+            upstream_seconds += peer
+            agree = sum(a == b for a, b in zip(ours, theirs, strict=True))
+            line += f" {peer:12.2f} {peer / seconds:13.1f} {agree:5d}/{len(ours)}"
         print(line, flush=True)
-    ratio = f" {total[1]:9.2f} {total[1] / total[0]:6.1f}x" if evaluate_example else ""
-    print(f"{'all':34} {'':5} {total[0]:8.2f}{ratio}")
+    total = f" {upstream_seconds:12.2f} {upstream_seconds / ours_seconds:13.1f}" if evaluate_example else ""
+    print(f"{'all':34} {'':5} {ours_seconds:8.2f}{total}")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

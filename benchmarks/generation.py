@@ -1,14 +1,15 @@
-"""How fast tokens are sampled: ours beside upstream's engine, a plain cached loop and transformers' `generate`.
+"""Sampled tokens per second: ours beside upstream's engine, a plain cached loop and transformers' `generate`.
 
-    python benchmarks/generation.py                                  ours, the plain loop and stock generate
-    python benchmarks/generation.py --upstream PATH_TO_NANOCHAT      upstream's Engine too, with the same weights
-    python benchmarks/generation.py --compile                        ours with compiled steps too
-    python benchmarks/generation.py --continuous                     what smear costs continuous batching, instead
+    python benchmarks/generation.py                                  # ours, the plain loop and stock generate
+    python benchmarks/generation.py --upstream NANOCHAT_CHECKOUT     # upstream's Engine too, with the same weights
+    python benchmarks/generation.py --compile                        # ours with compiled steps too
+    python benchmarks/generation.py --continuous                     # instead: what smear costs continuous batching
     python benchmarks/generation.py --device cuda --dtype bfloat16
 
-All methods draw from the same weights, for the same number of tokens, at the same settings (temperature 1, top-k 50),
-with one prompt. Rounds alternate between the methods, so that a busy machine slows all of them; the table has medians,
-of the ratio to ours too. Tool use is on, and no turn can end early (the random model's end tokens are pushed down).
+All methods use the same random weights, one prompt, the same number of tokens and the same settings (temperature 1,
+top-k 50). Rounds alternate between the methods, so that other load on the machine slows all of them. The table has
+medians, also of each method's time divided by ours. Tool use is on, and no turn ends early: the random model's end
+tokens are made unlikely.
 """
 
 import argparse
@@ -17,22 +18,26 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.generation.decoding import decode_batch, pad_left
 from nanochat_hf.generation.sampling import Sampling
 from nanochat_hf.generation.tool_loop import Turn, Vocabulary
+from nanochat_hf.settings import run_main
 
 CONTROL = ("bos", "user_start", "user_end", "assistant_start", "assistant_end", "python_start", "python_end")
 CONTROL += ("output_start", "output_end")
+COLUMN = 22  # characters
 
 
 class NoTokenizer:
-    """Control tokens at the end of the vocabulary; nothing is ever decoded, for the model never says one."""
+    """Control tokens at the end of the vocabulary. Nothing is ever decoded, as the model never draws one of them."""
 
     def __init__(self, vocab_size: int):
         self.ids = {f"<|{name}|>": vocab_size - 9 + index for index, name in enumerate(CONTROL)}
@@ -44,7 +49,7 @@ class NoTokenizer:
         names = {token: name for name, token in self.ids.items()}
         return [names[token] for token in ids]
 
-    def encode_special(self, name: str) -> int:  # upstream's name for it
+    def encode_special(self, name: str) -> int:  # upstream's method
         return self.ids[name]
 
     def get_bos_token_id(self) -> int:
@@ -52,6 +57,7 @@ class NoTokenizer:
 
 
 def build_model(options: argparse.Namespace) -> NanochatHFForCausalLM:
+    """A random model that never draws a control token."""
     config = NanochatHFConfig.from_depth(
         options.depth,
         vocab_size=options.vocab_size,
@@ -65,7 +71,7 @@ def build_model(options: argparse.Namespace) -> NanochatHFForCausalLM:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.02)
-        model.lm_head.weight[-9:] = 0  # control tokens: never likely enough for the 50 best
+        model.lm_head.weight[-9:] = 0  # control tokens never reach the top 50
         model.lm_head.weight[:-9] *= 5
     return model.to(options.device, options.dtype).eval()
 
@@ -73,6 +79,7 @@ def build_model(options: argparse.Namespace) -> NanochatHFForCausalLM:
 def ours(
     model: Any, tokenizer: NoTokenizer, prompt: list[int], samples: int, length: int, compiled: bool = False
 ) -> None:
+    """This project's own generation with tools."""
     vocabulary = Vocabulary.of(tokenizer)
     turns = [Turn(vocabulary, tokenizer, length) for _ in range(samples)]
     generator = torch.Generator(device=model.device).manual_seed(1)
@@ -84,7 +91,7 @@ def ours(
 
 @torch.inference_mode()
 def plain_loop(model: Any, prompt: list[int], samples: int, length: int) -> None:
-    """What one would write down first: a cache, a forward a token, top-k and multinomial."""
+    """The loop one would write first: a cache, one forward pass per token, top-k and multinomial."""
     cache = DynamicCache(config=model.config)
     ids = torch.tensor([prompt] * samples, device=model.device)
     for _ in range(length):
@@ -94,6 +101,7 @@ def plain_loop(model: Any, prompt: list[int], samples: int, length: int) -> None
 
 
 def stock_generate(model: Any, prompt: list[int], samples: int, length: int) -> None:
+    """`generate` of transformers."""
     ids = torch.tensor([prompt], device=model.device)
     model.generate(
         input_ids=ids,
@@ -107,12 +115,12 @@ def stock_generate(model: Any, prompt: list[int], samples: int, length: int) -> 
     )
 
 
-def upstream_engine(path: str, model: Any, tokenizer: NoTokenizer, options: argparse.Namespace) -> Callable:
+def upstream_engine(path: Path, model: Any, tokenizer: NoTokenizer, options: argparse.Namespace) -> Callable:
     """Upstream's Engine over upstream's model with our weights."""
     import os
 
     os.environ.setdefault("NANOCHAT_DTYPE", options.dtype_name)
-    sys.path.insert(0, path)
+    sys.path.insert(0, str(path))
     from nanochat.engine import Engine
     from nanochat.gpt import GPT, GPTConfig
 
@@ -129,7 +137,7 @@ def upstream_engine(path: str, model: Any, tokenizer: NoTokenizer, options: argp
     ids = torch.tensor([list(range(40))], device=options.device)
     with torch.inference_mode():
         gap = (theirs(ids)[..., : options.vocab_size].float() - model(ids).logits).abs().max().item()
-    print(f"same weights: the largest difference of a logit to upstream's is {gap:.1e}")
+    print(f"same weights: the largest difference between a logit of ours and of upstream's is {gap:.1e}")
 
     def run(prompt: list[int], samples: int, length: int) -> None:
         for _ in engine.generate(prompt, num_samples=samples, max_tokens=length, temperature=1.0, top_k=50):
@@ -167,7 +175,7 @@ def measure_continuous(model: Any, options: argparse.Namespace, sync: Callable) 
 def measure(
     methods: dict[str, Callable], prompt: list[int], samples: int, length: int, rounds: int, sync: Callable
 ) -> dict[str, list[float]]:
-    """Seconds of each method in alternating rounds, after one to warm up."""
+    """Seconds of each method in each round, after one warm-up round. The methods alternate within a round."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, method in methods.items():
@@ -181,35 +189,42 @@ def measure(
 
 
 def print_rows(seconds: dict[str, list[float]], samples: int, length: int, ours: list[str]) -> None:
-    """A row a method, with medians: of its speed, and over the rounds of its time divided by that of each of ours."""
+    """Prints one row per method: median speed, and the median over rounds of its time divided by each of ours."""
     for name, values in seconds.items():
         middle = statistics.median(values)
-        cells = f"{name:20s} {samples:8d} {samples * length / middle:10.0f} {1000 * middle / length:9.2f}"
+        cells = f"{name:20s} {samples:8d} {samples * length / middle:13.0f} {1000 * middle / length:12.2f}"
         for mine in ours:
             times = statistics.median(one / other for one, other in zip(values, seconds[mine], strict=True))
-            cells += f" {times:{len(mine) + 3}.2f}x"
+            cells += f" {times:{COLUMN}.2f}"
         print(cells, flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upstream", help="checkout of nanochat (July 2026)")
-    parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--sequence-length", type=int, default=1024)
-    parser.add_argument("--preset", default="modern", choices=("modern", "classic"))
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
+    parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
+    parser.add_argument("--depth", type=int, default=6, help="layers; the hidden size is 64 × depth")
+    parser.add_argument("--head-dim", type=int, default=64, help="width of an attention head")
+    parser.add_argument("--vocab-size", type=int, default=8192, help="a multiple of 64")
+    parser.add_argument("--sequence-length", type=int, default=1024, help="the model's context in tokens")
+    parser.add_argument("--preset", default="modern", choices=("modern", "classic"), help="architecture")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens sampled")
-    parser.add_argument("--samples", type=int, nargs="+", default=[1, 16], help="samples of the prompt")
-    parser.add_argument("--compile", action="store_true", help="measure compiled steps as well, when compiled")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens sampled per sample")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 16], help="numbers of samples of the prompt")
+    parser.add_argument("--compile", action="store_true", help="measure compiled steps too, without compiling time")
     parser.add_argument("--continuous", action="store_true", help="measure continuous batching instead")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", dest="dtype_name", default="float32")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one warm-up round")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", dest="dtype_name", default="float32", help="float32 or bfloat16")
     options = parser.parse_args()
+    if not options.continuous:
+        options.upstream = check_upstream(options.upstream, "nanochat/engine.py")
     options.dtype = getattr(torch, options.dtype_name)
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
     torch.set_num_threads(options.threads)
 
     model, tokenizer = build_model(options), NoTokenizer(options.vocab_size)
@@ -218,16 +233,17 @@ def main() -> None:
         "plain cached loop": lambda *arguments: plain_loop(model, *arguments),
         "stock generate": lambda *arguments: stock_generate(model, *arguments),
     }
-    if options.upstream:
+    if options.upstream and not options.continuous:
         methods["upstream's engine"] = upstream_engine(options.upstream, model, tokenizer, options)
     if options.compile:
         methods["ours, compiled"] = lambda *arguments: ours(model, tokenizer, *arguments, compiled=True)
     prompt = torch.randint(0, options.vocab_size - 9, (options.prompt,)).tolist()
     sync = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
-    print(f"depth {options.depth}, {options.prompt} + {options.tokens} tokens, {options.dtype_name}, {options.device}")
+    lengths = f"{options.prompt} prompt tokens, {options.tokens} sampled tokens"
+    print(f"depth {options.depth}, {lengths}, {options.dtype_name}, {options.device}")
     mine = ["continuous"] if options.continuous else [name for name in methods if name.startswith("ours")]
-    heads = " ".join(f"{name} is" for name in mine)
-    print(f"{'method':20s} {'samples':>8s} {'tokens/s':>10s} {'ms/step':>9s}  {heads}")
+    heads = " ".join(f"{f'time ÷ {name}':>{COLUMN}}" for name in mine)
+    print(f"{'method':20s} {'samples':>8s} {'tokens per s':>13s} {'ms per step':>12s} {heads}")
     if options.continuous:
         return measure_continuous(model, options, sync)
     for samples in options.samples:
@@ -236,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

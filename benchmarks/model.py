@@ -1,13 +1,16 @@
-"""A training step of the model beside transformers' NanoChat, the loss with and without all logits, and import time.
+"""Training steps per second beside transformers' NanoChat, the loss with and without all logits, and import time.
 
-    python benchmarks/model.py                              everything that runs uncompiled
-    python benchmarks/model.py --tables step --compile      a table by itself; its contestants compiled, too
+    python benchmarks/model.py                              # everything, not compiled
+    python benchmarks/model.py --tables step --compile      # one table, compiled
     python benchmarks/model.py --device cuda --dtype bfloat16 --depth 12 --sequence-length 2048
 
-Step: forward and backward of the classic model with the weights of a `NanoChatForCausalLM`, after their losses were
-found equal, and of the modern model at the same shape. Contestants take turns, so that a busy machine slows all of
-them; the tables have medians, of the ratio to the first row too. Memory is what a step needs beyond weights and
-gradients at its peak, each measured in a process of its own (on CPUs what the operating system sees).
+Step: forward and backward pass of the classic model with the weights of a `NanoChatForCausalLM`, after their losses
+were found equal; and of the modern model with the same shape. Loss: the output head and the loss alone. Import: a
+fresh process that imports transformers, with and without this package.
+
+The rows of a table take turns, so that other load on the machine slows all of them. The tables have medians, also of
+the first row's time divided by the row's own. Memory is the peak of a step beyond weights and gradients, measured in
+one process per row (on a CPU as the operating system reports it).
 """
 
 import argparse
@@ -20,10 +23,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmark_tools import HelpFormat
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.conversion import to_transformers
 from nanochat_hf.model.loss_nanochat_hf import causal_loss, chunked_causal_loss, soft_cap
+from nanochat_hf.settings import UserError, run_main
 
 TABLES = ("step", "loss", "import")
 THEIRS = "transformers' NanoChat"
@@ -35,24 +40,25 @@ STEPS = {
     "ours, modern": {"preset": "modern"},
     "ours, modern, masks instead of blocks": {"preset": "modern", "square_masks": True},
 }
-ALL_LOGITS, BY_PARTS = "all logits", "by parts"
+ALL_LOGITS, CHUNKED = "all logits", "chunked"
 AUTO_MODEL = "from transformers import AutoModelForCausalLM"
 IMPORTS = {"import transformers": "import nanochat_hf", AUTO_MODEL: f"import nanochat_hf; {AUTO_MODEL}"}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
-    parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--vocab-sizes", type=int, nargs="+", default=[8192, 32768], help="the first one for steps")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="of the matrix products; weights are float32")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
+    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, help="tables to print")
+    parser.add_argument("--depth", type=int, default=6, help="layers; the hidden size is 64 × depth")
+    parser.add_argument("--head-dim", type=int, default=64, help="width of an attention head")
+    parser.add_argument("--sequence-length", type=int, default=512, help="tokens per row")
+    parser.add_argument("--rows", type=int, default=4, help="rows per step")
+    parser.add_argument("--vocab-sizes", type=int, nargs="+", default=[8192, 32768], help="the first is that of steps")
+    parser.add_argument("--rounds", type=int, default=5, help="measured steps per row of a table")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--no-memory", action="store_true", help="leave memory out, which takes a process per row")
+    parser.add_argument("--compile", action="store_true", help="compile the models and the losses")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="of matrix products: float32 or bfloat16")
     parser.add_argument("--memory-of", nargs=2, metavar=("TABLE", "ROW"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -98,8 +104,12 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[], torch.Tensor
 
 
 def loss_of(name: str, options: argparse.Namespace) -> Callable[[], torch.Tensor]:
-    """The head and the loss alone, with their gradients; the name is the way and the vocabulary."""
-    way, vocab_size = name.split(", ")
+    """The output head and the loss alone, with their gradients.
+
+    Args:
+        name: method and vocabulary, such as "chunked, vocabulary 8192".
+    """
+    method, vocab_size = name.split(", ")
     vocab_size = int(vocab_size.split()[-1])
     dtype, width = getattr(torch, options.dtype), options.depth * 64
     generator = torch.Generator().manual_seed(0)
@@ -111,10 +121,10 @@ def loss_of(name: str, options: argparse.Namespace) -> Callable[[], torch.Tensor
     def all_logits() -> torch.Tensor:
         return causal_loss(soft_cap(F.linear(hidden, weight.to(hidden.dtype)).float(), 15.0), targets, None)
 
-    def by_parts() -> torch.Tensor:
+    def chunked() -> torch.Tensor:
         return chunked_causal_loss(hidden, weight, targets, 15.0, None)
 
-    loss_function = all_logits if way == ALL_LOGITS else by_parts
+    loss_function = all_logits if method == ALL_LOGITS else chunked
     loss_function = torch.compile(loss_function) if options.compile else loss_function
     hidden.grad, weight.grad = torch.zeros_like(hidden), torch.zeros_like(weight)
 
@@ -130,8 +140,8 @@ MAKERS = {"step": step_of, "loss": loss_of}
 
 
 def peak_memory(step: Callable[[], Any], device: str) -> float:
-    """MB that a step takes at its peak beyond what is there before it."""
-    step()  # allocates the gradients, and what libraries keep
+    """Peak memory of a step in MB, beyond what is allocated before it."""
+    step()  # allocates the gradients and the libraries' buffers
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -139,24 +149,30 @@ def peak_memory(step: Callable[[], Any], device: str) -> float:
         step()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew
+        file.write("5")  # resets the peak
     before = resident("VmRSS")
     step()
     return (resident("VmHWM") - before) / 1e3
 
 
 def resident(name: str) -> int:
+    """A memory figure of this process from the operating system, in kB."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name))
 
 
 def memory_in_own_process(table: str, row: str) -> float:
+    """Peak memory of one row's step in MB, measured in a fresh process."""
     command = [sys.executable, *sys.argv, "--memory-of", table, row]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def compare(table: str, rows: list[str], options: argparse.Namespace, title: str) -> None:
-    """Prints a table: tokens/s and peak memory of each row, and its ratio to the first one."""
+    """Prints a table: tokens per second of each row, the first row's time divided by its own, and peak memory.
+
+    Raises:
+        UserError: rows that must compute the same loss do not.
+    """
     sync = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
     steps = {row: MAKERS[table](row, options) for row in rows}
     seconds: dict[str, list[float]] = {row: [] for row in rows}
@@ -164,7 +180,7 @@ def compare(table: str, rows: list[str], options: argparse.Namespace, title: str
     tolerance = 1e-5 if options.dtype == "float32" else 2e-3
     for peer in [row for row in rows[1:] if "modern" not in row]:
         if abs(losses[peer] / losses[rows[0]] - 1) > tolerance:
-            raise SystemExit(f"the losses differ: {rows[0]} {losses[rows[0]]}, {peer} {losses[peer]}")
+            raise UserError(f"the losses differ: {rows[0]} {losses[rows[0]]}, {peer} {losses[peer]}")
     for turn in range(options.rounds):
         for row in rows if turn % 2 else reversed(rows):
             sync()
@@ -174,15 +190,17 @@ def compare(table: str, rows: list[str], options: argparse.Namespace, title: str
             seconds[row].append(time.perf_counter() - start)
     del steps
     tokens = options.rows * options.sequence_length
-    print(f"\n| {title} | tokens/s | times the first | MB at the peak |\n|---|--:|--:|--:|")
+    print(f"\n| {title} | tokens per second | times the first row | peak MB |\n|---|--:|--:|--:|")
     for row in rows:
         ratio = statistics.median(first / own for first, own in zip(seconds[rows[0]], seconds[row], strict=True))
         speed = tokens / statistics.median(seconds[row])
-        print(f"| {row} | {speed:,.0f} | {ratio:.2f} | {memory_in_own_process(table, row):,.0f} |", flush=True)
+        memory = "–" if options.no_memory else f"{memory_in_own_process(table, row):,.0f}"
+        print(f"| {row} | {speed:,.0f} | {ratio:.2f} | {memory} |", flush=True)
 
 
 def compare_imports(rounds: int) -> None:
-    print("\n| in a fresh process | s | of the first |\n|---|--:|--:|")
+    """Prints the seconds of imports without and with this package, each in a fresh process."""
+    print("\n| in a fresh process | seconds | ÷ the one above |\n|---|--:|--:|")
     for pair in IMPORTS.items():
         seconds: dict[str, list[float]] = {code: [] for code in pair}
         for _ in range(rounds + 1):
@@ -211,7 +229,7 @@ def main() -> None:
         for size in options.vocab_sizes:
             compare(
                 "loss",
-                [f"{ALL_LOGITS}, vocabulary {size}", f"{BY_PARTS}, vocabulary {size}"],
+                [f"{ALL_LOGITS}, vocabulary {size}", f"{CHUNKED}, vocabulary {size}"],
                 options,
                 f"loss: {shape}",
             )
@@ -220,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,14 +1,17 @@
-"""What the Trainer costs, whether compiling pays, and our script against upstream's, at the same shapes.
+"""Training tokens per second: the Trainer beside a bare loop, and our script beside upstream's.
 
+    python benchmarks/pretrain.py                   # the microworld, without upstream
+    python benchmarks/pretrain.py --eager           # the same without a C++ compiler
     python benchmarks/pretrain.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT
-    python benchmarks/pretrain.py            # the microworld, without the comparison
 
-Table 1 trains one model with one optimizer and one loader in two ways, block by block in turns: in a bare loop and in
-`NanochatTrainer` with all that training/pretrain.py adds to it. Table 2 starts whole scripts, ours as it is, ours
-compiled and upstream's scripts/base_train.py, and lets them train in turns: while one runs the others are stopped by a
-signal. Models are compiled unless `--eager` is given. In both, tokens/s are those of the whole loop, data included,
-first steps excluded, and a ratio is the median over the pairs of neighbouring blocks, so that other load on the
-machine weighs on both alike.
+Table 1 (loop) trains one model with one optimizer and one loader in two ways, alternating block by block: in a bare
+loop, and in `NanochatTrainer` with the callbacks of training/pretrain.py.
+
+Table 2 (scripts) starts whole scripts: ours not compiled, ours compiled, and upstream's scripts/base_train.py. They
+train in turns: while one runs, the others are stopped by a signal.
+
+Models are compiled unless --eager is given. Tokens per second are those of the whole loop, data included, without the
+first steps. A ratio is the median over pairs of neighbouring blocks, so that other load on the machine affects both.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer, vocab_size_for
 from transformers import TrainerCallback, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
@@ -35,7 +39,7 @@ from nanochat_hf.data.loader import PackedLoader
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.optim import Schedule, apply_schedule, set_learning_rates
 from nanochat_hf.settings import UserError, run_main
-from nanochat_hf.tokenizer import token_byte_lengths, train
+from nanochat_hf.tokenizer import token_byte_lengths
 from nanochat_hf.trainers import callbacks
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
@@ -43,30 +47,35 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_arguments() -> argparse.Namespace:
-    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--data", default="microworld", help="source; with --upstream a folder of parquet shards")
-    parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat to compare with")
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--head_dim", type=int, default=64)
-    parser.add_argument("--sequence_length", type=int, default=512)
-    parser.add_argument("--window_pattern", default="L")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer trained here")
-    parser.add_argument("--batch_size", type=int, default=4, help="rows a step")
-    parser.add_argument("--block", type=int, default=4, help="steps before the other one's turn")
-    parser.add_argument("--pairs", type=int, default=8, help="blocks of each contestant")
+    parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
+    parser.add_argument("--depth", type=int, default=4, help="layers; the hidden size is 64 × depth")
+    parser.add_argument("--head_dim", type=int, default=64, help="width of an attention head")
+    parser.add_argument("--sequence_length", type=int, default=512, help="tokens per row")
+    parser.add_argument("--window_pattern", default="L", help="attention windows of the layers: L full, S short")
+    parser.add_argument("--vocab_size", type=int, help="of the tokenizer trained here; 8192, for the microworld 512")
+    parser.add_argument("--batch_size", type=int, default=4, help="rows per step")
+    parser.add_argument("--block", type=int, default=4, help="measured steps per block")
+    parser.add_argument("--pairs", type=int, default=8, help="blocks per contestant")
     parser.add_argument("--eager", action="store_true", help="compile nothing, which starts in seconds")
-    parser.add_argument("--tables", nargs="+", default=["loop", "scripts"], choices=["loop", "scripts"])
-    return parser.parse_args()
+    parser.add_argument(
+        "--tables", nargs="+", default=["loop", "scripts"], choices=["loop", "scripts"], help="tables to print"
+    )
+    options = parser.parse_args()
+    if "scripts" in options.tables:
+        options.upstream = check_upstream(options.upstream, "scripts/base_train.py")
+    if Path(options.data).exists():
+        options.data = str(Path(options.data).resolve())
+    options.vocab_size = vocab_size_for(options.data, options.vocab_size, 8192)
+    return options
 
 
 # -- table 1: the Trainer against a bare loop ------------------------------------------------------------------------
 
 
 class StepTimes(TrainerCallback):
-    """Notes when each step has ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -76,10 +85,10 @@ class StepTimes(TrainerCallback):
 
 
 class Pauses:
-    """Seconds that Python's garbage collector takes while this context is open."""
+    """The longest pause of Python's garbage collector within this context, in seconds."""
 
     def __enter__(self) -> "Pauses":
-        self.longest, self.total = 0.0, 0.0
+        self.longest = 0.0
         gc.callbacks.append(self._note)
         return self
 
@@ -90,12 +99,11 @@ class Pauses:
         if phase == "start":
             self._started = time.perf_counter()
         else:
-            pause = time.perf_counter() - self._started
-            self.longest, self.total = max(self.longest, pause), self.total + pause
+            self.longest = max(self.longest, time.perf_counter() - self._started)
 
 
 def bare_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, steps: int) -> list[float]:
-    """The loop that one would write by hand. Returns the times at which steps ended."""
+    """The loop one would write by hand. Returns the times at which its steps ended."""
     ends = []
     for step in range(steps):
         batch = next(loader)
@@ -111,7 +119,7 @@ def bare_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, step
 
 
 def trainer_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, steps: int, folder: str) -> list[float]:
-    """The same steps in the Trainer, with the callbacks of training/pretrain.py."""
+    """The same steps in the Trainer, with the callbacks of training/pretrain.py. Returns when the steps ended."""
     times = StepTimes()
     arguments = TrainingArguments(
         output_dir=folder,
@@ -140,6 +148,7 @@ def trainer_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, s
 
 
 def compare_loops(options: argparse.Namespace, tokenizer: Any) -> None:
+    """Prints table 1."""
     from nanochat_hf.optim import build_optimizer
 
     torch.manual_seed(0)
@@ -175,14 +184,14 @@ def compare_loops(options: argparse.Namespace, tokenizer: Any) -> None:
                     pauses[name].append(collector.longest)
     loader.close()
     kind = "model" if options.eager else "compiled model"
-    shape = f"d{options.depth}, {per_step:,} tokens a step"
-    print(f"\n| loop over one {kind}, {shape} | tokens/s | against the bare loop |")
+    shape = f"d{options.depth}, {per_step:,} tokens per step"
+    print(f"\n| loop over one {kind}, {shape} | tokens per second | times the bare loop |")
     print("|---|--:|--:|")
     for name, values in speeds.items():
         print(f"| {name} | {statistics.median(values):,.0f} | {ratio(values, speeds['bare loop'])} |")
     print(
         f"\nlongest pause of the garbage collector in a block: bare loop {max(pauses['bare loop']) * 1e3:.0f} ms, "
-        f"Trainer {max(pauses['Trainer']) * 1e3:.0f} ms (its one sweep after the first step, not in the figures)"
+        f"Trainer {max(pauses['Trainer']) * 1e3:.0f} ms (its one collection after the first step, not in the figures)"
     )
 
 
@@ -190,7 +199,12 @@ def compare_loops(options: argparse.Namespace, tokenizer: Any) -> None:
 
 
 class Script:
-    """A training script as a process of its own that can be halted; `ends[n]` is when step n had been reported."""
+    """A training script in a process of its own that can be stopped and continued.
+
+    Attributes:
+        log: its output so far.
+        ends: step → time at which the output reported it.
+    """
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path, step_pattern: str):
         self.log, self.pattern, self.ends = bytearray(), re.compile(step_pattern.encode()), {}
@@ -213,24 +227,31 @@ class Script:
                 self.ends.setdefault(int(match[1]), now)
 
     def run(self, steps: int, limit: float = 600.0) -> list[float]:
-        """Lets the script make `steps` more steps, then halts it. Returns when each ended."""
+        """Lets the script make `steps` more steps, then stops it. Returns when each of them ended.
+
+        Raises:
+            UserError: the script ended, or took longer than `limit` seconds.
+        """
         before = set(self.ends)
         os.killpg(self.process.pid, signal.SIGCONT)
         deadline = time.perf_counter() + limit
         while len(self.ends) < len(before) + steps:
             if self.process.poll() is not None or time.perf_counter() > deadline:
-                raise UserError(f"a script ended too early or hangs:\n{self.log.decode(errors='replace')[-3000:]}")
+                end = self.log.decode(errors="replace")[-3000:]
+                raise UserError(f"a script ended too early or hangs; its output ends with:\n{end}")
             time.sleep(0.005)
         os.killpg(self.process.pid, signal.SIGSTOP)
         return sorted(end for step, end in self.ends.items() if step not in before)
 
     def close(self) -> None:
+        """Ends the script."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 def our_command(options: argparse.Namespace, tokenizer_folder: Path, output: Path, compiled: bool) -> list[str]:
+    """training/pretrain.py with the benchmark's shapes."""
     command = [sys.executable, str(ROOT / "training" / "pretrain.py"), "--tokenizer", str(tokenizer_folder)]
     command += ["--output_dir", str(output), "--data", str(options.data), "--depth", str(options.depth)]
     command += ["--head_dim", str(options.head_dim), "--sequence_length", str(options.sequence_length)]
@@ -240,6 +261,7 @@ def our_command(options: argparse.Namespace, tokenizer_folder: Path, output: Pat
 
 
 def upstream_command(options: argparse.Namespace) -> list[str]:
+    """Upstream's script with the same shapes."""
     command = [sys.executable, "-m", "scripts.base_train", "--depth", str(options.depth)]
     command += ["--head-dim", str(options.head_dim), "--max-seq-len", str(options.sequence_length)]
     command += ["--window-pattern", options.window_pattern, "--device-batch-size", str(options.batch_size)]
@@ -251,8 +273,6 @@ def prepare_upstream(options: argparse.Namespace, tokenizer: Any, base: Path) ->
     """Puts our vocabulary and the shards where upstream's script looks for them; returns its environment."""
     from nanochat_hf.tokenizer import to_tiktoken
 
-    if not (options.upstream / "scripts" / "base_train.py").is_file():
-        raise UserError(f"{options.upstream} is not a checkout of nanochat; clone it and name its folder")
     (base / "tokenizer").mkdir(parents=True)
     (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(to_tiktoken(tokenizer)))
     torch.save(torch.as_tensor(token_byte_lengths(tokenizer)), base / "tokenizer" / "token_bytes.pt")
@@ -260,14 +280,15 @@ def prepare_upstream(options: argparse.Namespace, tokenizer: Any, base: Path) ->
     paths = [str(options.upstream)]
     try:
         import wandb  # noqa: F401
-    except ImportError:  # imported by the script, used only in runs that have a name
-        (base / "stand_in").mkdir()
-        (base / "stand_in" / "wandb.py").touch()
-        paths.append(str(base / "stand_in"))
+    except ImportError:  # the script imports it, but uses it only in runs that have a name
+        (base / "empty_wandb").mkdir()
+        (base / "empty_wandb" / "wandb.py").touch()
+        paths.append(str(base / "empty_wandb"))
     return {"NANOCHAT_BASE_DIR": str(base), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def compare_scripts(options: argparse.Namespace, tokenizer: Any) -> None:
+    """Prints table 2."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         tokenizer.save_pretrained(base / "ours")
@@ -290,7 +311,7 @@ def compare_scripts(options: argparse.Namespace, tokenizer: Any) -> None:
             for name, (command, environment, where, pattern) in starts.items():
                 print(f"starting {name} …", flush=True)
                 scripts[name] = Script(command, environment, where, pattern)
-                first[name] = scripts[name].run(2)[-1] - scripts[name].started  # bar: 0 and 1
+                first[name] = scripts[name].run(2)[-1] - scripts[name].started
                 scripts[name].run(2)
             for pair in range(options.pairs):
                 for name in list(scripts) if pair % 2 else reversed(scripts):
@@ -300,30 +321,26 @@ def compare_scripts(options: argparse.Namespace, tokenizer: Any) -> None:
             for script in scripts.values():
                 script.close()
     peer = "upstream" if "upstream" in speeds else "ours"
-    print(
-        f"\n| script, d{options.depth}, {per_step:,} tokens a step | tokens/s | against {peer} | 2nd step after, s |"
-    )
+    shape = f"d{options.depth}, {per_step:,} tokens per step"
+    print(f"\n| script, {shape} | tokens per second | times {peer} | seconds to the first steps |")
     print("|---|--:|--:|--:|")
     for name, values in speeds.items():
         print(f"| {name} | {statistics.median(values):,.0f} | {ratio(values, speeds[peer])} | {first[name]:.0f} |")
 
 
 def ratio(values: list[float], peers: list[float]) -> str:
+    """Median of the pairwise ratios, with the range of the middle half."""
     ratios = sorted(value / peer for value, peer in zip(values, peers, strict=True))
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    return f"{statistics.median(ratios):.3f} (half of the pairs: {low:.3f}–{high:.3f})"
+    return f"{statistics.median(ratios):.3f} (middle half of the pairs: {low:.3f}–{high:.3f})"
 
 
 def main() -> None:
     options = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scripts are ended too
-    if options.upstream:
-        options.upstream = options.upstream.resolve()
-    if Path(options.data).exists():
-        options.data = str(Path(options.data).resolve())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scripts end too
     if not options.eager and not shutil.which("c++"):
         raise UserError("there is no C++ compiler to compile models with; give --eager")
-    tokenizer = train(open_documents(options.data).next_batch(4000), options.vocab_size)
+    tokenizer = train_tokenizer(open_documents(options.data).next_batch(4000), options.vocab_size)
     if "loop" in options.tables:
         compare_loops(options, tokenizer)
     if "scripts" in options.tables:

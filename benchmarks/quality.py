@@ -1,12 +1,14 @@
-"""Bits per byte at equal tokens: our recipe, upstream's own script, and what might be better, by seeds.
+"""Bits per byte after equal numbers of tokens: our recipe, upstream's own script and variants of ours, by seeds.
 
     python benchmarks/quality.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT --output_dir runs/quality
     python benchmarks/quality.py --data DATA_FOLDER --output_dir runs/quality --arms ours "keep tails" --seeds 1
 
-Every arm is a whole run of a training script with the same tokenizer, tokens, batch, context and validation rows
-(upstream's packing of the last shard, whatever the arm trains on), not compiled unless asked. What is finished is not
-trained again and what was interrupted goes on, so the command can be given until the table is full; it is printed
-after every run.
+Every arm is a whole run of a training script with the same tokenizer, tokens, batch, context and validation rows.
+Validation rows are those of upstream's packing of the last shard, whatever packing the arm trains on. Models are not
+compiled unless --compile is given.
+
+Finished runs are kept and interrupted ones are resumed, so the command can be repeated until the table is complete.
+The table is printed after every run.
 """
 
 import argparse
@@ -20,13 +22,13 @@ import sys
 import time
 from pathlib import Path
 
+from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer
 from pretrain import ROOT, prepare_upstream
 
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError, load_run, run_main
-from nanochat_hf.tokenizer import train
 
-# What each arm adds to the command of training/pretrain.py; "upstream" is upstream's script. In order of importance.
+# Arm → what it adds to the command of training/pretrain.py, in order of importance. "upstream" is upstream's script.
 ARMS: dict[str, list[str]] = {
     "ours": [],
     "upstream": [],
@@ -39,29 +41,31 @@ ARMS: dict[str, list[str]] = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--data", required=True, help="folder of parquet shards; the last one validates")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/quality"), help="receives runs and table")
-    parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat, for that arm")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="of the initial weights")
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--head_dim", type=int, default=64)
-    parser.add_argument("--sequence_length", type=int, default=512)
-    parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--tokens", type=int, default=3_000_000, help="trained on, rounded up to whole steps")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows a step")
-    parser.add_argument("--rows_at_once", type=int, default=1, help="rows a micro-batch; few stay in a CPU's cache")
-    parser.add_argument("--compile", action="store_true", help="compile models: faster after minutes")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quality"), help="folder for runs and table")
+    parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="runs to compare")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="seeds of the initial weights")
+    parser.add_argument("--depth", type=int, default=4, help="layers; the hidden size is 64 × depth")
+    parser.add_argument("--head_dim", type=int, default=64, help="width of an attention head")
+    parser.add_argument("--sequence_length", type=int, default=512, help="tokens per row")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer trained here")
+    parser.add_argument("--tokens", type=int, default=3_000_000, help="training tokens, rounded up to whole steps")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows per step")
+    parser.add_argument("--rows_at_once", type=int, default=1, help="rows per micro-batch; one fits a CPU's cache")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile models, which takes minutes and then saves time"
+    )
     parser.add_argument("--eval_tokens", type=int, default=262_144, help="validation tokens")
     options = parser.parse_args()
-    options.data, options.output_dir = str(Path(options.data).resolve()), options.output_dir.resolve()
-    if options.upstream:
-        options.upstream = options.upstream.resolve()
-    else:
+    options.output_dir = options.output_dir.resolve()
+    if not Path(options.data).is_dir():
+        raise UserError(f"there is no folder {options.data}; --data takes a folder of parquet shards")
+    options.data = str(Path(options.data).resolve())
+    if "upstream" in options.arms:
+        options.upstream = check_upstream(options.upstream, "scripts/base_train.py")
+    if not options.upstream:
         options.arms = [arm for arm in options.arms if arm != "upstream"]
     options.batch_tokens = options.batch_size * options.sequence_length
     options.steps = -(-options.tokens // options.batch_tokens)
@@ -69,18 +73,21 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def folder_of(options: argparse.Namespace, arm: str, seed: int) -> Path:
+    """The folder of one run."""
     return options.output_dir / f"d{options.depth}-{arm.replace(' ', '-')}-seed{seed}"
 
 
 def make_tokenizer(options: argparse.Namespace) -> Path:
+    """Folder of the tokenizer that all arms share; it is trained at the first call."""
     folder = options.output_dir / "tokenizer"
     if not (folder / "tokenizer.json").exists():
-        train(open_documents(options.data).next_batch(4000), options.vocab_size).save_pretrained(folder)
+        texts = open_documents(options.data).next_batch(4000)
+        train_tokenizer(texts, options.vocab_size).save_pretrained(folder)
     return folder
 
 
 def shape_options(options: argparse.Namespace, dash: str) -> list[str]:
-    """The settings that both scripts have, spelled with underscores or dashes."""
+    """The settings that both scripts have; `dash` is "_" for ours and "-" for upstream's."""
     values = {"depth": options.depth, "head_dim": options.head_dim, "window_pattern": "SSSL"}
     values |= {"device_batch_size": options.rows_at_once, "total_batch_size": options.batch_tokens}
     values |= {"num_iterations": options.steps, "eval_tokens": options.eval_tokens, "eval_every": options.steps}
@@ -88,14 +95,15 @@ def shape_options(options: argparse.Namespace, dash: str) -> list[str]:
 
 
 def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path) -> dict[str, float]:
+    """Runs training/pretrain.py, or resumes it; returns validation bits per byte and tokens per second."""
     output = folder_of(options, arm, seed)
     command = [sys.executable, str(ROOT / "training" / "pretrain.py"), "--tokenizer", str(tokenizer)]
     command += ["--output_dir", str(output), "--data", options.data, "--seed", str(seed)]
     command += ["--compile", str(options.compile).lower()]
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
-    blanks = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
-    blanks["scale"] = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on the rates
-    command += [part.format(**blanks) for part in ARMS[arm]]
+    values = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
+    values["scale"] = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on the learning rates
+    command += [part.format(**values) for part in ARMS[arm]]
     if not load_run(output):
         follow(command, output.with_suffix(".log"), {})
     run = load_run(output)
@@ -103,7 +111,7 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
 
 
 def train_upstream(options: argparse.Namespace, seed: int, tokenizer: Path) -> dict[str, float]:
-    """Upstream's script, whose seed is fixed: it is given another one from outside."""
+    """Runs upstream's script. It fixes its seed, so `torch.manual_seed` is replaced before it starts."""
     from transformers import AutoTokenizer
 
     base = folder_of(options, "upstream", seed)
@@ -120,12 +128,12 @@ def train_upstream(options: argparse.Namespace, seed: int, tokenizer: Path) -> d
         follow(command + shape_options(options, "-"), log, environment, options.upstream)
         found = read_upstream(log, options.steps)
     if not found:
-        raise UserError(f"{log} does not end with a validation of step {options.steps}; see there")
+        raise UserError(f"{log} has no validation of step {options.steps}; read there why")
     return found
 
 
 def read_upstream(log: Path, steps: int) -> dict[str, float]:
-    """The last validation and the median speed from the script's output; empty where it did not get that far."""
+    """Last validation and median speed from upstream's output; empty if it did not reach the last step."""
     text = log.read_text(errors="replace") if log.exists() else ""
     bpb = re.findall(rf"Step 0*{steps} \| Validation bpb: ([\d.]+)", text)
     speeds = [float(speed.replace(",", "")) for speed in re.findall(r"tok/sec: ([\d,]+)", text)[5:]]
@@ -133,7 +141,11 @@ def read_upstream(log: Path, steps: int) -> dict[str, float]:
 
 
 def follow(command: list[str], log: Path, environment: dict[str, str], folder: Path = ROOT) -> None:
-    """Runs a script to its end with its output in a file."""
+    """Runs a script to its end, with its output in a file.
+
+    Raises:
+        UserError: the script failed.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{time.strftime('%H:%M')} {log.stem} …", flush=True)
     with log.open("w") as out:
@@ -143,9 +155,10 @@ def follow(command: list[str], log: Path, environment: dict[str, str], folder: P
 
 
 def print_table(options: argparse.Namespace, found: dict[str, dict[int, dict[str, float]]]) -> None:
+    """Prints the finished runs: bits per byte by seed, the mean difference to ours, and the speed."""
     tokens = options.steps * options.batch_tokens
     seeds = " | ".join(f"seed {seed}" for seed in options.seeds)
-    print(f"\n| d{options.depth}, {tokens:,} tokens, bits per byte | {seeds} | mean − ours | tokens/s |")
+    print(f"\n| d{options.depth}, {tokens:,} tokens, bits per byte | {seeds} | mean − ours | tokens per second |")
     print("|---|" + "--:|" * (len(options.seeds) + 2))
     for arm, runs in found.items():
         cells = [f"{runs[seed]['bpb']:.4f}" if seed in runs else "–" for seed in options.seeds]
@@ -168,7 +181,7 @@ def main() -> None:
                     result = train_upstream(options, seed, tokenizer)
                 else:
                     result = train_ours(options, arm, seed, tokenizer)
-            except UserError as error:  # a recipe that diverges is a result too
+            except UserError as error:  # one failed run must not end the others
                 print(error, file=sys.stderr, flush=True)
                 failed.append(folder_of(options, arm, seed).name)
                 continue

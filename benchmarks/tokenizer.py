@@ -1,13 +1,15 @@
-"""Trains and encodes beside the peers: rustbpe, tokenizers, gigatoken, tiktoken. Prints two tables.
+"""Seconds and memory of training a tokenizer and of encoding, beside rustbpe, tokenizers, gigatoken and tiktoken.
 
     python benchmarks/tokenizer.py --data my_texts/ --threads 2                       # both tables, medians of five
     python benchmarks/tokenizer.py --data my_texts/ --kinds train --rounds 3
     python benchmarks/tokenizer.py --data my_texts/ --kinds encode --libraries nanochat_hf tiktoken
+    python benchmarks/tokenizer.py --train_megabytes 5 --encode_megabytes 5           # the microworld
 
-Every measurement is a process of its own, so that an encoder's first pass meets cold caches. The libraries take turns
-in every round; times are medians, and "ours" is the median over the rounds of a peer's seconds by ours. Memory is the
-peak above the interpreter with the texts loaded. A peer that is not installed is named as absent. gigatoken refuses
-nanochat's split pattern: it trains with its own, and encodes a vocabulary of GPT-2's split, which we encode as well.
+Every measurement is a process of its own, so that an encoder's first pass starts with cold caches. The libraries take
+turns in every round. Times are medians; "seconds ÷ ours" is the median over rounds of a library's seconds divided by
+ours. Memory is the peak beyond the interpreter with the texts loaded. A library that is not installed is reported as
+absent. gigatoken refuses nanochat's split pattern: it trains with its own, and encodes a vocabulary of GPT-2's split,
+which we encode as well.
 """
 
 import argparse
@@ -27,25 +29,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmark_tools import HelpFormat, train_tokenizer, vocab_size_for
+
+from nanochat_hf.settings import UserError, run_main
+
 TRAINERS = ("nanochat_hf", "rustbpe", "gigatoken", "tokenizers")
 ENCODERS = ("nanochat_hf", "tiktoken", "tokenizers", "gigatoken", "nanochat_hf (GPT-2 split)")
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SEPARATOR = b"<|endoftext|>"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--data", default="microworld", help="text: a folder, a file, a Hub id or microworld")
-    parser.add_argument("--kinds", nargs="+", choices=("train", "encode"), default=("train", "encode"))
-    parser.add_argument("--libraries", nargs="+", help="only these; ours is always among them")
-    parser.add_argument("--train_megabytes", type=float, default=77)
-    parser.add_argument("--encode_megabytes", type=float, default=60)
-    parser.add_argument("--vocab_size", type=int, default=32768)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=("train", "encode"), default=("train", "encode"), help="tables to print"
+    )
+    parser.add_argument("--libraries", nargs="+", help="only these; ours is always measured")
+    parser.add_argument("--train_megabytes", type=float, default=77, help="text to train on")
+    parser.add_argument("--encode_megabytes", type=float, default=60, help="text to encode")
+    parser.add_argument("--vocab_size", type=int, help="of all tokenizers; 32768, for the microworld 512")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every library")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of every library")
     parser.add_argument("--measure", nargs=2, metavar=("KIND", "LIBRARY"), help=argparse.SUPPRESS)
     parser.add_argument("--ranks", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.vocab_size = vocab_size_for(args.data, args.vocab_size, 32768)
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
     if args.measure:
         print(json.dumps(measure(args)))
         return
@@ -58,6 +72,7 @@ def main() -> None:
 
 
 def print_table(args: argparse.Namespace, kind: str) -> None:
+    """Measures all libraries, round by round, and prints their table."""
     libraries = [
         name
         for name in (TRAINERS if kind == "train" else ENCODERS)
@@ -65,8 +80,8 @@ def print_table(args: argparse.Namespace, kind: str) -> None:
     ]
     present = [name for name in libraries if importlib.util.find_spec(name.split(" ")[0])]
     rounds = [{name: in_own_process(args, kind, name) for name in present} for _ in range(args.rounds)]
-    again = " second pass MB/s |" if kind == "encode" else ""
-    print(f"\n| {kind} | seconds | MB/s |{again} ours × | peak MB | peak, theirs ÷ ours | identical |")
+    again = " MB/s, second pass |" if kind == "encode" else ""
+    print(f"\n| {kind} | seconds | MB/s |{again} seconds ÷ ours | peak MB | peak ÷ ours | same as ours |")
     print("|---" * (7 + bool(again)) + "|")
     for name in libraries:
         if name not in present:
@@ -87,7 +102,7 @@ def print_table(args: argparse.Namespace, kind: str) -> None:
 
 
 def identical(kind: str, name: str, runs: list[dict], one_round: dict[str, dict]) -> str:
-    """Whether all runs gave what ours gave under the same split pattern."""
+    """Whether all runs gave the same result as ours with the same split pattern."""
     if name == "gigatoken" and kind == "train":
         return "another split"
     if name == "gigatoken":
@@ -98,17 +113,19 @@ def identical(kind: str, name: str, runs: list[dict], one_round: dict[str, dict]
 
 
 def in_own_process(args: argparse.Namespace, kind: str, library: str) -> dict:
+    """The figures of one measurement, made in a fresh process."""
     command = [sys.executable, __file__, "--measure", kind, library, "--data", args.data]
     for name in ("train_megabytes", "encode_megabytes", "vocab_size", "threads", "ranks"):
         command += [f"--{name}", str(getattr(args, name))]
     threads = {"RAYON_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "true"}
     done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{library} failed in {kind}:\n{done.stderr}")
+        raise UserError(f"{library} failed in {kind}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(args: argparse.Namespace) -> dict:
+    """Seconds, peak memory in MB and a hash of the result for one library, in this process."""
     kind, library = args.measure
     texts = read_texts(args.data, args.train_megabytes if kind == "train" else args.encode_megabytes)
     work = (prepare_training if kind == "train" else prepare_encoding)(library, texts, args)
@@ -127,6 +144,11 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def read_texts(data: str, megabytes: float) -> list[str]:
+    """The first documents of the data, at least so many megabytes.
+
+    Raises:
+        UserError: there is less text.
+    """
     from nanochat_hf.data.sources import open_documents
 
     texts, size = [], 0
@@ -135,16 +157,20 @@ def read_texts(data: str, megabytes: float) -> list[str]:
         size += len(text.encode())
         if size >= megabytes * 1e6:
             return texts
-    raise SystemExit(f"{data} has {size / 1e6:.0f} MB of training text, fewer than {megabytes:g}: lower the megabytes")
+    raise UserError(
+        f"{data} has {size / 1e6:.1f} MB of training text, less than {megabytes:g}; "
+        "lower --train_megabytes or --encode_megabytes"
+    )
 
 
 # ---- memory ------------------------------------------------------------------------
 
 
 def resident_mb_and_reset_peak() -> float:
+    """Memory of this process in MB; the peak is reset."""
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what loading has freed must not hide what the work takes
+        ctypes.CDLL(None).malloc_trim(0)  # or memory freed after loading hides what the work needs
         Path("/proc/self/clear_refs").write_text("5")
         return status_mb("VmRSS")
     except (OSError, AttributeError):  # not Linux: the highest peak so far
@@ -164,7 +190,7 @@ def status_mb(name: str) -> float:
     raise OSError(f"no {name} in /proc/self/status")
 
 
-# ---- the contestants: each function does what is not measured and returns what is -----
+# ---- the libraries: each function prepares, and returns the call that is measured -----
 
 
 def prepare_training(library: str, texts: list[str], args: argparse.Namespace) -> Callable[[], Any]:
@@ -218,11 +244,12 @@ def prepare_encoding(library: str, texts: list[str], args: argparse.Namespace) -
 
 
 def write_vocabularies(args: argparse.Namespace, folder: Path) -> None:
+    """Trains the two vocabularies that are encoded, and writes them in tiktoken's format."""
     from nanochat_hf import tokenizer as ours
 
     texts = read_texts(args.data, args.encode_megabytes)
     for name, pattern in (("ours", None), ("gpt2", GPT2_PATTERN)):
-        tokenizer = ours.train(texts, args.vocab_size, pattern=pattern, num_threads=args.threads)
+        tokenizer = train_tokenizer(texts, args.vocab_size, pattern=pattern, num_threads=args.threads)
         ours.write_tiktoken(tokenizer, folder / f"{name}.tiktoken")
 
 
@@ -256,4 +283,4 @@ def digest(kind: str, library: str, outcome: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -6,8 +6,9 @@
     python evaluation/chat.py --checkpoints runs/d24/sft --tasks humaneval=DIR --allow_code_execution
     python evaluation/chat.py --checkpoints HuggingFaceTB/SmolLM2-135M-Instruct --tasks arc-easy=DIR
 
-Exams are scored by the logits of the answer's letters; problems by sampled answers, in which a nanochat model may use
-its calculator. Other models are asked through their own chat template.
+Exams are scored by the logits of the answer's letters. Problems are scored by sampled answers, in which a nanochat
+model may use its calculator. Other models get prompts in their own chat template. The result is written to
+eval/chat.json in the checkpoint's folder.
 """
 
 from nanochat_hf import settings

@@ -1,11 +1,11 @@
-"""All evaluations of all stages of a run in one process.
+"""All evaluations of all stages of a run, in one process.
 
     python evaluation/stages.py --config training/recipes/quickstart.yaml --run_dir runs/quickstart
     python evaluation/stages.py --run_dir runs/d12 --evaluations bits_per_byte core --core_bundle eval_bundle
     accelerate launch --num_processes 8 evaluation/stages.py --config training/recipes/speedrun.yaml --run_dir runs/d24
 
-Results that were made with the same settings and are newer than the weights are kept (--redo makes them again). They
-lie in eval/ of each stage's folder, where training/report.py finds them.
+Results are written into eval/ of each stage's folder, where training/report.py finds them. A result is kept if it was
+made with the same settings and is not older than the weights; --redo evaluates again.
 """
 
 from nanochat_hf import settings

@@ -1,14 +1,14 @@
-"""Bytes per token of a tokenizer next to GPT-2's and GPT-4's: the more, the shorter the same text.
+"""Bytes per token of a tokenizer beside GPT-2's and GPT-4's. More bytes per token make the same text shorter.
 
     python evaluation/tokenizer.py --run_dir runs/quickstart
     python evaluation/tokenizer.py --tokenizer runs/d12/tokenizer --files my_notes/ letters.txt
     python evaluation/tokenizer.py --tokenizer Qwen/Qwen3-0.6B --output_dir evals/qwen --compare runs/d12/tokenizer
 
-Measures the samples of evaluation/samples (prose, code, maths, Korean, science), the documents of --data and your own
---files. Prints the table and leaves it as eval/tokenizer.json in the tokenizer's folder, where the report finds it.
+Measured are the samples in evaluation/samples (prose, code, maths, Korean, science), the documents of --data and your
+own --files. The table is printed, and written to eval/tokenizer.json in the tokenizer's folder for the report.
 
-The others are taken from this machine only: tiktoken's cache (TIKTOKEN_CACHE_DIR), the Hub's cache or a folder. One
-that is not there is named as absent.
+The other tokenizers are never downloaded: they come from tiktoken's cache (TIKTOKEN_CACHE_DIR), the Hub's cache or a
+folder. One that is missing there is reported as absent.
 """
 
 import time
@@ -24,40 +24,47 @@ from nanochat_hf.settings import UserError
 SAMPLES = Path(__file__).with_name("samples")
 HUB_NAMES = {"gpt2": "openai-community/gpt2"}
 
-Counter = Callable[[list[str]], int]  # texts → tokens in all
+TokenCounter = Callable[[list[str]], int]  # texts → number of their tokens
+OWN = "this tokenizer"  # the column of the measured tokenizer
 
 
 @dataclass
 class TokenizerEvaluationConfig:
+    """Settings of this script."""
+
     tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub id of the tokenizer to measure"})
-    run_dir: str | None = field(default=None, metadata={"help": "run folder; its tokenizer/ is measured"})
-    output_dir: str | None = field(default=None, metadata={"help": "folder for eval/; default: the tokenizer's own"})
+    run_dir: str | None = field(default=None, metadata={"help": "run folder whose tokenizer/ is measured"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "folder that gets eval/tokenizer.json; default: the tokenizer's folder"}
+    )
     compare: list[str] = field(
         default_factory=lambda: ["gpt2", "cl100k_base"],
-        metadata={"help": "tiktoken's names, Hub ids in the cache or folders"},
+        metadata={"help": "tokenizers to compare with: tiktoken's names, Hub ids in the cache, or folders"},
     )
     data: str | None = field(
         default=None,
-        metadata={"help": "source whose validation documents are measured as well; a folder, a Hub id …"},
+        metadata={"help": "source (a folder, a Hub id …) whose validation documents are measured as well"},
     )
-    max_documents: int = field(default=500, metadata={"help": "documents taken of --data"})
-    files: list[str] = field(default_factory=list, metadata={"help": "your own text files or folders, a row each"})
+    max_documents: int = field(default=500, metadata={"help": "number of documents of --data"})
+    files: list[str] = field(
+        default_factory=list, metadata={"help": "your own text files or folders; each is a row of the table"}
+    )
 
 
 def main() -> None:
     config = settings.parse_stage("tokenizer_evaluation", TokenizerEvaluationConfig)
     name = config.tokenizer or (config.run_dir and str(Path(config.run_dir) / "tokenizer"))
     if not name:
-        raise UserError("give --tokenizer or --run_dir: whose tokenizer is to be measured?")
+        raise UserError("no tokenizer is named; give --tokenizer or --run_dir")
     folder = Path(config.output_dir or name)
     if not config.output_dir and not folder.is_dir():
-        raise UserError(f"{name} is not a folder; give the tokenizer's folder, or --output_dir for one of the Hub")
+        raise UserError(f"{name} is not a folder; give the tokenizer's folder, or also --output_dir for a Hub id")
     started = time.time()
     texts = read_texts(config)
 
     ours = count_with_transformers(name, local_only=False)
     others = {one: find_counter(one) for one in config.compare}
-    counters = {"this tokenizer": ours} | {one: found for one, found in others.items() if found}
+    counters = {OWN: ours} | {one: found for one, found in others.items() if found}
     absent = [one for one, found in others.items() if not found]
     num_bytes = {row: sum(len(text.encode("utf-8", "replace")) for text in some) for row, some in texts.items()}
     tokens = {column: {row: count(some) for row, some in texts.items()} for column, count in counters.items()}
@@ -79,7 +86,11 @@ def main() -> None:
 
 
 def read_texts(config: TokenizerEvaluationConfig) -> dict[str, list[str]]:
-    """Returns the rows of the table: the samples, the documents of --data, the files; each a list of texts."""
+    """The rows of the table (samples, documents of --data, files) as name → texts.
+
+    Raises:
+        UserError: a row has no text.
+    """
     from nanochat_hf.data.files import read_documents
     from nanochat_hf.data.sources import open_documents
 
@@ -91,17 +102,17 @@ def read_texts(config: TokenizerEvaluationConfig) -> dict[str, list[str]]:
         texts[path] = list(read_documents(path))
     for name, some in texts.items():
         if not any(some):
-            raise UserError(f"{name} holds no text to measure; leave it out or give another")
+            raise UserError(f"{name} has no text to measure; leave it out or give another")
     return texts
 
 
-def find_counter(name: str) -> Counter | None:
-    """Returns what counts tokens as `name` does, or None where it is not on this machine."""
+def find_counter(name: str) -> TokenCounter | None:
+    """The counter of the tokenizer called `name`, or None if it is not on this machine."""
     return count_with_tiktoken(name) or count_with_transformers(HUB_NAMES.get(name, name), local_only=True)
 
 
-def count_with_tiktoken(name: str) -> Counter | None:
-    """An encoding out of tiktoken's cache. tiktoken would fetch what is not there; here it may not."""
+def count_with_tiktoken(name: str) -> TokenCounter | None:
+    """The counter of an encoding in tiktoken's cache, or None. tiktoken's download of missing files is refused."""
     try:
         import tiktoken
         import tiktoken.load
@@ -111,7 +122,7 @@ def count_with_tiktoken(name: str) -> Counter | None:
     tiktoken.load.read_file = _refuse
     try:
         encoding = tiktoken.get_encoding(name)
-    except (FileNotFoundError, ValueError):  # not in the cache, or no name of tiktoken's
+    except (FileNotFoundError, ValueError):  # not in the cache, or tiktoken has no such name
         return None
     finally:
         tiktoken.load.read_file = fetch
@@ -122,7 +133,12 @@ def _refuse(path: str) -> bytes:
     raise FileNotFoundError(path)
 
 
-def count_with_transformers(name: str, local_only: bool) -> Counter | None:
+def count_with_transformers(name: str, local_only: bool) -> TokenCounter | None:
+    """The counter of a tokenizer folder or Hub id. With `local_only` nothing is downloaded, and None means absent.
+
+    Raises:
+        UserError: not `local_only`, and there is no such tokenizer.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -140,14 +156,19 @@ def count_with_transformers(name: str, local_only: bool) -> Counter | None:
 
 
 def comparison(num_bytes: dict[str, int], tokens: dict[str, dict[str, int]]) -> list[list[str]]:
-    """Bytes per token, and in brackets how many more tokens (+) than this tokenizer the other needs."""
-    own = tokens["this tokenizer"]
+    """The table: bytes per token, and in brackets how many more (+) or fewer (-) tokens the other tokenizer needs.
+
+    Args:
+        num_bytes: row → UTF-8 bytes.
+        tokens: column → row → number of tokens.
+    """
+    own = tokens[OWN]
     table: list[list[str]] = [["text", "bytes", *tokens]]
     for row, size in num_bytes.items():
         cells = []
         for column, counts in tokens.items():
             cell = f"{size / max(counts[row], 1):.2f}"
-            if column != "this tokenizer":
+            if column != OWN:
                 cell += f" ({100 * (counts[row] / max(own[row], 1) - 1):+.0f} %)"
             cells.append(cell)
         table.append([row, f"{size:,}", *cells])

@@ -1,22 +1,23 @@
-"""Publishing a checkpoint on the Hugging Face Hub, with a model card made from what the run recorded.
+"""Publishes a checkpoint on the Hugging Face Hub, with a model card made from what the run recorded.
 
     nanochat-hf push runs/quickstart/rl your-name/your-model --private
     nanochat-hf push runs/quickstart/rl your-name/your-model --dry_run      # shows the files and the card
 
-Only safetensors, JSON, Jinja, Markdown and the model's own Python files leave the machine: no pickles, no trainer
-state. The token comes from `hf auth login` or HF_TOKEN, and from nowhere else.
+Only safetensors, JSON, Jinja, YAML, Markdown and the model's own Python files are sent: no pickles, no trainer state.
+The token comes from `hf auth login` or HF_TOKEN, and from nowhere else.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from nanochat_hf import settings
-from nanochat_hf.report.markdown import HEADLINES
-from nanochat_hf.report.stages import Stage, load_stage
+from nanochat_hf.evals.headlines import HEADLINE_TITLES
+from nanochat_hf.report.stages import Stage, describe_machine, load_stage
 from nanochat_hf.settings import UserError
 
 REQUIRED = ("config.json", "tokenizer.json")
@@ -28,8 +29,8 @@ PUBLISHED = (
     re.compile(r"(configuration|modeling|loss)_nanochat_hf\.py"),
 )
 WEIGHTS = PUBLISHED[0]
-# Benchmarks that the Hub shows on the model's page; our task names → (data set's Hub id, its task).
-REGISTERED = {"gsm8k": ("openai/gsm8k", "gsm8k")}
+# Benchmarks that the Hub shows on a model's page: our task's name → (Hub id of the data set, its task).
+HUB_BENCHMARKS = {"gsm8k": ("openai/gsm8k", "gsm8k")}
 
 USAGE = """\
 ```python
@@ -44,21 +45,21 @@ output = model.generate(**inputs, max_new_tokens=128)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-`trust_remote_code=True` runs the two Python files of this repository; pin a commit with `revision=` in production.
-Where the package nanochat-hf is installed, `import nanochat_hf` makes it unnecessary, and `nanochat-hf chat {repo_id}`
-adds the calculator that the model was trained to use."""
+`trust_remote_code=True` runs the Python files of this repository; pin a commit with `revision=` in production. With
+the package nanochat-hf installed, `import nanochat_hf` makes it unnecessary. `nanochat-hf chat {repo_id}` adds the
+calculator that the model was trained to use."""
 
 LIMITS = """\
-A small model trained from scratch: it makes things up, knows little of the world outside its training data, and has
-had no safety training. It answers in the language of its data and within {context} tokens of context. Do not use it
-where a wrong answer does harm."""
+This is a small model trained from scratch. It makes things up, knows little outside its training data, and has had no
+safety training. It answers in the language of its data, within {context} tokens of context. Do not use it where a
+wrong answer does harm."""
 
 
 def files_to_publish(folder: str | os.PathLike) -> list[Path]:
-    """The files of a checkpoint folder that belong on the Hub.
+    """The files of a checkpoint folder that belong on the Hub, sorted by name.
 
     Raises:
-        UserError: the folder is no finished checkpoint.
+        UserError: there is no such folder, or it is not a whole checkpoint.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -78,12 +79,24 @@ def files_to_publish(folder: str | os.PathLike) -> list[Path]:
             code = code | {f"{module}.py" for module in imported}
         missing += sorted(code - names)
     if missing:
-        raise UserError(f"{folder} is not a whole checkpoint: it lacks {', '.join(missing)}")
+        raise UserError(
+            f"{folder} is not a whole checkpoint: it lacks {', '.join(missing)}; give the folder of a finished stage"
+        )
     return found
 
 
 def model_card(folder: str | os.PathLike, repo_id: str, *, license: str = "apache-2.0", language: str = "en") -> str:
-    """Writes the model card: front matter, usage first, then results, recipe, limits."""
+    """The model card as text: metadata, introduction, usage, results, recipe and limits.
+
+    Args:
+        folder: the checkpoint folder of a stage, with its `run.json` and `eval/`.
+        repo_id: owner/name on the Hub.
+        license: licence of the weights.
+        language: language of the training data, as a code such as "en".
+
+    Raises:
+        UserError: the folder is not a whole checkpoint.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     folder = Path(folder)
@@ -114,14 +127,14 @@ def model_card(folder: str | os.PathLike, repo_id: str, *, license: str = "apach
 
 
 def eval_results_files(stage: Stage) -> dict[str, str]:
-    """`.eval_results/*.yaml` for the benchmarks that the Hub knows; path → content."""
+    """Files `.eval_results/TASK.yaml` for the benchmarks that the Hub knows, as path → content."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files = {}
     for task, row in stage.tasks("chat").items():
-        if task in REGISTERED and stage.evaluations["chat"].get("config", {}).get("split") == "test":
-            dataset, name = REGISTERED[task]
+        if task in HUB_BENCHMARKS and stage.evaluations["chat"].get("config", {}).get("split") == "test":
+            dataset, name = HUB_BENCHMARKS[task]
             note = f"{row['items']} problems, zero-shot chat, nanochat-hf"
             entry = EvalResultEntry(dataset, name, round(100 * row["accuracy"], 2), notes=note)
             text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
@@ -139,14 +152,25 @@ def push(
     message: str = "Upload checkpoint",
     dry_run: bool = False,
 ) -> str:
-    """Publishes a checkpoint folder in one commit and returns its address.
+    """Publishes a checkpoint folder in one commit.
 
     Args:
-        revision: branch to push to, made where it is missing; such as a stage's name in a repository for all stages.
-        dry_run: prints what would be published and publishes nothing.
+        folder: the checkpoint folder of a stage.
+        repo_id: owner/name on the Hub; the repository is made where it is missing.
+        private: makes a new repository private.
+        revision: branch to push to, made where it is missing. One repository can have one branch per stage.
+        license: licence of the weights, for the card.
+        message: commit message.
+        dry_run: prints the files and the card, and publishes nothing.
+
+    Returns:
+        The address of the commit; "" for a dry run.
+
+    Raises:
+        UserError: the id is malformed, the folder is not a whole checkpoint, or the Hub refuses or cannot be reached.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise UserError(f"{repo_id!r} is not a repository id; the form is owner/name")
+        raise UserError(f"{repo_id!r} is not a repository id; write it as owner/name")
     files = files_to_publish(folder)
     stage = load_stage(Path(folder).parent, Path(folder).name)
     texts = {"README.md": model_card(folder, repo_id, license=license), **eval_results_files(stage)}
@@ -184,9 +208,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="nanochat-hf push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", help="checkpoint folder, such as runs/quickstart/rl")
-    parser.add_argument("repo_id", help="owner/name on the Hub; made where it is missing")
+    parser.add_argument("repo_id", help="owner/name on the Hub; the repository is made where it is missing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to push to")
+    parser.add_argument("--revision", help="branch to push to; made where it is missing")
     parser.add_argument("--license", default="apache-2.0", help="licence of the weights (default: apache-2.0)")
     parser.add_argument("--message", default="Upload checkpoint", help="commit message")
     parser.add_argument("--dry_run", action="store_true", help="show the files and the card, publish nothing")
@@ -207,10 +231,7 @@ def _introduction(stage: Stage, config: dict[str, Any], folder: Path) -> str:
         if WEIGHTS.fullmatch(path.name):
             with safe_open(path, "pt") as weights:
                 for key in weights.keys():
-                    size = 1
-                    for side in weights.get_slice(key).get_shape():
-                        size *= side
-                    count += size
+                    count += math.prod(weights.get_slice(key).get_shape())
     steps = {"base": "pretrained", "mid": "mid-trained", "sft": "fine-tuned on conversations", "rl": "trained with RL"}
     return (
         f"A nanochat-style language model, {steps.get(stage.name, stage.name)}: {count / 1e6:,.1f} M parameters, "
@@ -220,7 +241,7 @@ def _introduction(stage: Stage, config: dict[str, Any], folder: Path) -> str:
 
 
 def _model_index(stage: Stage) -> list[dict[str, Any]]:
-    """Entries of the card's `model-index`, one a task."""
+    """Entries of the card's `model-index`, one per task."""
     found = []
     for evaluation in ("core", "chat"):
         for task, row in stage.tasks(evaluation).items():
@@ -239,11 +260,11 @@ def _model_index(stage: Stage) -> list[dict[str, Any]]:
 
 def _results(stage: Stage) -> list[str]:
     rows = []
-    for metric, (title, form) in HEADLINES.items():
+    for metric, title in HEADLINE_TITLES.items():
         if metric in stage.metrics:
             low, high = (stage.metrics.get(f"{metric}_{side}") for side in ("low", "high"))
-            interval = f"{form.format(low)} to {form.format(high)}" if low is not None and high is not None else ""
-            rows.append(f"| {title} | {form.format(stage.metrics[metric])} | {interval} | |")
+            interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
+            rows.append(f"| {title} | {stage.metrics[metric]:.4f} | {interval} | |")
     for evaluation in ("chat", "core"):
         for task, row in stage.tasks(evaluation).items():
             interval = f"{100 * row['accuracy_low']:.1f} to {100 * row['accuracy_high']:.1f} %"
@@ -255,22 +276,20 @@ def _results(stage: Stage) -> list[str]:
     harness = "Measured with nanochat-hf"
     if commits:
         harness += f", commit {', '.join(sorted(commit[:12] for commit in commits))}"
-    return ["## Results", table, f"{harness}; the intervals are over items, not over training runs (one seed)."]
+    return ["## Results", table, f"{harness}. The intervals cover other items, not other training runs (one seed)."]
 
 
 def _recipe(stage: Stage) -> list[str]:
     if not stage.run:
         return []
-    environment = stage.run.get("environment", {})
-    gpus = environment.get("gpus") or []
-    machine = f"{len(gpus)} × {gpus[0]}" if gpus else f"{environment.get('cpu_cores', '?')} CPU cores"
+    machine = describe_machine(stage.run.get("environment", {}))
     spent = f"{stage.run['seconds'] / 60:.1f} minutes on {machine}" if stage.run.get("seconds") else machine
     settings_text = json.dumps(_without_paths(stage.run.get("config", {})), indent=2, ensure_ascii=False, default=str)
     return ["## Recipe", f"Last stage: {spent}.", f"```json\n{settings_text}\n```"]
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings without absolute paths: they say nothing to a reader and something about the machine."""
+    """Settings with absolute paths cut to their last part: the rest tells about the machine, not about the recipe."""
     return {
         key: os.path.basename(value.rstrip("/")) if isinstance(value, str) and os.path.isabs(value) else value
         for key, value in config.items()

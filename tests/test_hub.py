@@ -53,6 +53,16 @@ def test_card_has_front_matter_usage_results_and_no_paths(checkpoint):
     assert ModelCard(card).data.license == "apache-2.0"
 
 
+def test_card_does_not_call_the_microworlds_tasks_core(checkpoint):
+    metrics = {"microworld_completion": 0.25, "microworld_completion_low": 0.2, "microworld_completion_high": 0.3}
+    result = {"evaluation": "core", "metrics": metrics, "details": {"tasks": []}}
+    settings.write_json(checkpoint / "eval" / "core.json", result)
+    card = hub.model_card(checkpoint, "me/tiny")
+    (checkpoint / "eval" / "core.json").unlink()
+    assert "| microworld completion tasks | 0.2500 | 0.2000 to 0.3000 | |" in card
+    assert "CORE" not in card.replace("ChatCORE", "")
+
+
 def test_incomplete_folders_are_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         hub.files_to_publish(tmp_path / "nowhere")

@@ -1,11 +1,11 @@
 """Bits per byte: the loss in units that do not depend on the tokenizer.
 
-The sum of -log2 p(token) divided by the number of UTF-8 bytes that the tokens stand for. Two ways to measure, with two
-names, because their numbers must not be compared with each other:
+It is the sum of -log2 p(token), divided by the number of UTF-8 bytes of the tokens. There are two measurements with
+two names, because their numbers must not be compared with each other:
 
-- `bits_per_byte` scores every document from its own beginning, nothing cropped. Fits every model and tokenizer.
-- `packed_bits_per_byte` scores rows as the pretraining loader packs them (nanochat's validation number): a document
-  may be cropped, and its tokens see the documents before it in the row.
+- `bits_per_byte` scores every document from its own beginning; nothing is cropped. It works for every model.
+- `packed_bits_per_byte` scores rows as the pretraining loader packs them (nanochat's validation number). There a
+  document may be cropped, and its tokens see the documents before it in the row.
 """
 
 import math
@@ -20,7 +20,8 @@ from torch import Tensor
 from nanochat_hf.evals.scoring import distributed_rank, gather_sum, pad_right, plan_batches
 
 IGNORED = -100
-LOGITS_AT_ONCE = 2**28  # a gigabyte in fp32: training holds none of them, so the rows that fit there might not here
+# A gigabyte in fp32. Training never holds all logits of a batch, so a batch that fits there may be too large here.
+MAX_LOGITS_PER_FORWARD = 2**28
 
 
 @torch.inference_mode()
@@ -34,9 +35,10 @@ def packed_bits_per_byte(
     """Bits per byte over packed rows, summed over all processes.
 
     Args:
-        batches: `input_ids` [B, T] with either `shift_labels` [B, T], the next tokens as the pretraining loader gives
-            them, or `labels` [B, T] in the transformers convention, shifted here. -100 marks what is not scored.
-        byte_lengths: bytes of each token of the vocabulary, 0 for control tokens, which are then not counted.
+        model: a causal language model.
+        batches: `input_ids` [B, T] with `shift_labels` [B, T], the next tokens as the pretraining loader gives them.
+            Or with `labels` [B, T] in the transformers convention, which are shifted here. -100 is not scored.
+        byte_lengths: bytes of each token of the vocabulary [V]; tokens with 0 bytes (control tokens) do not count.
         steps: number of batches taken; default all.
 
     Returns:
@@ -45,21 +47,22 @@ def packed_bits_per_byte(
     device = next(model.parameters()).device
     byte_lengths = torch.as_tensor(byte_lengths).to(device=device, dtype=torch.long)
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    count = torch.zeros((), dtype=torch.float64, device=device)
+    num_bytes = torch.zeros((), dtype=torch.float64, device=device)
     for batch in islice(batches, steps):
         ids_BT = batch["input_ids"].to(device)
         targets = batch["shift_labels"] if "shift_labels" in batch else batch.get("labels", batch["input_ids"])[:, 1:]
         targets = targets.to(device)
         bytes_BT = torch.where(targets >= 0, byte_lengths[targets.clamp(min=0)], 0)
-        size = max(1, LOGITS_AT_ONCE // (ids_BT.shape[1] * len(byte_lengths)))
-        for start in range(0, len(ids_BT), size):
-            rows = slice(start, start + size)
-            part = model(input_ids=ids_BT[rows], use_cache=False).logits[:, : targets.shape[1]]
-            for logits, wanted, sizes in zip(part, targets[rows], bytes_BT[rows], strict=True):
-                losses = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=IGNORED)
+        rows_per_forward = max(1, MAX_LOGITS_PER_FORWARD // (ids_BT.shape[1] * len(byte_lengths)))
+        for start in range(0, len(ids_BT), rows_per_forward):
+            rows = slice(start, start + rows_per_forward)
+            logits_BTV = model(input_ids=ids_BT[rows], use_cache=False).logits[:, : targets.shape[1]]
+            for logits, labels, sizes in zip(logits_BTV, targets[rows], bytes_BT[rows], strict=True):
+                losses = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
                 nats += losses[sizes > 0].sum(dtype=torch.float64)
-        count += bytes_BT.sum()
-    return _ratio(gather_sum(torch.stack([nats, count])))
+        num_bytes += bytes_BT.sum()
+    nats_all, bytes_all = gather_sum(torch.stack([nats, num_bytes])).tolist()
+    return _bits_per_byte(nats_all, bytes_all)
 
 
 @torch.inference_mode()
@@ -74,24 +77,27 @@ def bits_per_byte(
 ) -> dict[str, float]:
     """Bits per byte of whole documents, for any model and tokenizer.
 
-    A document longer than the context is cut into consecutive windows of `max_length` targets; every token is scored
-    exactly once, the first of a window given the last token of the window before. Bytes are those of the text itself.
+    A document longer than the context is cut into consecutive windows of `max_length` targets. Every token is scored
+    exactly once; the first of a window sees only the last token of the window before. Bytes are those of the text.
 
     Args:
+        model: a causal language model.
         encode: texts → token ids, each beginning with the token that begins a document for this model.
-        documents: the texts; with several processes, each takes its share by index.
+        documents: the texts; empty ones are left out. Several processes share them.
         max_length: longest input in tokens.
-        progress: called with the number of sequences scored after each batch.
+        max_tokens: padded tokens per forward pass.
+        progress: called with the number of windows scored after each batch.
 
     Returns:
-        `bits_per_byte`, `nats_per_token`, `bytes_per_token`, `documents`, `bytes`.
+        `bits_per_byte` (infinity without any text), `nats_per_token`, `bytes_per_token`, and the numbers of
+        `documents` and `bytes`.
     """
     device = next(model.parameters()).device
     rank, world = distributed_rank()
     texts = [text for index, text in enumerate(documents) if index % world == rank and text]
     windows = []
     for ids in encode(texts) if texts else []:
-        windows += [ids[at : at + max_length + 1] for at in range(0, len(ids) - 1, max_length)]
+        windows += [ids[start : start + max_length + 1] for start in range(0, len(ids) - 1, max_length)]
     nats = torch.zeros((), dtype=torch.float64)
     for batch in plan_batches([len(window) for window in windows], max_tokens):
         rows = [windows[index] for index in batch]
@@ -103,12 +109,12 @@ def bits_per_byte(
             nats += losses.double().cpu()
         if progress:
             progress(len(batch))
-    size = sum(len(text.encode("utf-8")) for text in texts)
+    num_bytes = sum(len(text.encode("utf-8")) for text in texts)
     tokens = sum(len(window) - 1 for window in windows)
-    sums = torch.tensor([float(nats), size, tokens, len(texts)], dtype=torch.float64)
+    sums = torch.tensor([float(nats), num_bytes, tokens, len(texts)], dtype=torch.float64)
     nats_all, bytes_all, tokens_all, texts_all = gather_sum(sums.to(device)).tolist()
     return {
-        "bits_per_byte": nats_all / (math.log(2) * bytes_all) if bytes_all else math.inf,
+        "bits_per_byte": _bits_per_byte(nats_all, bytes_all),
         "nats_per_token": nats_all / max(1.0, tokens_all),
         "bytes_per_token": bytes_all / max(1.0, tokens_all),
         "documents": texts_all,
@@ -116,6 +122,5 @@ def bits_per_byte(
     }
 
 
-def _ratio(nats_and_bytes: Tensor) -> float:
-    nats, count = nats_and_bytes.tolist()
-    return nats / (math.log(2) * count) if count else math.inf
+def _bits_per_byte(nats: float, num_bytes: float) -> float:
+    return nats / (math.log(2) * num_bytes) if num_bytes else math.inf

@@ -1,12 +1,15 @@
-"""CORE: the mean centred accuracy over the 22 in-context-learning tasks of DataComp-LM (arXiv:2406.11794, §3.5).
+"""CORE: the mean centered accuracy over the 22 in-context-learning tasks of DataComp-LM (arXiv:2406.11794, §3.5).
 
-The items, few-shot draws, prompts and scored spans follow nanochat, so that its numbers can be checked: GPT-2 1.6B
-stands at 0.256525 there. What differs is how they are computed: whole tasks are batched by length.
+Items, few-shot draws, prompts and scored spans follow nanochat, so that its numbers can be checked: GPT-2 XL (1.6 B
+parameters) scores 0.256525 there. Only the computation differs: the items of a task are batched by length.
 
 A bundle is a folder with `core.yaml` (the list of tasks), `eval_meta_data.csv` (chance accuracies in percent) and
-`eval_data/` (JSON lines). The published chance accuracies are known to be wrong in places (mlfoundations/dclm#114):
-BoolQ 62 %, CommonsenseQA 40.3 % with four options. CORE is therefore reported twice: as published, to compare with
-others, and `corrected`, with chance taken from the number of options in the data.
+`eval_data/` (JSON lines). Some published chance accuracies are wrong (mlfoundations/dclm#114): BoolQ has 62 %,
+CommonsenseQA 40.3 %. CORE is therefore reported twice. `core` uses the published values, to compare with others.
+`core_corrected` takes chance from the number of options in the data.
+
+The built-in bundle about the microworld has the same format and is scored by the same code, but it is not CORE. Its
+mean has a name of its own, see `headline_metric`.
 """
 
 import csv
@@ -25,8 +28,9 @@ from nanochat_hf.settings import UserError
 
 SHUFFLE_SEED = 1337
 FEWSHOT_SEED = 1234
-KINDS = ("multiple_choice", "schema", "language_modeling")
-MORE_OPTIONS = {"multiple_choice": "choices", "schema": "context_options"}
+TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
+OPTION_FIELDS = {"multiple_choice": "choices", "schema": "context_options"}  # where an item lists its options
+MICROWORLD_PREFIX = "microworld_"  # of the labels of the built-in bundle's tasks
 
 Item = dict[str, Any]
 Encode = Callable[[list[str]], list[list[int]]]
@@ -34,7 +38,16 @@ Encode = Callable[[list[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class CoreTask:
-    """One task of a bundle, its items already shuffled and cropped as nanochat does it."""
+    """One task of a bundle, its items already shuffled and cropped as nanochat does it.
+
+    Attributes:
+        label: the task's name in the bundle.
+        kind: one of `TASK_KINDS`.
+        num_fewshot: solved examples shown before each item.
+        delimiter: text between a question and its answer.
+        published_baseline: chance accuracy from the bundle, 0 to 1.
+        items: one JSON object per item.
+    """
 
     label: str
     kind: str
@@ -46,23 +59,31 @@ class CoreTask:
     @property
     def corrected_baseline(self) -> float:
         """Chance accuracy from the data itself: the mean of one over the number of options; 0 without options."""
-        key = MORE_OPTIONS.get(self.kind)
+        key = OPTION_FIELDS.get(self.kind)
         return sum(1 / len(item[key]) for item in self.items) / len(self.items) if key else 0.0
 
 
 @dataclass
 class CoreResult:
-    """Outcomes of one task, one entry an item: 1.0 right, 0.0 wrong."""
+    """Outcomes of one task.
+
+    Attributes:
+        task: the task.
+        outcomes: one entry per item, 1.0 where it was answered correctly, else 0.0.
+        truncated: number of items with a sequence longer than the context, which lost its beginning.
+    """
 
     task: CoreTask
     outcomes: list[float]
-    truncated: int = 0  # items of which a sequence was longer than the context and lost its beginning
+    truncated: int = 0
 
     @property
     def accuracy(self) -> float:
+        """Share of correct items, 0 to 1."""
         return sum(self.outcomes) / len(self.outcomes)
 
     def row(self) -> dict[str, Any]:
+        """The task's row for tables: accuracy with its 95 % Wilson interval, both baselines, centered accuracies."""
         low, high = wilson_interval(sum(self.outcomes), len(self.outcomes))
         return {
             "task": self.task.label,
@@ -84,13 +105,22 @@ class CoreResult:
 
 
 def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[str] | None = None) -> list[CoreTask]:
-    """Reads a bundle; `labels` selects tasks, `max_per_task` crops each after the fixed shuffle (-1: all)."""
+    """Reads a bundle.
+
+    Args:
+        folder: the bundle's folder.
+        max_per_task: items per task, taken after the fixed shuffle; -1 takes all.
+        labels: the tasks to read; None reads all.
+
+    Raises:
+        UserError: the folder is no bundle, a label is unknown, or a file is missing, empty or not JSON.
+    """
     import yaml
 
     folder = Path(folder)
     if not (folder / "core.yaml").exists():
         raise UserError(
-            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder that nanochat's bundle has"
+            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked eval_bundle"
         )
     entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
     known = [entry["label"] for entry in entries]
@@ -111,8 +141,8 @@ def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[
 
 def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_task: int) -> CoreTask:
     label, kind = entry["label"], entry["icl_task_type"]
-    if kind not in KINDS:
-        raise UserError(f"task {label} has the kind {kind!r}; known are {', '.join(KINDS)}")
+    if kind not in TASK_KINDS:
+        raise UserError(f"task {label} has the kind {kind!r}; known are {', '.join(TASK_KINDS)}")
     path = folder / "eval_data" / entry["dataset_uri"]
     try:
         with open(path, encoding="utf-8") as file:
@@ -120,7 +150,7 @@ def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_tas
     except FileNotFoundError:
         raise UserError(f"task {label} needs {path}, which is missing from the bundle") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} holds a line that is not JSON ({error})") from None
+        raise UserError(f"{path} has a line that is not JSON ({error}); unpack the bundle again") from None
     if not items:
         raise UserError(f"{path} is empty; task {label} needs at least one item")
     random.Random(SHUFFLE_SEED).shuffle(items)
@@ -134,9 +164,10 @@ def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_tas
 
 
 def fewshot_examples(task: CoreTask, index: int) -> list[Item]:
-    """The examples shown before item `index`: drawn from the task's other items, by a seed of the item's own.
+    """The examples shown before item `index`, drawn from the task's other items with a seed per item.
 
-    Equal to sampling from the list of all other items. Where the pool is smaller than asked, all of it is shown.
+    The draw equals `random.sample` over the list of all other items, as in nanochat. Where fewer other items exist
+    than `num_fewshot`, all of them are shown.
     """
     others = len(task.items) - 1
     drawn = random.Random(FEWSHOT_SEED + index).sample(range(others), min(task.num_fewshot, others))
@@ -144,7 +175,7 @@ def fewshot_examples(task: CoreTask, index: int) -> list[Item]:
 
 
 def render(task: CoreTask, item: Item, examples: Sequence[Item]) -> list[str]:
-    """The texts of one item: one an option, or, for language modelling, without and with the continuation."""
+    """The texts of one item: one per option; for language modelling, one without and one with the continuation."""
     join = task.delimiter
     if task.kind == "multiple_choice":
         shots = "".join(f"{shot['query']}{join}{shot['choices'][shot['gold']]}\n\n" for shot in examples)
@@ -154,14 +185,18 @@ def render(task: CoreTask, item: Item, examples: Sequence[Item]) -> list[str]:
             f"{shot['context_options'][shot['gold']]}{join}{shot['continuation']}\n\n" for shot in examples
         )
         return [f"{shots}{context}{join}{item['continuation']}" for context in item["context_options"]]
-    # Contexts are trimmed, and so is the text without continuation: a trailing blank would join the next token.
+    # Contexts are trimmed, and so is the text without continuation: a trailing space would join the next token.
     shots = "".join(f"{str(shot['context']).strip()}{join}{shot['continuation']}\n\n" for shot in examples)
     without = f"{shots}{str(item['context']).strip()}{join}"
     return [without.strip(), f"{without}{item['continuation']}"]
 
 
 def spans_of(task: CoreTask, rows: Sequence[list[int]]) -> list[Span]:
-    """The scored spans of one item, from the token ids of its rendered texts."""
+    """The scored spans of one item, from the token ids of its rendered texts.
+
+    Options of a multiple-choice item are scored after their common beginning, those of a schema item on their common
+    end, and a language-modelling item on its continuation.
+    """
     if task.kind == "multiple_choice":
         start = _common_prefix(rows)
         return [Span(row, max(1, start), len(row)) for row in rows]
@@ -174,8 +209,12 @@ def spans_of(task: CoreTask, rows: Sequence[list[int]]) -> list[Span]:
     return [Span(full, max(1, start), len(full))]
 
 
-def is_right(task: CoreTask, item: Item, scores: Sequence[SpanScore]) -> bool:
-    """The decision of an item: lowest mean loss among the options, or every token of the continuation greedy."""
+def is_correct(task: CoreTask, item: Item, scores: Sequence[SpanScore]) -> bool:
+    """The verdict on an item.
+
+    With options, the right one must have the lowest mean loss. Without, every token of the continuation must be the
+    model's most likely one.
+    """
     if task.kind == "language_modeling":
         return scores[0].is_greedy
     losses = [score.mean_loss for score in scores]
@@ -201,34 +240,35 @@ def evaluate_task(
     max_tokens: int = 16384,
     progress: Callable[[int], Any] | None = None,
 ) -> CoreResult:
-    """Evaluates one task; with several processes each takes every n-th item, and all get the whole result.
+    """Evaluates one task. Several processes share the items, and each of them returns the whole result.
 
     Args:
+        model: a causal language model, in evaluation mode.
         encode: texts → token ids with the begin-of-document token first.
-        max_length: context; longer sequences keep their end, and are counted. None: no limit.
-        max_tokens: padded tokens a forward pass.
-        progress: called with the number of items finished.
+        max_length: context in tokens; longer sequences keep their end and are counted. None: no limit.
+        max_tokens: padded tokens per forward pass.
+        progress: called with the number of items finished after each batch.
     """
     rank, world = distributed_rank()
-    mine = range(rank, len(task.items), world)
-    texts = [render(task, task.items[index], fewshot_examples(task, index)) for index in mine]
+    own_indices = range(rank, len(task.items), world)
+    texts = [render(task, task.items[index], fewshot_examples(task, index)) for index in own_indices]
     ids = iter(encode([text for group in texts for text in group]))
     groups = [spans_of(task, [next(ids) for _ in group]) for group in texts]
     cropped = [[span.crop(max_length) for span in group] for group in groups]
-    owner = [number for number, group in enumerate(cropped) for _ in group]
-    left = [len(group) for group in cropped]
-    scores: list[SpanScore | None] = [None] * len(owner)
+    item_of_span = [number for number, group in enumerate(cropped) for _ in group]
+    spans_left = [len(group) for group in cropped]  # per item
+    scores: list[SpanScore | None] = [None] * len(item_of_span)
     for batch in score_spans(model, [span for group in cropped for span in group], max_tokens=max_tokens):
         for index, score in batch:
             scores[index] = score
-            left[owner[index]] -= 1
+            spans_left[item_of_span[index]] -= 1
         if progress:
-            progress(sum(left[number] == 0 for number in {owner[index] for index, _ in batch}))
+            progress(sum(spans_left[number] == 0 for number in {item_of_span[index] for index, _ in batch}))
 
-    outcomes = torch.zeros(len(task.items) + 1, dtype=torch.float64)
+    outcomes = torch.zeros(len(task.items) + 1, dtype=torch.float64)  # the last entry counts truncated items
     flat = iter(scores)
-    for index, group in zip(mine, cropped, strict=True):
-        outcomes[index] = is_right(task, task.items[index], [next(flat) for _ in group])
+    for index, group in zip(own_indices, cropped, strict=True):
+        outcomes[index] = is_correct(task, task.items[index], [next(flat) for _ in group])
     outcomes[-1] = sum(
         any(a is not b for a, b in zip(g, c, strict=True)) for g, c in zip(groups, cropped, strict=True)
     )
@@ -236,13 +276,27 @@ def evaluate_task(
     return CoreResult(task, outcomes[:-1], truncated=int(outcomes[-1]))
 
 
+def headline_metric(results: Sequence[CoreResult]) -> str:
+    """Metric key of the mean over these results: "microworld_completion" for the built-in bundle, else "core"."""
+    from_microworld = any(result.task.label.startswith(MICROWORLD_PREFIX) for result in results)
+    return "microworld_completion" if from_microworld else "core"
+
+
 def summarize(results: Sequence[CoreResult]) -> dict[str, float]:
-    """CORE over the given tasks, as published and corrected, each with its 95 % interval; and each accuracy."""
+    """Flat metrics: the mean centered accuracy with its 95 % interval, and `accuracy/TASK` of every task.
+
+    The mean is called `core` with the published chance accuracies and `core_corrected` with chance from the data. For
+    the microworld's bundle, where the two are the same, it is called `microworld_completion`.
+    """
+    headline = headline_metric(results)
+    means = {headline: "published_baseline"}
+    if headline == "core":
+        means["core_corrected"] = "corrected_baseline"
     metrics: dict[str, float] = {}
     outcomes = [result.outcomes for result in results]
-    for name, attribute in (("core", "published_baseline"), ("core_corrected", "corrected_baseline")):
+    for name, attribute in means.items():
         baselines = [getattr(result.task, attribute) for result in results]
-        centred = [centered(r.accuracy, b) for r, b in zip(results, baselines, strict=True)]
-        metrics[name] = sum(centred) / len(centred)
+        values = [centered(r.accuracy, b) for r, b in zip(results, baselines, strict=True)]
+        metrics[name] = sum(values) / len(values)
         metrics[f"{name}_low"], metrics[f"{name}_high"] = bootstrap_macro_mean(outcomes, baselines)
     return metrics | {f"accuracy/{result.task.label}": result.accuracy for result in results}

@@ -1,6 +1,7 @@
-"""A small CORE bundle about the microworld, in the layout of nanochat's: so that CORE runs without any download.
+"""Completion tasks about the microworld, as a bundle in the format of CORE. Nothing is downloaded.
 
-Its number says what a base model knows of the microworld; it is not comparable with CORE on the 22 real tasks.
+The mean centered accuracy says what a model knows of the microworld. It is reported as `microworld_completion`,
+because it cannot be compared with CORE on its 22 tasks.
 """
 
 import csv
@@ -17,7 +18,7 @@ Item = dict[str, Any]
 
 
 def facts(rng: random.Random, split: str) -> Item:
-    """Multiple choice: the end of a sentence of the world's encyclopaedia."""
+    """Multiple choice: the last word of a sentence of the world's encyclopaedia."""
     relation, subject = world.asked_fact(rng, split)
     statement = next(form for form in relation.statements if form.endswith("{v}."))
     right = relation.facts[subject]
@@ -40,7 +41,7 @@ def passages(rng: random.Random, split: str) -> Item:
 
 
 def owners(rng: random.Random, split: str) -> Item:
-    """Schema: whose pet is it? The two contexts differ in one name."""
+    """Schema: who has this job? The two contexts differ in one name."""
     told, about, other = _two_people(rng, split)
     options = [f"{told} {name} is the" for name in (about.name, other.name)]
     right = options[0]
@@ -49,7 +50,7 @@ def owners(rng: random.Random, split: str) -> Item:
 
 
 def _two_people(rng: random.Random, split: str) -> tuple[str, world.Person, world.Person]:
-    """What is told about two people, and the two in random order."""
+    """A text that introduces two people, and the two people in random order."""
     one, two = world.people(rng, split, 2)
     told = f"{introduce(rng, one)} {introduce(rng, two)}"
     return (told, one, two) if rng.random() < 0.5 else (told, two, one)
@@ -72,7 +73,14 @@ TASKS: dict[str, tuple[Callable[[random.Random, str], Item], str, int, str, floa
 
 
 def write_bundle(folder: str | Path, *, items: int = 100, split: str = "test", seed: int = 0) -> Path:
-    """Writes the bundle into `folder` and returns it; the same arguments give the same bytes."""
+    """Writes the bundle and returns its folder. The same arguments give the same bytes.
+
+    Args:
+        folder: is made where it is missing.
+        items: items per task.
+        split: split of the microworld that the questions are about: "train", "validation" or "test".
+        seed: of the draws.
+    """
     import yaml
 
     folder = Path(folder)

@@ -1,6 +1,7 @@
 """Runs evaluations on checkpoints: what the scripts of `evaluation/` share.
 
-Each evaluation of a checkpoint folder leaves `eval/<name>.json` in it: flat `metrics` for tables, and `details`.
+Each evaluation of a checkpoint folder writes `eval/<name>.json` into it: flat `metrics` for tables, `details`, the
+settings and the environment.
 """
 
 import json
@@ -20,8 +21,10 @@ from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core
 from nanochat_hf.evals import tasks as task_scores
+from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
+from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.scoring import context_length, distributed_rank
-from nanochat_hf.evals.subject import Subject, load_subject
+from nanochat_hf.generation import Sampling
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
 MICROWORLD = "microworld"
@@ -29,33 +32,39 @@ MICROWORLD = "microworld"
 
 @dataclass
 class EvaluationConfig:
-    """One set of settings for all evaluation scripts; each script reads what concerns it."""
+    """One set of settings for all evaluation scripts; each script reads those that concern it."""
 
     checkpoints: list[str] = field(
         default_factory=list, metadata={"help": "checkpoint folders or Hub ids; results go into eval/ of each folder"}
     )
-    run_dir: str | None = field(default=None, metadata={"help": "run folder: evaluates the stages that it holds"})
+    run_dir: str | None = field(default=None, metadata={"help": "run folder; its finished stages are evaluated"})
     stages: list[str] = field(
-        default_factory=lambda: list(MODEL_FOLDERS), metadata={"help": "which stages of --run_dir"}
+        default_factory=lambda: list(MODEL_FOLDERS), metadata={"help": "stages of --run_dir to evaluate"}
     )
     evaluations: list[str] = field(
-        default_factory=lambda: ["bits_per_byte", "core", "chat"], metadata={"help": "what stages.py runs"}
+        default_factory=lambda: ["bits_per_byte", "core", "chat"], metadata={"help": "evaluations that stages.py runs"}
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "folder for results, in one of its own for each of several checkpoints; default: theirs"},
+        metadata={
+            "help": "folder for results, with one subfolder per checkpoint if there are several; default: eval/"
+        },
     )
-    redo: bool = field(default=False, metadata={"help": "evaluate again what has been evaluated with these settings"})
+    redo: bool = field(default=False, metadata={"help": "evaluate again even where results with these settings exist"})
 
-    data: str = field(default=MICROWORLD, metadata={"help": "documents for bits per byte; their validation split"})
-    max_documents: int = field(default=500, metadata={"help": "bits per byte: number of documents, -1 for all"})
+    data: str = field(
+        default=MICROWORLD, metadata={"help": "bits per byte: source whose validation documents are scored"}
+    )
+    max_documents: int = field(default=500, metadata={"help": "bits per byte: number of documents; -1 for all"})
 
-    core_bundle: str = field(default=MICROWORLD, metadata={"help": "CORE bundle folder, or the built-in one"})
-    core_tasks: list[str] | None = field(default=None, metadata={"help": "labels of the CORE tasks; default all"})
+    core_bundle: str = field(
+        default=MICROWORLD, metadata={"help": "folder of the CORE bundle; default: the built-in completion tasks"}
+    )
+    core_tasks: list[str] | None = field(default=None, metadata={"help": "labels of the bundle's tasks; default: all"})
     core_stages: list[str] = field(
         default_factory=lambda: list(MODEL_FOLDERS), metadata={"help": "stages of --run_dir that CORE is run on"}
     )
-    max_per_task: int = field(default=-1, metadata={"help": "CORE: items a task, -1 for all"})
+    max_per_task: int = field(default=-1, metadata={"help": "CORE: items per task; -1 for all"})
 
     tasks: list[str] = field(
         default_factory=list,
@@ -66,22 +75,26 @@ class EvaluationConfig:
         metadata={"help": "stages of --run_dir that the chat tasks are run on"},
     )
     split: str = field(default="test", metadata={"help": "split of the chat tasks"})
-    max_problems: int | None = field(default=None, metadata={"help": "chat tasks: items a task; default all"})
-    num_samples: int = field(default=1, metadata={"help": "answers a problem; above 1 pass@k is reported as well"})
+    max_problems: int | None = field(default=None, metadata={"help": "chat tasks: items per task; default: all"})
+    num_samples: int = field(default=1, metadata={"help": "answers per problem; above 1, pass@k is reported as well"})
     temperature: float = field(default=0.0, metadata={"help": "sampling temperature; 0 is greedy"})
-    top_k: int | None = field(default=50, metadata={"help": "sample among the k most likely tokens"})
+    top_k: int | None = field(default=50, metadata={"help": "sample from the k most likely tokens; 0: from all"})
     max_new_tokens: int = field(default=512, metadata={"help": "longest answer in tokens"})
     allow_code_execution: bool = field(
         default=False, metadata={"help": "run programs that the model wrote (HumanEval), inside the sandbox"}
     )
 
-    max_tokens: int = field(default=16384, metadata={"help": "padded tokens a forward pass"})
-    max_length: int | None = field(default=None, metadata={"help": "longest input; default the model's context"})
-    batch_size: int = field(default=32, metadata={"help": "answers generated together"})
+    max_tokens: int = field(default=16384, metadata={"help": "padded tokens per forward pass"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "longest input in tokens; default: the model's context"}
+    )
+    batch_size: int = field(default=32, metadata={"help": "answers generated at the same time"})
     dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps"})
     revision: str | None = field(default=None, metadata={"help": "commit or tag of a Hub model"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code that a Hub model brings along"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run the Python code in a Hub model's repository"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of the sampling"})
 
 
@@ -89,33 +102,36 @@ def show_progress(total: int, title: str) -> tqdm:
     return tqdm(total=total, desc=title, unit="item", disable=distributed_rank()[0] != 0, leave=False)
 
 
-def input_limit(subject: Subject, config: EvaluationConfig) -> int | None:
-    return config.max_length or context_length(subject.model)
+def input_limit(evaluated: EvaluatedModel, config: EvaluationConfig) -> int | None:
+    """Longest input in tokens: `max_length`, else the model's context; None where neither is known."""
+    return config.max_length or context_length(evaluated.model)
 
 
 # ---- the three evaluations ---------------------------------------------------------
 
 
-def run_bits_per_byte(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
+def run_bits_per_byte(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
+    """Bits per byte of the validation documents; returns `metrics` and `details`."""
     from nanochat_hf.data.sources import open_documents
 
     texts = open_documents(config.data, "validation")
     texts = list(texts if config.max_documents < 0 else islice(texts, config.max_documents))
     if not texts:
         raise UserError(f"{config.data} has no validation documents; give another --data")
-    with show_progress(len(texts), f"{subject.name} bits per byte") as bar:
+    with show_progress(len(texts), f"{evaluated.name} bits per byte") as bar:
         found = bpb.bits_per_byte(
-            subject.model,
-            subject.encode,
+            evaluated.model,
+            evaluated.encode,
             texts,
-            max_length=input_limit(subject, config) or 2048,
+            max_length=input_limit(evaluated, config) or 2048,
             max_tokens=config.max_tokens,
             progress=bar.update,
         )
     return {"metrics": {name: found.pop(name) for name in ("bits_per_byte", "bytes_per_token")}, "details": found}
 
 
-def run_core(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
+def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
+    """CORE, or the microworld's completion tasks; returns `metrics` and `details`."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = config.core_bundle
         if bundle == MICROWORLD:
@@ -125,37 +141,53 @@ def run_core(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
         tasks = core.load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
     results = []
     for task in tasks:
-        with show_progress(len(task.items), f"{subject.name} CORE {task.label}") as bar:
-            limits = {"max_length": input_limit(subject, config), "max_tokens": config.max_tokens}
-            results.append(core.evaluate_task(subject.model, subject.encode, task, progress=bar.update, **limits))
+        with show_progress(len(task.items), f"{evaluated.name} {task.label}") as bar:
+            limits = {"max_length": input_limit(evaluated, config), "max_tokens": config.max_tokens}
+            results.append(core.evaluate_task(evaluated.model, evaluated.encode, task, progress=bar.update, **limits))
     return {"metrics": core.summarize(results), "details": {"tasks": [result.row() for result in results]}}
 
 
-def run_chat(subject: Subject, config: EvaluationConfig) -> dict[str, Any]:
+def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
+    """The chat tasks and ChatCORE; returns `metrics` and `details`."""
     tasks = load_tasks(config)
-    sampling = task_scores.Sampling(
-        config.num_samples, config.temperature, config.top_k, config.max_new_tokens, config.batch_size, config.seed
-    )
+    answers = answer_sampling(config)
     results = []
     for task in tasks:
         count = len(task) if config.max_problems is None else min(len(task), config.max_problems)
-        with show_progress(count, f"{subject.name} {task.name}") as bar:
+        with show_progress(count, f"{evaluated.name} {task.name}") as bar:
             options = {"limit": config.max_problems, "progress": bar.update}
             if task.kind == "choice":
-                options |= {"max_tokens": config.max_tokens, "max_length": input_limit(subject, config)}
-                results.append(task_scores.evaluate_choice(subject, task, **options))
+                options |= {"max_tokens": config.max_tokens, "max_length": input_limit(evaluated, config)}
+                results.append(task_scores.evaluate_choice(evaluated, task, **options))
             else:
-                results.append(task_scores.evaluate_generative(subject, task, sampling, **options))
+                results.append(task_scores.evaluate_generative(evaluated, task, answers, **options))
     details = {
-        "prompt_style": subject.prompt_style,
+        "prompt_style": evaluated.prompt_style,
         "tasks": [result.row() for result in results],
         "samples": {result.name: result.samples for result in results if result.samples},
     }
     return {"metrics": task_scores.summarize(results), "details": details}
 
 
+def answer_sampling(config: EvaluationConfig) -> task_scores.AnswerSampling:
+    """The sampling settings of the chat tasks.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    try:
+        sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None  # the message begins with the setting's name
+    return task_scores.AnswerSampling(sampling, config.num_samples, config.batch_size, config.seed)
+
+
 def load_tasks(config: EvaluationConfig) -> list[Any]:
-    """The chat tasks of the configuration. Those that run generated code are refused without permission."""
+    """The chat tasks of the configuration.
+
+    Raises:
+        UserError: no task is given, one is unknown, or one runs generated code without permission.
+    """
     from nanochat_hf import tasks
 
     if not config.tasks:
@@ -165,38 +197,47 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
     return loaded
 
 
-EVALUATIONS: dict[str, Callable[[Subject, EvaluationConfig], dict[str, Any]]] = {
+EVALUATIONS: dict[str, Callable[[EvaluatedModel, EvaluationConfig], dict[str, Any]]] = {
     "bits_per_byte": run_bits_per_byte,
     "core": run_core,
     "chat": run_chat,
 }
-# What decides an evaluation's result: a stored result counts only while these settings are the same.
-RELEVANT = {
+# Settings that decide an evaluation's result. A stored result is kept only while these settings are the same.
+DECIDING_SETTINGS = {
     "bits_per_byte": ("data", "max_documents"),
     "core": ("core_bundle", "core_tasks", "max_per_task"),
     "chat": ("tasks", "split", "max_problems", "num_samples", "temperature", "top_k", "max_new_tokens", "seed"),
 }
-ALWAYS_RELEVANT = ("max_length", "dtype", "revision")
+ALWAYS_DECIDING = ("max_length", "dtype", "revision")
 
 
 # ---- checkpoints and results -------------------------------------------------------
 
 
 def run_evaluations(config: EvaluationConfig, names: list[str]) -> None:
-    """Evaluates every checkpoint of the configuration and writes the results beside it."""
+    """Evaluates every checkpoint of the configuration and writes the results into its folder.
+
+    Args:
+        config: the settings.
+        names: keys of `EVALUATIONS`.
+
+    Raises:
+        UserError: a name is unknown, there is nothing to evaluate, or a setting is wrong.
+    """
     unknown = sorted(set(names) - set(EVALUATIONS))
     if unknown:
-        raise UserError(f"there is no evaluation named {', '.join(unknown)}; there are {', '.join(EVALUATIONS)}")
+        raise UserError(f"there is no evaluation named {', '.join(unknown)}; known are {', '.join(EVALUATIONS)}")
     start_distributed()
     targets = checkpoints_of(config)
     for stage, checkpoint in targets:
         wanted = [name for name in names if stage is None or stage in stages_for(name, config)]
         missing = [name for name in wanted if config.redo or not is_current(checkpoint, name, config)]
         for name in sorted(set(wanted) - set(missing)):
-            say(f"{checkpoint}: {name} finished already ({result_path(checkpoint, name, config)})")
+            path = result_path(checkpoint, name, config)
+            print_on_main_process(f"{checkpoint}: {name} is already evaluated ({path}); --redo evaluates it again")
         if not missing:
             continue
-        subject = load_subject(
+        evaluated = load_evaluated_model(
             checkpoint,
             device=config.device,
             dtype=config.dtype,
@@ -204,23 +245,24 @@ def run_evaluations(config: EvaluationConfig, names: list[str]) -> None:
             trust_remote_code=config.trust_remote_code,
         )
         for name in missing:
-            evaluate_one(subject, name, config)
-        del subject
+            evaluate_one(evaluated, name, config)
+        del evaluated
 
 
-def evaluate_one(subject: Subject, name: str, config: EvaluationConfig) -> dict[str, Any]:
-    """Runs one evaluation, writes its result and prints it."""
+def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig) -> dict[str, Any]:
+    """Runs one evaluation, writes its result as JSON, prints it and returns it."""
     started = time.time()
-    result = {"evaluation": name, "checkpoint": subject.name} | EVALUATIONS[name](subject, config)
+    result = {"evaluation": name, "checkpoint": evaluated.name} | EVALUATIONS[name](evaluated, config)
     result |= {
         "seconds": time.time() - started,
-        "config": relevant_settings(name, config),
+        "config": deciding_settings(name, config),
         "environment": settings.environment(),
     }
     if distributed_rank()[0] == 0:
-        path = result_path(subject.name, name, config)
+        path = result_path(evaluated.name, name, config)
         settings.write_json(path, result)
-        say(f"\n{subject.name} · {name} · {result['seconds']:.0f} s → {path}\n{result_table(result)}")
+        title = f"{evaluated.name}: {evaluation_title(result)}, {result['seconds']:.0f} s, written to {path}"
+        print_on_main_process(f"\n{title}\n{result_table(result)}")
     return result
 
 
@@ -233,24 +275,30 @@ def start_distributed() -> None:
 
 
 def checkpoints_of(config: EvaluationConfig) -> list[tuple[str | None, str]]:
-    """(stage, checkpoint) pairs; the stage is None for checkpoints that are named one by one."""
+    """(stage, checkpoint) pairs; the stage is None for those of `checkpoints`.
+
+    Raises:
+        UserError: nothing is named, or the run folder has no finished stage.
+    """
     found: list[tuple[str | None, str]] = [(None, name.rstrip("/")) for name in config.checkpoints]
     if config.run_dir:
         run_dir = Path(config.run_dir)
-        held = [stage for stage in config.stages if (run_dir / stage / settings.RUN_FILE).exists()]
-        if not held:
-            raise UserError(f"{run_dir} holds no finished stage of {', '.join(config.stages)}; train first")
-        found += [(stage, str(run_dir / stage)) for stage in held]
+        finished = [stage for stage in config.stages if (run_dir / stage / settings.RUN_FILE).exists()]
+        if not finished:
+            raise UserError(f"{run_dir} has no finished stage of {', '.join(config.stages)}; train first")
+        found += [(stage, str(run_dir / stage)) for stage in finished]
     if not found:
         raise UserError("nothing to evaluate: give --checkpoints FOLDER … or --run_dir FOLDER")
     return found
 
 
 def stages_for(name: str, config: EvaluationConfig) -> list[str]:
+    """The stages of the run folder that an evaluation is run on."""
     return {"core": config.core_stages, "chat": config.chat_stages}.get(name, config.stages)
 
 
 def result_path(checkpoint: str, name: str, config: EvaluationConfig) -> Path:
+    """Where the result of an evaluation is written."""
     as_folder = checkpoint.strip("/").replace("/", "--")
     if config.output_dir:
         several = len(config.checkpoints) > 1 or config.run_dir
@@ -260,16 +308,17 @@ def result_path(checkpoint: str, name: str, config: EvaluationConfig) -> Path:
     return folder / f"{name}.json"
 
 
-def relevant_settings(name: str, config: EvaluationConfig) -> dict[str, Any]:
+def deciding_settings(name: str, config: EvaluationConfig) -> dict[str, Any]:
+    """The settings that decide the result of an evaluation."""
     values = asdict(config)
-    return {key: values[key] for key in (*RELEVANT[name], *ALWAYS_RELEVANT)}
+    return {key: values[key] for key in (*DECIDING_SETTINGS[name], *ALWAYS_DECIDING)}
 
 
 def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:
-    """Whether a stored result was made with these settings and is newer than the weights."""
+    """Whether a stored result was made with these settings and is not older than the weights."""
     path = result_path(checkpoint, name, config)
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if not stored or stored.get("config") != relevant_settings(name, config):
+    if not stored or stored.get("config") != deciding_settings(name, config):
         return False
     if stored.get("checkpoint") != checkpoint:
         return False
@@ -277,23 +326,33 @@ def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:
     return path.stat().st_mtime >= max(weights, default=0.0)
 
 
+def evaluation_title(result: dict[str, Any]) -> str:
+    """An evaluation's title for people: bits per byte, CORE, microworld completion tasks or chat tasks."""
+    if result["evaluation"] == "core":
+        return next((HEADLINE_TITLES[name] for name in result["metrics"] if name in HEADLINE_TITLES), "CORE")
+    return {"bits_per_byte": "bits per byte", "chat": "chat tasks"}[result["evaluation"]]
+
+
 def result_table(result: dict[str, Any]) -> str:
     """The result as lines for the terminal."""
     metrics, tasks = result["metrics"], result["details"].get("tasks", [])
-    width = max([len(row["task"]) for row in tasks] + [20])
+    titles = {name: title for name, title in HEADLINE_TITLES.items() if name in metrics}
+    titles |= {"bytes_per_token": "bytes per token"} if "bytes_per_token" in metrics else {}
+    width = max(map(len, [*(row["task"] for row in tasks), *titles.values()]))
     lines = [
         f"  {row['task']:<{width}} {100 * row['accuracy']:6.1f} %   "
-        f"[{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]   centred {row['centered']:+.4f}   "
+        f"[{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]   centered {row['centered']:+.4f}   "
         f"{row['items']} items" + (f", {row['truncated']} truncated" if row.get("truncated") else "")
         for row in tasks
     ]
-    for name in ("bits_per_byte", "bytes_per_token", "core", "core_corrected", "chatcore"):
-        if name in metrics:
-            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-            lines.append(f"  {name:<{width}} {metrics[name]:8.4f}" + (f"   [{low:.4f}, {high:.4f}]" if high else ""))
+    for name, title in titles.items():
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        interval = f"   [{low:.4f}, {high:.4f}]" if high is not None else ""
+        lines.append(f"  {title:<{width}} {metrics[name]:8.4f}{interval}")
     return "\n".join(lines)
 
 
-def say(text: str) -> None:
+def print_on_main_process(text: str) -> None:
+    """Prints on one process only."""
     if distributed_rank()[0] == 0:
         print(text, flush=True)

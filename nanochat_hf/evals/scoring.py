@@ -1,8 +1,8 @@
-"""Scoring of token spans with any causal language model: the one forward pass under CORE and the choice tasks.
+"""Scoring token spans with any causal language model: the forward passes of CORE and of the exams.
 
-Sequences are sorted by length, packed into batches of a fixed number of padded tokens and padded on the right. A
-causal model's output at a position does not depend on what follows, so no attention mask is needed and the scores do
-not depend on how items were batched (up to floating point).
+Sequences are sorted by length, grouped into batches of at most `max_tokens` padded tokens and padded on the right. A
+causal model's output at a position does not depend on what follows. So no attention mask is needed, and the scores do
+not depend on how items were batched (up to floating-point rounding).
 """
 
 import inspect
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Span:
-    """A token sequence of which `ids[start:end]` is scored, given everything before; 1 <= start <= end."""
+    """A token sequence of which `ids[start:end]` is scored, given all tokens before it; 1 <= start <= end."""
 
     ids: list[int]
     start: int
@@ -32,12 +32,23 @@ class Span:
 
 @dataclass(frozen=True)
 class SpanScore:
-    mean_loss: float  # nats a token; NaN for an empty span
-    is_greedy: bool  # every scored token is the model's first choice
+    """Score of one span.
+
+    Attributes:
+        mean_loss: nats per token; NaN for an empty span.
+        is_greedy: whether every scored token is the model's most likely one.
+    """
+
+    mean_loss: float
+    is_greedy: bool
 
 
 def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Groups indices so that rows × longest row <= max_tokens; longest first: a lack of memory shows early."""
+    """Groups the indices of `lengths` into batches with rows × longest row <= max_tokens.
+
+    A single row that is longer than `max_tokens` is a batch of its own. The longest rows come first, so that a lack of
+    memory shows early.
+    """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_tokens:
@@ -47,7 +58,7 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns the rows as one long tensor [rows, longest]."""
+    """Returns the rows as one tensor of int64 [rows, longest], filled up with `pad_id` on the right."""
     padded = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.long)
     for index, row in enumerate(rows):
         padded[index, : len(row)] = torch.as_tensor(row, dtype=torch.long)
@@ -55,7 +66,10 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device |
 
 
 def last_logits(model: torch.nn.Module, ids_BT: Tensor, keep: int) -> Tensor:
-    """Logits of the last `keep` positions, [B, keep, V]. The head is a large share of a small model's work."""
+    """Logits of the last `keep` positions, [B, keep, V].
+
+    The output head is a large share of a small model's work, so other positions are left out where the model can.
+    """
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         return model(input_ids=ids_BT, logits_to_keep=keep, use_cache=False).logits
     return model(input_ids=ids_BT, use_cache=False).logits[:, -keep:]
@@ -65,10 +79,13 @@ def last_logits(model: torch.nn.Module, ids_BT: Tensor, keep: int) -> Tensor:
 def score_spans(
     model: torch.nn.Module, spans: Sequence[Span], *, max_tokens: int = 16384, pad_id: int = 0
 ) -> Iterator[list[tuple[int, SpanScore]]]:
-    """Scores the spans batch by batch; yields (index, score) pairs so that a caller can show progress.
+    """Scores the spans batch by batch, and yields (index, score) pairs after each batch.
 
     Args:
-        max_tokens: padded tokens a forward pass; a single longer sequence is still taken, alone.
+        model: a causal language model.
+        spans: what to score.
+        max_tokens: padded tokens per forward pass; a single longer sequence is scored alone.
+        pad_id: any valid token id; it has no influence on the scores.
     """
     device = next(model.parameters()).device
     for batch in plan_batches([len(span.ids) for span in spans], max_tokens):
@@ -90,19 +107,19 @@ def score_spans(
 
 
 def context_length(model: torch.nn.Module) -> int | None:
-    """The number of positions the model was built for, or None where its config does not say."""
+    """Tokens that the model was built to read at once, or None where its configuration does not say."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
 def distributed_rank() -> tuple[int, int]:
-    """(rank, world size); (0, 1) outside a process group."""
+    """(rank, number of processes); (0, 1) outside a process group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
 def gather_sum(values: Tensor) -> Tensor:
-    """Sums a tensor over all processes."""
+    """Sums a tensor over all processes, in place, and returns it."""
     if distributed_rank()[1] > 1:
         torch.distributed.all_reduce(values)
     return values

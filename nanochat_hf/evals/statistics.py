@@ -1,7 +1,7 @@
-"""Scores with their uncertainty: no number leaves an evaluation without an interval beside it.
+"""Scores with their uncertainty: every accuracy is reported with a 95 % interval.
 
-nanochat's seven runs of one recipe spread over 0.0165 of CORE (its dev/LEADERBOARD.md), so a difference without an
-interval says little.
+Seven runs of one recipe of nanochat differ by up to 0.0165 in CORE (its dev/LEADERBOARD.md), so a difference without
+an interval says little.
 """
 
 import math
@@ -13,7 +13,16 @@ Z_95 = 1.959964
 
 
 def wilson_interval(successes: float, count: int, z: float = Z_95) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927): sound for few items and for shares near 0 and 1."""
+    """The Wilson score interval of a share (Wilson 1927). It holds for few items and for shares near 0 and 1.
+
+    Args:
+        successes: number of correct items; fractions count where an item's score is a mean over samples.
+        count: number of items.
+        z: quantile of the normal distribution; the default gives 95 %.
+
+    Returns:
+        Lower and upper end, both within 0 and 1. Without items: (0, 1).
+    """
     if count == 0:
         return 0.0, 1.0
     share = successes / count
@@ -24,28 +33,30 @@ def wilson_interval(successes: float, count: int, z: float = Z_95) -> tuple[floa
 
 
 def centered(accuracy: float, baseline: float) -> float:
-    """Rescales an accuracy so that chance is 0 and perfection 1."""
+    """Rescales an accuracy so that chance is 0 and a perfect score is 1. Both arguments lie in 0 to 1."""
     return (accuracy - baseline) / (1.0 - baseline)
 
 
 def bootstrap_macro_mean(
     outcomes: Sequence[Sequence[float]], baselines: Sequence[float], *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of the mean of centred accuracies, such as CORE and ChatCORE.
+    """95 % interval of a mean of centered accuracies, such as CORE and ChatCORE.
 
-    Resamples the items within each task and leaves the set of tasks as it is: the interval answers "other items of the
-    same kind", not "other tasks" and not "another training run".
+    Items are resampled within each task; the set of tasks stays. So the interval covers other items of the same kind.
+    It does not cover other tasks or another training run.
 
     Args:
         outcomes: per task, the score of each item.
         baselines: per task, chance accuracy.
+        draws: number of resamples.
+        seed: of the resampling.
     """
     generator = np.random.default_rng(seed)
     total = np.zeros(draws)
     for scores, baseline in zip(outcomes, baselines, strict=True):
         scores = np.asarray(scores, dtype=np.float64)
         values, counts = np.unique(scores, return_counts=True)
-        # Drawing n items with replacement is a multinomial draw over the distinct scores: the same law, in O(draws).
+        # Drawing n items with replacement is a multinomial draw over the distinct scores: the same law, less work.
         resampled = generator.multinomial(len(scores), counts / len(scores), size=draws) @ values / len(scores)
         total += centered(resampled, baseline)
     low, high = np.percentile(total / len(outcomes), [2.5, 97.5])
@@ -53,9 +64,15 @@ def bootstrap_macro_mean(
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The unbiased estimate of "one of k samples is right" from n samples (Chen et al. 2021, arXiv:2107.03374).
+    """Probability that at least one of k samples is correct, estimated without bias (Chen et al., arXiv:2107.03374).
 
-    Taking the best of the k samples at hand instead would depend on which k were drawn.
+    Args:
+        num_samples: samples drawn for the problem.
+        num_correct: how many of them are correct.
+        k: between 1 and `num_samples`.
+
+    Raises:
+        ValueError: k is out of this range.
     """
     if not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} needs at least {k} samples, got {num_samples}")

@@ -1,15 +1,16 @@
-"""The chat tasks and their mean, ChatCORE: exams by the letter's logit, problems by sampled answers.
+"""The chat tasks and their mean, ChatCORE: exams scored by logits, problems scored by sampled answers.
 
-ChatCORE is the mean centred score over the tasks that were run. It depends on which tasks those are (nanochat's own
-number jumped when a spelling task was added), so the names stand beside it in every result.
+ChatCORE is the mean centered score over the tasks that were run. It depends on which tasks those are: nanochat's own
+number jumped when a spelling task was added. So every result lists its tasks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from nanochat_hf.evals.evaluated_model import EvaluatedModel
 from nanochat_hf.evals.scoring import (
     context_length,
     distributed_rank,
@@ -19,19 +20,27 @@ from nanochat_hf.evals.scoring import (
     plan_batches,
 )
 from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, pass_at_k, wilson_interval
-from nanochat_hf.evals.subject import Subject
+from nanochat_hf.generation import Sampling, generate_with_tools
 from nanochat_hf.settings import UserError
 
 
 @dataclass
 class ChatResult:
-    """Scores of one task: `scores[item]` holds one score a sample (one only, for a choice task)."""
+    """Scores of one chat task.
+
+    Attributes:
+        name: the task.
+        kind: "choice" (an exam) or "generative" (problems).
+        baseline: chance accuracy, 0 to 1.
+        scores: for each item, one score per sample; an exam has one sample per item.
+        samples: a few prompts with the first answer and its score, for the report.
+    """
 
     name: str
     kind: str
     baseline: float
     scores: list[list[float]]
-    samples: list[dict[str, Any]] = field(default_factory=list)  # a few prompts with answers, for the report
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def outcomes(self) -> list[float]:
@@ -40,9 +49,11 @@ class ChatResult:
 
     @property
     def accuracy(self) -> float:
+        """Mean outcome, 0 to 1."""
         return sum(self.outcomes) / len(self.outcomes)
 
     def row(self) -> dict[str, Any]:
+        """The task's row for tables: accuracy with its 95 % Wilson interval, chance, and pass@k."""
         low, high = wilson_interval(sum(self.outcomes), len(self.outcomes))
         row = {
             "task": self.name,
@@ -57,30 +68,38 @@ class ChatResult:
         num_samples = len(self.scores[0])
         for k in sorted({2**i for i in range(1, num_samples.bit_length())} | {num_samples}):
             if 1 < k <= num_samples:
-                right = [sum(score > 0 for score in item) for item in self.scores]
-                row[f"pass@{k}"] = sum(pass_at_k(num_samples, c, k) for c in right) / len(right)
+                num_correct = [sum(score > 0 for score in item) for item in self.scores]
+                row[f"pass@{k}"] = sum(pass_at_k(num_samples, c, k) for c in num_correct) / len(num_correct)
         return row
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How answers are sampled. The defaults are nanochat's: greedy, at most 512 new tokens."""
+class AnswerSampling:
+    """How many answers are sampled per problem, and how. The defaults are nanochat's: one greedy answer.
 
+    Attributes:
+        sampling: how tokens are drawn, and the longest answer in tokens.
+        num_samples: answers per problem.
+        batch_size: answers generated at the same time (problems × samples).
+        seed: of the draws; the same seed gives the same answers.
+
+    Raises:
+        UserError: several greedy samples are asked for; they would all be the same.
+    """
+
+    sampling: Sampling = Sampling(max_new_tokens=512, temperature=0.0, top_k=50)
     num_samples: int = 1
-    temperature: float = 0.0
-    top_k: int | None = 50
-    max_new_tokens: int = 512
-    batch_size: int = 32  # conversations × samples that are generated together
+    batch_size: int = 32
     seed: int = 0
 
-    def __post_init__(self):
-        if self.num_samples > 1 and self.temperature == 0:
+    def __post_init__(self) -> None:
+        if self.num_samples > 1 and self.sampling.temperature == 0:
             raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
 
 
 @torch.inference_mode()
 def evaluate_choice(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     task: Any,
     *,
     limit: int | None = None,
@@ -88,29 +107,40 @@ def evaluate_choice(
     max_length: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> ChatResult:
-    """Scores an exam by which of the item's letters has the highest logit where the answer begins.
+    """Scores an exam: the chosen letter is the one with the highest logit where the answer begins.
 
-    Nothing is generated: a model that would chat instead of answering is still scored, so this is an upper bound on
-    what a user sees. Prompts longer than `max_length` lose their beginning.
+    Nothing is generated. A model that would chat instead of answering is still scored, so this is an upper bound on
+    what a user sees.
+
+    Args:
+        task: an exam of `nanochat_hf.tasks`; its examples have `letters`.
+        limit: scores the first `limit` items; None scores all. Several processes share the items.
+        max_tokens: padded tokens per forward pass.
+        max_length: longer prompts lose their beginning; None keeps them whole.
+        progress: called with the number of items finished after each batch.
+
+    Raises:
+        UserError: a letter is more than one token for this model.
     """
     rank, world = distributed_rank()
-    device = next(subject.model.parameters()).device
+    device = next(evaluated.model.parameters()).device
     count = len(task) if limit is None else min(limit, len(task))
-    mine = list(range(rank, count, world))
-    examples = [task[index] for index in mine]
-    prompts = [subject.prompt(example["messages"][:-1])[-(max_length or 0) :] for example in examples]
-    letter_ids = {letter: subject.letter_id(letter) for letter in sorted({x for e in examples for x in e["letters"]})}
+    own_indices = list(range(rank, count, world))
+    examples = [task[index] for index in own_indices]
+    prompts = [evaluated.prompt_ids(example["messages"][:-1])[-(max_length or 0) :] for example in examples]
+    letters_used = sorted({letter for example in examples for letter in example["letters"]})
+    letter_ids = {letter: evaluated.letter_id(letter) for letter in letters_used}
     scores = torch.zeros(count, dtype=torch.float64)
     for batch in plan_batches([len(prompt) for prompt in prompts], max_tokens):
         rows = [prompts[index] for index in batch]
         lengths = torch.tensor([len(row) for row in rows])
         keep = int(lengths.max() - lengths.min()) + 1
-        logits = last_logits(subject.model, pad_right(rows, 0, device), keep=keep)
+        logits = last_logits(evaluated.model, pad_right(rows, 0, device), keep=keep)  # [rows, keep, V]
         at_end = logits[torch.arange(len(rows)), lengths - lengths.max() + keep - 1].float().cpu()  # [rows, V]
         for row, index in enumerate(batch):
             letters = examples[index]["letters"]
             best = at_end[row, [letter_ids[letter] for letter in letters]].argmax().item()
-            scores[mine[index]] = task.score(examples[index], letters[best])
+            scores[own_indices[index]] = task.score(examples[index], letters[best])
         if progress:
             progress(len(batch))
     scores = gather_sum(scores.to(device)).tolist()
@@ -118,29 +148,37 @@ def evaluate_choice(
 
 
 def evaluate_generative(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     task: Any,
-    sampling: Sampling,
+    answers: AnswerSampling,
     *,
     limit: int | None = None,
     progress: Callable[[int], Any] | None = None,
     num_shown: int = 3,
 ) -> ChatResult:
-    """Samples answers, with the calculator at work, and lets the task score them."""
+    """Samples answers, with the calculator at work in nanochat models, and lets the task score them.
+
+    Args:
+        task: problems of `nanochat_hf.tasks`.
+        answers: how many answers per problem, and how they are sampled.
+        limit: takes the first `limit` problems; None takes all. Several processes share the problems.
+        progress: called with the number of problems finished after each batch.
+        num_shown: the first so many problems are kept with their first answer, for the report.
+    """
     rank, world = distributed_rank()
     count = len(task) if limit is None else min(limit, len(task))
-    mine = list(range(rank, count, world))
-    examples = {index: task[index] for index in mine}
-    prompts = {index: examples[index]["messages"][:-1] for index in mine}
-    size = {index: sum(len(str(message["content"])) for message in prompts[index]) for index in mine}
-    ordered = sorted(mine, key=lambda index: -size[index])
-    scores = torch.zeros(count, sampling.num_samples, dtype=torch.float64)
+    own_indices = list(range(rank, count, world))
+    examples = {index: task[index] for index in own_indices}
+    prompts = {index: examples[index]["messages"][:-1] for index in own_indices}
+    num_chars = {index: sum(len(str(message["content"])) for message in prompts[index]) for index in own_indices}
+    longest_first = sorted(own_indices, key=lambda index: -num_chars[index])
+    scores = torch.zeros(count, answers.num_samples, dtype=torch.float64)
     shown: list[dict[str, Any]] = []
-    step = max(1, sampling.batch_size // sampling.num_samples)
-    for at in range(0, len(ordered), step):
-        batch = ordered[at : at + step]
-        answers = _generate(subject, [prompts[index] for index in batch], sampling, seed=sampling.seed + at)
-        for index, samples in zip(batch, answers, strict=True):
+    per_batch = max(1, answers.batch_size // answers.num_samples)
+    for start in range(0, len(longest_first), per_batch):
+        batch = longest_first[start : start + per_batch]
+        texts = _generate(evaluated, [prompts[index] for index in batch], answers, seed=answers.seed + start)
+        for index, samples in zip(batch, texts, strict=True):
             scores[index] = torch.tensor([task.score(examples[index], text) for text in samples])
             if index < num_shown:
                 shown.append(
@@ -148,35 +186,31 @@ def evaluate_generative(
                 )
         if progress:
             progress(len(batch))
-    scores = gather_sum(scores.to(next(subject.model.parameters()).device)).tolist()
+    scores = gather_sum(scores.to(next(evaluated.model.parameters()).device)).tolist()
     shown.sort(key=lambda item: item["index"])
     return ChatResult(task.name, "generative", task.baseline, scores, shown)
 
 
-def _generate(subject: Subject, conversations: list, sampling: Sampling, seed: int) -> list[list[str]]:
+def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSampling, seed: int) -> list[list[str]]:
     """Answers of every conversation as text, tool calls and tool results included.
 
     A prompt that leaves no room in the context loses its beginning, so that one long item cannot end an evaluation.
     """
-    prompts = [subject.prompt(messages) for messages in conversations]
-    limit = context_length(subject.model)
+    prompts = [evaluated.prompt_ids(messages) for messages in conversations]
+    limit = context_length(evaluated.model)
     if limit:
-        room = max(1, min(sampling.max_new_tokens, limit // 2))
+        room = max(1, min(answers.sampling.max_new_tokens, limit // 2))
         prompts = [prompt[-(limit - room) :] for prompt in prompts]
-    if not subject.is_nanochat:
-        return _generate_plain(subject, prompts, sampling, seed)
-    from nanochat_hf.generation import generate_with_tools
-
+    if not evaluated.is_nanochat:
+        return _generate_plain(evaluated, prompts, answers, seed)
     rollouts = generate_with_tools(
-        subject.model,
-        subject.tokenizer,
+        evaluated.model,
+        evaluated.tokenizer,
         prompts,
-        num_samples=sampling.num_samples,
+        num_samples=answers.num_samples,
         seed=seed,
-        batch_size=sampling.batch_size,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        max_new_tokens=sampling.max_new_tokens,
+        batch_size=answers.batch_size,
+        **asdict(answers.sampling),
     )
     return [[_answer_text(rollout.messages) for rollout in samples] for samples in rollouts]
 
@@ -187,36 +221,39 @@ def _answer_text(messages: Sequence[dict[str, Any]]) -> str:
 
 
 @torch.inference_mode()
-def _generate_plain(subject: Subject, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
+def _generate_plain(
+    evaluated: EvaluatedModel, prompts: list[list[int]], answers: AnswerSampling, seed: int
+) -> list[list[str]]:
     """Answers of a model that does not know nanochat's tool tokens, through transformers' `generate`."""
-    device = next(subject.model.parameters()).device
+    sampling = answers.sampling
+    device = next(evaluated.model.parameters()).device
     longest = max(map(len, prompts))
-    pad = subject.tokenizer.pad_token_id
-    pad = subject.tokenizer.eos_token_id if pad is None else pad
-    ids = torch.tensor([[pad or 0] * (longest - len(row)) + row for row in prompts], device=device)
+    pad = evaluated.tokenizer.pad_token_id
+    pad = evaluated.tokenizer.eos_token_id if pad is None else pad
+    ids = torch.tensor([[pad or 0] * (longest - len(row)) + row for row in prompts], device=device)  # [rows, T]
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
     greedy = sampling.temperature == 0
-    chance = {} if greedy else {"temperature": sampling.temperature, "top_k": sampling.top_k or 0}
+    drawing = {} if greedy else {"temperature": sampling.temperature, "top_k": sampling.top_k or 0}
     torch.manual_seed(seed)
-    output = subject.model.generate(
+    output = evaluated.model.generate(
         input_ids=ids,
         attention_mask=mask,
         do_sample=not greedy,
-        num_return_sequences=sampling.num_samples,
+        num_return_sequences=answers.num_samples,
         max_new_tokens=sampling.max_new_tokens,
         pad_token_id=pad,
-        **chance,
+        **drawing,
     )
-    texts = subject.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-    return [texts[at : at + sampling.num_samples] for at in range(0, len(texts), sampling.num_samples)]
+    texts = evaluated.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return [texts[start : start + answers.num_samples] for start in range(0, len(texts), answers.num_samples)]
 
 
 def summarize(results: Sequence[ChatResult]) -> dict[str, float]:
-    """ChatCORE with its 95 % interval, and every task's score."""
+    """Flat metrics: `chatcore` with its 95 % interval, and `accuracy/TASK` and `pass@K/TASK` of every task."""
     metrics: dict[str, float] = {}
     baselines = [result.baseline for result in results]
-    centred = [centered(result.accuracy, result.baseline) for result in results]
-    metrics["chatcore"] = sum(centred) / len(centred)
+    centered_scores = [centered(result.accuracy, result.baseline) for result in results]
+    metrics["chatcore"] = sum(centered_scores) / len(centered_scores)
     metrics["chatcore_low"], metrics["chatcore_high"] = bootstrap_macro_mean([r.outcomes for r in results], baselines)
     for result in results:
         row = result.row()

@@ -1,4 +1,4 @@
-"""The report of a run: `stages` reads what a run left behind, `markdown` writes the page, `plots` draws."""
+"""The report of a run: `stages` reads what a run wrote, `markdown` writes the page, `plots` draws the pictures."""
 
 from nanochat_hf.report.markdown import write_report
 

@@ -1,7 +1,7 @@
-"""The report of a run: one Markdown page with the table stage × metric, curves, settings, cost and samples.
+"""The report of a run: one Markdown page with scores per stage, curves, samples, cost and settings.
 
-Reads nothing but what the stages left behind: `<stage>/run.json` and `<stage>/eval/*.json`. Stages and evaluations
-that are missing show as "–", so a report can be made at any time.
+It reads only what the stages wrote: `<stage>/run.json` and `<stage>/eval/*.json`. Missing stages and evaluations show
+as "–", so a report can be written at any time.
 """
 
 import json
@@ -10,30 +10,46 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.plots import draw_plots
-from nanochat_hf.report.stages import Stage, load_stage
+from nanochat_hf.report.stages import Stage, describe_machine, load_stage
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
 MISSING = "–"
-# Metric → title and number format; chat tasks follow under their own names, as percentages.
-HEADLINES = {
-    "bits_per_byte": ("bits per byte (lower is better)", "{:.4f}"),
-    "core": ("CORE", "{:.4f}"),
-    "core_corrected": ("CORE, corrected chance", "{:.4f}"),
-    "chatcore": ("ChatCORE", "{:.4f}"),
+SAMPLES_PER_TASK = 2
+# Names of training metrics in words; others are shown with spaces for underscores.
+METRIC_NAMES = {
+    "flops": "FLOPs",
+    "val_bpb": "validation bits per byte",
+    "min_val_bpb": "lowest validation bits per byte",
+    "val_loss_all_tokens": "validation loss, all tokens",
+    "val_bpb_all_tokens": "validation bits per byte, all tokens",
+    "val_loss_assistant_tokens": "validation loss, assistant tokens",
+    "val_bpb_assistant_tokens": "validation bits per byte, assistant tokens",
+    "vocab_size": "vocabulary size",
+    "train_seconds": "training seconds",
 }
+
+Table = list[list[str]]  # the first row holds the titles
 
 
 def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[Path, str]:
     """Writes `report.md` and `plots/` into the run folder.
 
+    Args:
+        run_dir: the run folder, which holds one folder per stage.
+        title: heading of the page; default: the folder's name.
+
     Returns:
-        The report's path and its main table as aligned text for the terminal.
+        The report's path, and its main table as aligned text for the terminal.
+
+    Raises:
+        UserError: the folder has no finished stage, or a file in it is damaged.
     """
     run_dir = Path(run_dir)
     stages = [load_stage(run_dir, name) for name in ("tokenizer", *MODEL_FOLDERS)]
     if not any(stage.run for stage in stages):
-        raise UserError(f"{run_dir} holds no finished stage; train first, or give another --run_dir")
+        raise UserError(f"{run_dir} has no finished stage; train first, or give another --run_dir")
     tokenizer, models = stages[0], stages[1:]
     pictures = draw_plots(models, run_dir / "plots")
     table = summary_table(models)
@@ -42,7 +58,7 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
         headline(stages),
         "## Results",
         markdown_table(table),
-        "Shares are of the right answers; – marks what was not run. Intervals stand under Details.",
+        "Percentages are shares of right answers. – marks what was not run. Tables with 95 % intervals follow below.",
         *(f"![{caption}](plots/{name})" for name, caption in pictures),
         *samples_section(models),
         *details_section(models),
@@ -58,34 +74,31 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
 
 # ---- tables ------------------------------------------------------------------------
 
-Table = list[list[str]]  # first row: titles
-
 
 def summary_table(models: list[Stage]) -> Table:
-    """Stage × metric; the rows are all metrics that any stage has."""
+    """Metrics × stages. The rows are all headline metrics and chat tasks that any stage has."""
     table = [["metric", *(stage.name.upper() for stage in models)]]
     chat_tasks = list(dict.fromkeys(task for stage in models for task in stage.tasks("chat")))
-    for metric in ("bits_per_byte", "core", "core_corrected"):
-        table.append(_row(metric, models))
-    for task in chat_tasks:
-        found = [stage.tasks("chat").get(task) for stage in models]
-        table.append([task, *(f"{100 * row['accuracy']:.1f} %" if row else MISSING for row in found)])
-    table.append(_row("chatcore", models))
+    for metric, title in HEADLINE_TITLES.items():
+        if metric == "chatcore":  # after the tasks of which it is the mean
+            for task in chat_tasks:
+                rows = [stage.tasks("chat").get(task) for stage in models]
+                table.append([task, *(f"{100 * row['accuracy']:.1f} %" if row else MISSING for row in rows)])
+        values = [stage.metrics.get(metric) for stage in models]
+        if any(value is not None for value in values):
+            table.append([title, *(MISSING if value is None else f"{value:.4f}" for value in values)])
     return table
 
 
-def _row(metric: str, models: list[Stage]) -> list[str]:
-    title, form = HEADLINES[metric]
-    return [title, *(form.format(s.metrics[metric]) if metric in s.metrics else MISSING for s in models)]
-
-
 def markdown_table(table: Table) -> str:
+    """A table in Markdown, its first column aligned left and the others right."""
     rule = ["---"] + ["---:"] * (len(table[0]) - 1)
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
                      for row in [table[0], rule, *table[1:]])  # fmt: skip
 
 
 def text_table(table: Table) -> str:
+    """A table as aligned text for the terminal."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for number, row in enumerate(table):
@@ -100,76 +113,87 @@ def text_table(table: Table) -> str:
 
 
 def headline(stages: list[Stage]) -> str:
+    """The finished stages and the time that everything took."""
     finished = [stage for stage in stages if stage.run]
-    seconds = sum(stage.run.get("seconds") or 0 for stage in finished) + sum(_evaluation_seconds(s) for s in stages)
+    seconds = sum(stage.run.get("seconds") or 0 for stage in finished)
+    seconds += sum(stage.evaluation_seconds for stage in stages)
     names = " → ".join(stage.name for stage in finished)
     return f"{names}; {_duration(seconds)} of training and evaluation."
 
 
 def samples_section(models: list[Stage]) -> Iterator[str]:
-    """The same question to every stage, from the generative chat tasks."""
+    """The same questions to every stage, from the generative chat tasks."""
     asked: dict[tuple[str, int], list[tuple[str, dict]]] = {}
     for stage in models:
         for task, shown in stage.evaluations.get("chat", {}).get("details", {}).get("samples", {}).items():
             for sample in shown:
-                asked.setdefault((task, sample["index"]), []).append((stage.name, sample))
+                asked.setdefault((task, sample["index"]), []).append((stage.name.upper(), sample))
     if not asked:
         return
     yield "## Samples"
-    tasks_seen: dict[str, int] = {}
+    per_task: dict[str, list[str]] = {}
     for (task, _), answers in asked.items():
-        tasks_seen[task] = tasks_seen.get(task, 0) + 1
-        if tasks_seen[task] > 2:
-            continue
-        question = "\n".join(f"[{message['role']}] {_text(message['content'])}" for message in answers[0][1]["prompt"])
-        said = [
-            f"{stage.upper()} ({'right' if sample['score'] > 0 else 'wrong'}): {sample['answer']}"
-            for stage, sample in answers
+        prompt = answers[0][1]["prompt"]
+        question = "\n".join(f"[{message['role']}] {_text(message['content'])}" for message in prompt)
+        stages_of: dict[tuple[str, bool], list[str]] = {}  # an answer that several stages gave stands here once
+        for stage_name, sample in answers:
+            stages_of.setdefault((sample["answer"], sample["score"] > 0), []).append(stage_name)
+        given = [
+            f"{', '.join(names)} ({'right' if is_right else 'wrong'}): {answer}"
+            for (answer, is_right), names in stages_of.items()
         ]
-        yield f"**{task}**\n\n{_fenced(question + chr(10) * 2 + (chr(10) * 2).join(said))}"
+        per_task.setdefault(task, []).append(_fenced("\n\n".join([question, *given])))
+    for task, blocks in per_task.items():
+        yield f"**{task}**"
+        yield from blocks[:SAMPLES_PER_TASK]
 
 
 def details_section(models: list[Stage]) -> Iterator[str]:
-    """Every task with its 95 % interval."""
-    for evaluation, title in (("core", "CORE by task"), ("chat", "Chat tasks")):
+    """Every task with its 95 % interval, and pass@k of the chat tasks."""
+    core_titles = [
+        HEADLINE_TITLES[name] for name in HEADLINE_TITLES for stage in models if name in _core_metrics(stage)
+    ]
+    core_title = f"{core_titles[0] if core_titles else 'CORE'}, by task"
+    for evaluation, title in (("core", core_title[0].upper() + core_title[1:]), ("chat", "Chat tasks")):
         names = list(dict.fromkeys(task for stage in models for task in stage.tasks(evaluation)))
         if not names:
             continue
-        table = [[title, "items", "chance", *(stage.name.upper() for stage in models)]]
+        table = [["task", "items", "chance", *(stage.name.upper() for stage in models)]]
         for name in names:
             rows = [stage.tasks(evaluation).get(name) for stage in models]
             known = next(row for row in rows if row)
             chance = f"{100 * known['baseline']:.1f} %"
             if known.get("corrected_baseline", known["baseline"]) != known["baseline"]:
                 chance += f" (corrected {100 * known['corrected_baseline']:.1f} %)"
-            table.append([name, str(known["items"]), chance, *(_with_interval(row) for row in rows)])
-        yield f"## Details: {title}\n\nShare of right answers with its 95 % Wilson interval."
+            table.append([name, f"{known['items']:,}", chance, *(_with_interval(row) for row in rows)])
+        yield f"## {title}\n\nRight answers in %, with the 95 % Wilson interval."
         yield markdown_table(table)
-        for key in sorted({key for stage in models for key in stage.metrics if key.startswith("pass@")}):
-            values = [f"{stage.name} {100 * stage.metrics[key]:.1f} %" for stage in models if key in stage.metrics]
-            if evaluation == "chat":
-                yield f"{key.replace('/', ' ')}: {', '.join(values)}"
+    for key in sorted({key for stage in models for key in stage.metrics if key.startswith("pass@")}):
+        values = [f"{stage.name.upper()} {100 * stage.metrics[key]:.1f} %" for stage in models if key in stage.metrics]
+        yield f"{key.replace('/', ' ')}: {', '.join(values)}"
 
 
 def tokenizer_section(tokenizer: Stage) -> Iterator[str]:
+    """What training the tokenizer gave, and the comparison of evaluation/tokenizer.py."""
     metrics = (tokenizer.run or {}).get("metrics") or {}
     if metrics:
         yield "## Tokenizer"
         yield markdown_table(
-            [["measure", "value"], *([_plain(name), _number(value)] for name, value in metrics.items())]
+            [["measure", "value"], *([_metric_name(name), _number(value)] for name, value in metrics.items())]
         )
     details = tokenizer.evaluations.get("tokenizer", {}).get("details", {})
     if details.get("table"):
-        yield "## Tokenizer: bytes per token"
+        yield "## Bytes per token"
         yield markdown_table(details["table"])
-        note = "In brackets: how many more tokens (+) than this tokenizer the other needs for the same text."
+        note = "In brackets: how many more (+) or fewer (−) tokens the other tokenizer needs for the same text."
         absent = details.get("absent") or []
         yield note + (f" Absent on the machine that measured: {', '.join(absent)}." if absent else "")
 
 
 def cost_section(stages: list[Stage]) -> Iterator[str]:
+    """Time, memory and last training metrics of every stage."""
     yield "## Time and memory"
-    table = [["stage", "wall clock", "evaluation", "peak memory", "last step", "metrics"]]
+    table = [["stage", "training", "evaluation", "peak memory", "last step", "metrics of training"]]
     for stage in stages:
         run = stage.run or {}
         steps = [row["step"] for row in stage.history if "step" in row]
@@ -178,17 +202,17 @@ def cost_section(stages: list[Stage]) -> Iterator[str]:
             [
                 stage.name,
                 _duration(run["seconds"]) if run.get("seconds") is not None else MISSING,
-                _duration(_evaluation_seconds(stage)) if stage.evaluations else MISSING,
+                _duration(stage.evaluation_seconds) if stage.evaluations else MISSING,
                 f"{run['peak_memory_mb']:,.0f} MiB" if run.get("peak_memory_mb") is not None else MISSING,
                 f"{max(steps):,}" if steps else MISSING,
-                ", ".join(f"{_plain(name)} {_number(value)}" for name, value in metrics.items()) or MISSING,
+                "; ".join(f"{_metric_name(name)} {_number(value)}" for name, value in metrics.items()) or MISSING,
             ]
         )
     yield markdown_table(table)
 
 
 def environment_section(stages: list[Stage]) -> Iterator[str]:
-    """Where it ran; stages that ran elsewhere get a line of their own."""
+    """Machine and library versions, one line per different environment."""
     seen: dict[str, list[str]] = {}
     for stage in stages:
         if stage.run:
@@ -198,6 +222,7 @@ def environment_section(stages: list[Stage]) -> Iterator[str]:
 
 
 def settings_section(stages: list[Stage]) -> Iterator[str]:
+    """The resolved settings of every stage, folded."""
     yield "## Settings"
     for stage in stages:
         if stage.run and stage.run.get("config"):
@@ -205,21 +230,19 @@ def settings_section(stages: list[Stage]) -> Iterator[str]:
             yield f"<details><summary>{stage.name}</summary>\n\n{_fenced(lines, 'json')}\n\n</details>"
 
 
-# ---- words -------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------
 
 
 def _environment_line(found: dict[str, Any]) -> str:
-    gpus = found.get("gpus") or []
-    machine = f"{len(gpus)} × {gpus[0]}" if gpus else f"{found.get('cpu_cores', '?')} CPU cores"
     world = found.get("world_size", 1)
     versions = ", ".join(f"{name} {version}" for name, version in (found.get("versions") or {}).items())
     commit = f", commit {found['git_commit'][:12]}" if found.get("git_commit") else ""
     processes = f", {world} processes" if world > 1 else ""
-    return f"{machine}{processes}, Python {found.get('python', '?')}, {versions}{commit}"
+    return f"{describe_machine(found)}{processes}, Python {found.get('python', '?')}, {versions}{commit}"
 
 
-def _evaluation_seconds(stage: Stage) -> float:
-    return sum(result.get("seconds") or 0 for result in stage.evaluations.values())
+def _core_metrics(stage: Stage) -> dict[str, float]:
+    return stage.evaluations.get("core", {}).get("metrics", {})
 
 
 def _with_interval(row: dict[str, Any] | None) -> str:
@@ -239,13 +262,15 @@ def _duration(seconds: float) -> str:
 def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
+    if isinstance(value, float) and abs(value) >= 1e9:
+        return f"{value:.3g}"
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", " ")
+def _metric_name(name: str) -> str:
+    return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
 def _text(content: str | Iterable[dict[str, str]]) -> str:

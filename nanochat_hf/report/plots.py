@@ -1,4 +1,4 @@
-"""Curves of a run as PNG: loss, bits per byte, reward, and the scores of the stages side by side."""
+"""Curves of a run as PNG: loss, bits per byte, reward, and the chat scores of the stages side by side."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,21 +9,34 @@ if TYPE_CHECKING:
     from nanochat_hf.optim import Schedule
     from nanochat_hf.report.stages import Stage
 
-# Colour-blind safe (Okabe and Ito 2008), one colour a stage everywhere.
-COLOURS = {"base": "#0072B2", "mid": "#E69F00", "sft": "#009E73", "rl": "#CC79A7"}
-# Bits per byte over different tokens do not compare, so a panel says which they are.
-MASKS = {"val_bpb_all_tokens": ", all tokens", "val_bpb_assistant_tokens": ", assistant's tokens"}
+# The palette of Okabe and Ito (2008), safe for colour-blind readers. A stage has the same colour in all pictures.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
+STAGE_COLOURS = {"base": "#0072B2", "mid": "#E69F00", "sft": "#009E73", "rl": "#CC79A7"}
 MARKERS = "osD^vP*X"
+# Bits per byte over different tokens cannot be compared, so a panel's title says which tokens were scored.
+SCORED_TOKENS = {"val_bpb_all_tokens": ", all tokens", "val_bpb_assistant_tokens": ", assistant tokens"}
 
 
 def draw_plots(models: "list[Stage]", folder: Path) -> list[tuple[str, str]]:
-    """Draws what there is to draw; returns (file name, caption) of each picture."""
+    """Draws the pictures for which there is data, and removes those of an earlier report for which there is none.
+
+    Args:
+        models: the stages that trained a model.
+        folder: for the pictures; it is made where it is missing.
+
+    Returns:
+        (file name, caption) of each picture.
+    """
     drawn = []
     for name, caption, draw in (
         ("loss.png", "Training loss of each stage", _draw_losses),
-        ("bits_per_byte.png", "Bits per byte on validation data, each stage on its own", _draw_bits_per_byte),
-        ("reward.png", "Mean reward during reinforcement learning", _draw_rewards),
-        ("scores.png", "Scores after each stage, with 95 % intervals", _draw_scores),
+        (
+            "bits_per_byte.png",
+            "Validation bits per byte of each stage; every stage has validation data of its own",
+            _draw_bits_per_byte,
+        ),
+        ("reward.png", "Mean reward per answer during reinforcement learning", _draw_rewards),
+        ("scores.png", "Accuracy on the chat tasks after each stage, with 95 % intervals", _draw_scores),
     ):
         figure = draw(models)
         if figure is not None:
@@ -31,12 +44,12 @@ def draw_plots(models: "list[Stage]", folder: Path) -> list[tuple[str, str]]:
             figure.savefig(folder / name, dpi=130)
             drawn.append((name, caption))
         else:
-            (folder / name).unlink(missing_ok=True)  # of an earlier report
+            (folder / name).unlink(missing_ok=True)
     return drawn
 
 
 def _curve(stage: "Stage", *keys: str) -> tuple[str, list[float], list[float]]:
-    """Key, steps and values of the first of `keys` that the stage's history has."""
+    """Key, steps and values of the first of `keys` that the stage's history has; ("", [], []) if it has none."""
     for key in keys:
         rows = [row for row in stage.history if isinstance(row.get(key), int | float) and "step" in row]
         if rows:
@@ -45,7 +58,7 @@ def _curve(stage: "Stage", *keys: str) -> tuple[str, list[float], list[float]]:
 
 
 def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
-    """One panel a stage, side by side, for the stages that have the curve."""
+    """One panel per stage that has the curve, side by side; None if no stage has it."""
     curves = [(stage, *_curve(stage, *keys)) for stage in models]
     curves = [curve for curve in curves if curve[2]]
     if not curves:
@@ -53,13 +66,13 @@ def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
     figure = _figure(width=0.8 + 3.2 * len(curves), height=3.0)
     for number, (stage, key, steps, values) in enumerate(curves, start=1):
         axes = figure.add_subplot(1, len(curves), number)
-        colour = COLOURS[stage.name]
-        if len(steps) > 60:  # the trend over the noise of single batches
+        colour = STAGE_COLOURS[stage.name]
+        if len(steps) > 60:  # shows the trend above the noise of single batches
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             axes.plot(steps, _smooth(values, len(values) // 30), color=colour, linewidth=1.6)
         else:
             axes.plot(steps, values, color=colour, linewidth=1.6, marker="." if len(steps) < 30 else None)
-        axes.set_title(stage.name.upper() + MASKS.get(key, ""), fontsize=10)
+        axes.set_title(stage.name.upper() + SCORED_TOKENS.get(key, ""), fontsize=10)
         axes.set_xlabel("step")
         if number == 1:
             axes.set_ylabel(label)
@@ -68,12 +81,14 @@ def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
 
 
 def _draw_losses(models: "list[Stage]") -> Any:
-    return _draw_curves([stage for stage in models if stage.name != "rl"], "loss (nats a token)", "loss", "train_loss")
+    return _draw_curves(
+        [stage for stage in models if stage.name != "rl"], "loss (nats per token)", "loss", "train_loss"
+    )
 
 
 def _draw_bits_per_byte(models: "list[Stage]") -> Any:
-    keys = ("val_bpb", "eval_bits_per_byte", *MASKS)
-    return _draw_curves(models, "bits per byte", *keys)
+    keys = ("val_bpb", "eval_bits_per_byte", *SCORED_TOKENS)
+    return _draw_curves(models, "validation bits per byte", *keys)
 
 
 def _draw_rewards(models: "list[Stage]") -> Any:
@@ -81,14 +96,13 @@ def _draw_rewards(models: "list[Stage]") -> Any:
 
 
 def _draw_scores(models: "list[Stage]") -> Any:
-    """Share of right answers by stage: a line a task, the interval as a bar."""
+    """Accuracy by stage: one line per task, with its interval as a bar."""
     stages = [stage for stage in models if stage.tasks("chat")]
     names = list(dict.fromkeys(task for stage in stages for task in stage.tasks("chat")))
     if not names:
         return None
     figure = _figure(width=7.2, height=3.8)
     axes = figure.add_subplot()
-    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
     for number, name in enumerate(names):
         points = [(at, stage.tasks("chat")[name]) for at, stage in enumerate(stages) if name in stage.tasks("chat")]
         shift = (number - (len(names) - 1) / 2) * 0.03  # so that intervals do not cover each other
@@ -100,7 +114,7 @@ def _draw_scores(models: "list[Stage]") -> Any:
             values,
             yerr=[below, above],
             label=name,
-            color=palette[number % len(palette)],
+            color=PALETTE[number % len(PALETTE)],
             marker=MARKERS[number % len(MARKERS)],
             markersize=5,
             linewidth=1.4,
@@ -110,24 +124,30 @@ def _draw_scores(models: "list[Stage]") -> Any:
     axes.set_xticks(range(len(stages)), [stage.name.upper() for stage in stages])
     axes.set_xlim(-0.3, len(stages) - 0.7)
     axes.set_ylim(-3, 103)
-    axes.set_ylabel("right answers (%)")
+    axes.set_ylabel("accuracy (%)")
     _plain_axes(axes)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def draw_schedules(schedule: "Schedule", weight_decay: float, path: Path) -> None:
-    """Draws learning rate, Muon's momentum and Muon's decay over a run that has not yet begun."""
+    """Draws the schedules of a run: learning rate, Muon's momentum and Muon's weight decay over the steps.
+
+    Args:
+        schedule: the run's schedule.
+        weight_decay: Muon's weight decay at its peak.
+        path: the PNG file.
+    """
     steps = range(0, schedule.num_iterations, max(1, schedule.num_iterations // 1000))
     curves = {
-        "learning rate\n(share of the peak)": schedule.lr_factor,
+        "learning rate\n(fraction of the peak)": schedule.lr_factor,
         "Muon momentum": schedule.momentum,
         "Muon weight decay": lambda step: weight_decay * schedule.decay_factor(step),
     }
     figure = _figure(width=6.4, height=6.4)
     for number, (title, curve) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(len(curves), 1, number)
-        axes.plot(steps, [curve(step) for step in steps], color=COLOURS["base"], linewidth=1.6)
+        axes.plot(steps, [curve(step) for step in steps], color=STAGE_COLOURS["base"], linewidth=1.6)
         axes.set_ylabel(title)
         _plain_axes(axes)
     axes.set_xlabel("step")
@@ -148,7 +168,7 @@ def _plain_axes(axes: "Axes") -> None:
 
 
 def _smooth(values: list[float], window: int) -> list[float]:
-    """Mean over the values at most `window` steps away; less near the ends, so that nothing is shifted."""
+    """Centered moving average over at most `window` values on each side; fewer near the ends, so nothing shifts."""
     smoothed = []
     for index in range(len(values)):
         reach = min(max(1, window), index, len(values) - 1 - index)

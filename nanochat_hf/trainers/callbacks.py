@@ -151,11 +151,14 @@ class CoreMetric(Interlude):
         return [bos + ids for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def play(self, model, state):
-        from nanochat_hf.evals.core import evaluate_task, load_bundle, summarize
+        from nanochat_hf.evals.core import evaluate_task, headline_metric, load_bundle, summarize
+        from nanochat_hf.evals.headlines import HEADLINE_TITLES
 
         if self.tasks is None:
             self.tasks = load_bundle(self.bundle, max_per_task=self.max_per_task)
-        results = summarize([evaluate_task(model, self.encode, task) for task in self.tasks])
+        results = [evaluate_task(model, self.encode, task) for task in self.tasks]
+        metric = headline_metric(results)  # "core", unless the bundle is the microworld's
+        score = summarize(results)[metric]
         if state.is_world_process_zero:
-            state.log_history.append({"step": state.global_step, "core": results["core"]})
-            tqdm.write(f"step {state.global_step}: CORE {results['core']:.4f}")
+            state.log_history.append({"step": state.global_step, metric: score})
+            tqdm.write(f"step {state.global_step}: {HEADLINE_TITLES[metric]} {score:.4f}")

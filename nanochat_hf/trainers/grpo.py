@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from nanochat_hf.evals.subject import Subject
-from nanochat_hf.evals.tasks import Sampling, evaluate_generative
-from nanochat_hf.generation import generate_with_tools
+from nanochat_hf.evals.evaluated_model import EvaluatedModel
+from nanochat_hf.evals.tasks import AnswerSampling, evaluate_generative
+from nanochat_hf.generation import Sampling, generate_with_tools
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution
 from nanochat_hf.tokenizer import render_prompt
@@ -64,11 +64,12 @@ class RolloutTrainer(MuonAdamWMixin, StageTrainerMixin, GRPOTrainer):
 
     Args:
         tasks: what the dataset's columns `task` and `index` point into.
-        sampling: `temperature`, `top_k` and `max_new_tokens` of the rollouts.
+        sampling: how the rollouts' tokens are drawn, and the longest answer in tokens.
+        rollout_batch_size: answers that a process samples at the same time.
     """
 
-    def __init__(self, *args, tasks: Sequence[Any], sampling: Sampling, **kwargs):
-        self.tasks, self.sampling = tasks, sampling
+    def __init__(self, *args, tasks: Sequence[Any], sampling: Sampling, rollout_batch_size: int, **kwargs):
+        self.tasks, self.sampling, self.rollout_batch_size = tasks, sampling, rollout_batch_size
 
         def reward(task: list[int], index: list[int], answer: list[str], **_: Any) -> list[float]:
             return [tasks[t].score(tasks[t][i], text) for t, i, text in zip(task, index, answer, strict=True)]
@@ -131,10 +132,8 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list]:
             conversations,
             num_samples=group,
             seed=rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
-            temperature=trainer.sampling.temperature,
-            batch_size=trainer.sampling.batch_size,
-            top_k=trainer.sampling.top_k,
-            max_new_tokens=trainer.sampling.max_new_tokens,
+            batch_size=trainer.rollout_batch_size,
+            **asdict(trainer.sampling),
         )
     samples = [rollout for samples in rollouts for rollout in samples]
     return {
@@ -191,12 +190,13 @@ class PassAtK(TrainerCallback):
     """Scores the policy on held-out problems every `every` steps, before the first one and after the last one.
 
     Args:
-        limit: problems of each task.
-        sampling: its `num_samples` is k; pass@1, pass@2 … pass@k are reported (the unbiased estimator).
+        tasks: the held-out problems.
+        answers: its `num_samples` is k; pass@1, pass@2 … pass@k are reported (the unbiased estimator).
+        every: steps between two measurements.
     """
 
-    def __init__(self, tasks: Sequence[Any], sampling: Sampling, every: int):
-        self.tasks, self.sampling, self.every = tasks, sampling, every
+    def __init__(self, tasks: Sequence[Any], answers: AnswerSampling, every: int):
+        self.tasks, self.answers, self.every = tasks, answers, every
         self.trainer: RolloutTrainer | None = None
         self.latest: dict[str, float] = {}
 
@@ -211,10 +211,10 @@ class PassAtK(TrainerCallback):
     def measure(self, state: Any) -> None:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
-        subject = Subject("policy", model, self.trainer.processing_class)
+        policy = EvaluatedModel("policy", model, self.trainer.processing_class)
         self.latest = {}
         for task in self.tasks:
-            row = evaluate_generative(subject, task, self.sampling, num_shown=0).row()
+            row = evaluate_generative(policy, task, self.answers, num_shown=0).row()
             self.latest[f"val_pass@1/{task.name}"] = row["accuracy"]
             self.latest |= {f"val_{key}/{task.name}": row[key] for key in row if key.startswith("pass@")}
         model.train(was_training)
@@ -246,10 +246,10 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         print(f"{steps:,} steps of {config.prompts_per_step} prompts × {config.num_generations} answers{note}")
     rows = config.prompts_per_step * config.num_generations // world  # a process and step
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
-    how = {"temperature": config.temperature, "top_k": config.top_k, "max_new_tokens": config.max_new_tokens}
-    how["batch_size"] = config.rollout_batch_size
-    sampling = Sampling(num_samples=config.num_generations, **how)
-    held_out = Sampling(num_samples=config.val_samples, **how)
+    if config.num_generations > 1 and config.temperature == 0:
+        raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k)
+    held_out = AnswerSampling(sampling, num_samples=config.val_samples, batch_size=config.rollout_batch_size)
     arguments = trainer_arguments(config, steps) | {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": rows // micro,
@@ -270,6 +270,7 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         processing_class=tokenizer,
         tasks=[task for task, _ in tasks],
         sampling=sampling,
+        rollout_batch_size=config.rollout_batch_size,
         hyper=config.hyper() | {"variant": getattr(model.config, "preset", "modern")},
         schedule=config.schedule(steps),
     )

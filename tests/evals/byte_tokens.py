@@ -1,8 +1,8 @@
-"""A stand-in for a tokenizer: one token a byte."""
+"""A stand-in for a tokenizer: one token per byte."""
 
 BOS = 256
 
 
 def encode_bytes(texts):
-    """Byte-level stand-in for a tokenizer: begins with BOS, one token a byte."""
+    """Texts → rows that begin with BOS, with one token per byte."""
     return [[BOS, *text.encode("utf-8")] for text in texts]

@@ -63,11 +63,11 @@ def test_tokens_weigh_by_their_bytes(tiny_model):
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2])
-def test_rows_are_dealt_out_where_their_logits_are_many(tiny_model, monkeypatch, rows_at_once):
+def test_rows_are_split_where_their_logits_are_many(tiny_model, monkeypatch, rows_at_once):
     lengths = torch.tensor([1] * 256 + [0] * 4)
     batch = {"input_ids": torch.randint(0, 256, (5, 12), generator=torch.Generator().manual_seed(1))}
     whole = packed_bits_per_byte(tiny_model, [batch], lengths)
-    monkeypatch.setattr("nanochat_hf.evals.bits_per_byte.LOGITS_AT_ONCE", rows_at_once * 12 * 260)
+    monkeypatch.setattr("nanochat_hf.evals.bits_per_byte.MAX_LOGITS_PER_FORWARD", rows_at_once * 12 * 260)
     seen = []
     hook = tiny_model.register_forward_hook(lambda *arguments: seen.append(len(arguments[-1].logits)))
     assert packed_bits_per_byte(tiny_model, [batch], lengths) == pytest.approx(whole)

@@ -1,4 +1,4 @@
-"""CORE: batched evaluation against one item a forward pass, nanochat's sampling rules, awkward bundles."""
+"""CORE: batched evaluation against one item per forward pass, nanochat's sampling rules, damaged bundles."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from nanochat_hf.settings import UserError
 
 
 def reference_outcomes(model, task):
-    """The rules of spec order, one item and one sequence at a time, without any of the code under test."""
+    """nanochat's rules, one item and one sequence at a time, without any of the code under test."""
     right = []
     for index, item in enumerate(task.items):
         pool = [i for i in range(len(task.items)) if i != index]
@@ -48,7 +48,7 @@ def reference_outcomes(model, task):
 
 @pytest.mark.parametrize("label", ["choice", "schema", "language"])
 @pytest.mark.parametrize("max_tokens", [1, 3000])
-def test_batched_outcomes_equal_one_item_a_forward(tiny_model, bundle, label, max_tokens):
+def test_batched_outcomes_equal_one_item_per_forward(tiny_model, bundle, label, max_tokens):
     (task,) = core.load_bundle(bundle, labels=[label])
     result = core.evaluate_task(tiny_model, encode_bytes, task, max_tokens=max_tokens)
     assert result.outcomes == reference_outcomes(tiny_model, task)
@@ -58,7 +58,7 @@ def test_batched_outcomes_equal_one_item_a_forward(tiny_model, bundle, label, ma
 
 
 def test_greedy_continuations_are_recognised(tiny_model):
-    """A random model never hits by chance, so the right continuation is taken from the model itself."""
+    """A random model never hits by chance, so the continuation is taken from the model itself."""
     contexts, items = ["one two", "three", "four five six seven"], []
     for context in contexts:
         ids = torch.tensor(encode_bytes([context]))

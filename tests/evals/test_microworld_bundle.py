@@ -27,4 +27,7 @@ def test_every_task_can_be_evaluated(tmp_path, tiny_model):
     ]
     metrics = core.summarize(results)
     assert [result.task.label for result in results] == list(TASKS)
-    assert {f"accuracy/{label}" for label in TASKS} < metrics.keys() and -1 <= metrics["core"] <= 1
+    assert {f"accuracy/{label}" for label in TASKS} < metrics.keys() and -1 <= metrics["microworld_completion"] <= 1
+    centered = [result.row()["centered"] for result in results]
+    assert metrics["microworld_completion"] == sum(centered) / 4, "computed like CORE"
+    assert not [name for name in metrics if name.startswith("core")], "but it is not called CORE"

@@ -1,7 +1,6 @@
-"""The runner: which checkpoints, which results are kept, and the `evaluate` modules."""
+"""The runner: which checkpoints are evaluated, which results are kept, what is printed."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,6 @@ from nanochat_hf import settings
 from nanochat_hf.evals import runner
 from nanochat_hf.evals.runner import EvaluationConfig
 from nanochat_hf.settings import UserError
-
-METRICS = Path(__file__).resolve().parents[2] / "evaluation" / "metrics"
 
 
 @pytest.fixture
@@ -24,18 +21,18 @@ def run_dir(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replaces model and evaluations by recorders: the subject here is what is run when."""
+    """Replaces model and evaluations by recorders: the test is about what is run when."""
     made = []
 
-    class Subject:
+    class EvaluatedModel:
         def __init__(self, name):
             self.name = name
 
-    def evaluation(subject, config):
-        made.append(subject.name)
+    def evaluation(evaluated, config):
+        made.append(evaluated.name)
         return {"metrics": {"core": 0.5}, "details": {}}
 
-    monkeypatch.setattr(runner, "load_subject", lambda name, **_: Subject(name))
+    monkeypatch.setattr(runner, "load_evaluated_model", lambda name, **_: EvaluatedModel(name))
     monkeypatch.setattr(runner, "EVALUATIONS", dict.fromkeys(runner.EVALUATIONS, evaluation))
     return made
 
@@ -46,10 +43,10 @@ def test_finished_stages_are_evaluated_once(run_dir, calls):
     base, rl = str(run_dir / "base"), str(run_dir / "rl")
     assert calls == [base, base, rl], "CORE and chat on base, chat alone on rl, nothing on what is unfinished"
     runner.run_evaluations(config, ["core", "chat"])
-    assert len(calls) == 3, "results that are there are kept"
+    assert len(calls) == 3, "existing results are kept"
     config.max_per_task = 7
     runner.run_evaluations(config, ["core", "chat"])
-    assert calls[3:] == [base], "another setting of CORE makes CORE run again, and not the chat tasks"
+    assert calls[3:] == [base], "a changed setting of CORE runs CORE again, but not the chat tasks"
 
 
 def test_newer_weights_and_redo_run_again(run_dir, calls):
@@ -76,31 +73,28 @@ def test_one_output_folder_keeps_the_results_of_every_checkpoint(run_dir, calls)
     assert (output / "core.json").exists(), "a single one needs no folder of its own"
 
 
+@pytest.mark.parametrize("metric, title", [("core", "CORE"), ("microworld_completion", "microworld completion tasks")])
+def test_the_terminal_names_what_was_measured(metric, title):
+    row = {"task": "facts", "accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75, "centered": 0.1, "items": 8}
+    metrics = {metric: -0.5, f"{metric}_low": -1.0, f"{metric}_high": 0.0}
+    result = {"evaluation": "core", "metrics": metrics, "details": {"tasks": [row]}}
+    assert runner.evaluation_title(result) == title
+    lines = [line.split() for line in runner.result_table(result).splitlines()]
+    assert lines[0] == "facts 50.0 % [25.0, 75.0] centered +0.1000 8 items".split()
+    assert lines[1] == f"{title} -0.5000 [-1.0000, 0.0000]".split()
+
+
 def test_mistakes_are_one_sentence(tmp_path, calls):
     with pytest.raises(UserError, match="--checkpoints FOLDER"):
         runner.run_evaluations(EvaluationConfig(), ["core"])
-    with pytest.raises(UserError, match="holds no finished stage"):
+    with pytest.raises(UserError, match="has no finished stage"):
         runner.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["core"])
     with pytest.raises(UserError, match="no evaluation named nonsense"):
         runner.run_evaluations(EvaluationConfig(run_dir=str(tmp_path)), ["nonsense"])
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    from nanochat_hf.evals.subject import load_subject
+    from nanochat_hf.evals.evaluated_model import load_evaluated_model
 
     with pytest.raises(UserError, match="there is no folder"):
-        load_subject(str(tmp_path / "nowhere"))
-
-
-def test_evaluate_modules(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
-    evaluate = pytest.importorskip("evaluate")
-    bits = evaluate.load(str(METRICS / "bits_per_byte"), cache_dir=str(tmp_path))
-    assert bits.compute(predictions=[6.931471805599453, 0.0], references=[10, 10]) == {
-        "bits_per_byte": pytest.approx(0.5, abs=1e-12)
-    }
-    with pytest.raises(ValueError, match="at least one byte"):
-        bits.compute(predictions=[1.0], references=[0])
-    core = evaluate.load(str(METRICS / "core_centered"), cache_dir=str(tmp_path))
-    found = core.compute(predictions=[0.625, 0.3], references=[0.25, 0.0])
-    assert found == {"core_centered": pytest.approx(0.4), "centered": pytest.approx([0.5, 0.3])}
+        load_evaluated_model(str(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"""Chat tasks: exams by logits, problems by samples, other models' ways of being asked."""
+"""Chat tasks: exams by logits, problems by samples, prompts of other models."""
 
 import itertools
 
@@ -7,8 +7,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf.evals import tasks
-from nanochat_hf.evals.runner import EvaluationConfig, load_tasks
-from nanochat_hf.evals.subject import Subject
+from nanochat_hf.evals.evaluated_model import EvaluatedModel
+from nanochat_hf.evals.runner import EvaluationConfig, answer_sampling, load_tasks
+from nanochat_hf.generation import Sampling
 from nanochat_hf.settings import UserError
 
 
@@ -65,7 +66,7 @@ def templated(tiny_model, byte_tokenizer):
 
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
-    return Subject("foreign", tiny_model, tokenizer)
+    return EvaluatedModel("foreign", tiny_model, tokenizer)
 
 
 def test_choice_equals_one_prompt_at_a_time(templated):
@@ -86,7 +87,7 @@ def test_choice_equals_one_prompt_at_a_time(templated):
 
 
 def test_generative_samples_and_pass_at_k(templated):
-    sampling = tasks.Sampling(num_samples=4, temperature=1.0, top_k=None, max_new_tokens=3, batch_size=8)
+    sampling = tasks.AnswerSampling(Sampling(max_new_tokens=3, temperature=1.0), num_samples=4, batch_size=8)
     result = tasks.evaluate_generative(templated, Problems(10), sampling)
     assert [len(item) for item in result.scores] == [4] * 10
     assert len({tuple(item) for item in result.scores}) > 1, "samples of a prompt must differ"
@@ -100,28 +101,28 @@ def test_generative_samples_and_pass_at_k(templated):
 
 
 def test_prompts_without_a_template_are_plain_text(tiny_model, byte_tokenizer):
-    subject = Subject("base", tiny_model, byte_tokenizer)
-    assert subject.prompt_style == "plain text"
-    ids = subject.prompt([{"role": "user", "content": "Hi"}])
+    evaluated = EvaluatedModel("base", tiny_model, byte_tokenizer)
+    assert evaluated.prompt_style == "plain text"
+    ids = evaluated.prompt_ids([{"role": "user", "content": "Hi"}])
     assert byte_tokenizer.decode(ids[1:]) == "User: Hi\n\nAssistant:" and ids[0] == byte_tokenizer.bos_token_id
     with pytest.raises(UserError, match="' A' is 2 tokens"):
-        tasks.evaluate_choice(subject, Exam(2))
+        tasks.evaluate_choice(evaluated, Exam(2))
 
 
 def test_control_tokens_in_texts_stay_text(tiny_model, byte_tokenizer):
-    subject = Subject("base", tiny_model, byte_tokenizer)
-    (ids,) = subject.encode(["a</s>b"])
+    evaluated = EvaluatedModel("base", tiny_model, byte_tokenizer)
+    (ids,) = evaluated.encode(["a</s>b"])
     assert byte_tokenizer.eos_token_id not in ids and len(ids) == 1 + len("a</s>b")
 
 
 def test_long_prompts_lose_their_beginning(templated):
     conversation = [{"role": "user", "content": "x" * 5000}]
-    sampling = tasks.Sampling(max_new_tokens=2)
+    sampling = tasks.AnswerSampling(Sampling(max_new_tokens=2, temperature=0))
     answers = tasks._generate(templated, [conversation], sampling, seed=0)
     assert len(answers) == 1 and len(answers[0]) == 1
 
 
-def test_chatcore_is_the_mean_of_centred_scores():
+def test_chatcore_is_the_mean_of_centered_scores():
     results = [
         tasks.ChatResult("a", "choice", 0.25, [[1.0], [1.0], [0.0], [0.0]]),
         tasks.ChatResult("b", "generative", 0.0, [[1.0, 0.0], [0.0, 0.0]]),
@@ -147,4 +148,14 @@ def test_no_tasks_is_a_clear_mistake():
 
 def test_many_greedy_samples_are_refused():
     with pytest.raises(UserError, match="--temperature"):
-        tasks.Sampling(num_samples=4)
+        tasks.AnswerSampling(num_samples=4)
+
+
+def test_the_settings_of_the_scripts_reach_the_sampling():
+    config = EvaluationConfig(num_samples=3, temperature=0.7, top_k=5, max_new_tokens=9, batch_size=6, seed=11)
+    expected = tasks.AnswerSampling(Sampling(9, 0.7, 5), num_samples=3, batch_size=6, seed=11)
+    assert answer_sampling(config) == expected
+    greedy = Sampling(max_new_tokens=512, temperature=0.0, top_k=50)
+    assert answer_sampling(EvaluationConfig()) == tasks.AnswerSampling() == tasks.AnswerSampling(greedy, 1, 32, 0)
+    with pytest.raises(UserError, match="--temperature must be 0"):
+        answer_sampling(EvaluationConfig(temperature=-1.0))

@@ -72,8 +72,40 @@ def test_pictures_are_drawn_and_linked_only_where_there_is_data(run_dir):
 
 
 def test_nothing_finished_or_damaged_files_are_named(tmp_path, run_dir):
-    with pytest.raises(UserError, match="holds no finished stage"):
+    with pytest.raises(UserError, match="has no finished stage"):
         report.write_report(tmp_path / "empty")
     (run_dir / "base" / "eval" / "core.json").write_text("{")
     with pytest.raises(UserError, match="core.json is damaged"):
         report.write_report(run_dir)
+    (run_dir / "base" / "eval" / "core.json").write_text('{"evaluation": "core"}')
+    with pytest.raises(UserError, match="core.json is damaged"):
+        report.write_report(run_dir)
+
+
+def test_the_microworlds_tasks_are_not_called_core(run_dir):
+    row = {"task": "microworld_facts", "items": 10, "accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8}
+    row |= {"baseline": 0.25, "corrected_baseline": 0.25}
+    metrics = {"microworld_completion": 0.4321, "accuracy/microworld_facts": 0.5}
+    result = {"evaluation": "core", "metrics": metrics, "details": {"tasks": [row]}}
+    settings.write_json(run_dir / "base" / "eval" / "core.json", result)
+    path, table = report.write_report(run_dir)
+    page = path.read_text()
+    assert "| microworld completion tasks | 0.4321 | – | – | – |" in page
+    assert "## Microworld completion tasks, by task" in page and "| microworld_facts | 10 | 25.0 % | 50.0 " in page
+    assert "CORE" not in page.replace("ChatCORE", "") and "CORE" not in table.replace("ChatCORE", "")
+
+
+def test_an_answer_that_two_stages_gave_is_printed_once(run_dir):
+    settings.write_json(run_dir / "sft" / "eval" / "chat.json", chat_result(0.2, "five"))
+    text = report.write_report(run_dir)[0].read_text()
+    assert "BASE, SFT (right): five" in text and text.count("): five") == 1
+
+
+def test_the_page_says_nothing_twice(run_dir):
+    """Neither a heading nor a table nor a sentence comes twice, and numbers are readable."""
+    metrics = {"flops": 4.43e16, "tokens": 1234567, "val_bpb": 1.23456}
+    settings.save_run(run_dir / "base", "pretrain", {}, seconds=4000.4, metrics=metrics)
+    text = report.write_report(run_dir)[0].read_text()
+    paragraphs = [part for part in text.split("\n\n") if not part.startswith(("```", "Right answers in %"))]
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert "FLOPs 4.43e+16; tokens 1,234,567; validation bits per byte 1.235" in text and "1 h 06 min" in text

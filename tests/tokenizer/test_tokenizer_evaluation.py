@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "evaluation" / "tokenizer.py"
 
 
 def evaluate(tmp_path, *arguments):
-    # An empty cache of tiktoken's, an empty one of the Hub's: nothing to compare with, and nothing may be fetched.
+    # The caches of tiktoken and of the Hub are empty, so there is nothing to compare with. Nothing may be downloaded.
     environment = os.environ | {"TIKTOKEN_CACHE_DIR": str(tmp_path / "none"), "HF_HUB_CACHE": str(tmp_path / "none")}
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
@@ -53,7 +53,7 @@ def test_what_is_missing_is_named(run_dir, tmp_path):
     for arguments, message in [
         ([], "--tokenizer or --run_dir"),
         (["--run_dir", tmp_path / "nowhere"], "nowhere/tokenizer is not a folder"),
-        (["--run_dir", run_dir, "--files", tmp_path / "blank.txt"], "blank.txt holds no text"),
+        (["--run_dir", run_dir, "--files", tmp_path / "blank.txt"], "blank.txt has no text"),
     ]:
         done = evaluate(tmp_path, *arguments)
         assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -4,16 +4,19 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = """The sum of -log2 p over all tokens divided by the number of UTF-8 bytes they stand for: a language
-model's loss in units that do not depend on its tokenizer. Lower is better."""
+DESCRIPTION = """The sum of -log2 p over all tokens, divided by the number of UTF-8 bytes of these tokens. It is a
+language model's loss in units that do not depend on its tokenizer. Lower is better."""
 
 INPUTS = """
 Args:
-    predictions: nats (natural-log loss), summed over the tokens of a document or batch.
-    references: number of UTF-8 bytes of the same tokens; control tokens count neither here nor there.
+    predictions: loss in nats (natural logarithm), summed over the tokens of a document or batch.
+    references: number of UTF-8 bytes of the same tokens. Control tokens count in neither.
 
 Returns:
     bits_per_byte: sum of nats / (ln 2 × sum of bytes).
+
+Raises:
+    ValueError: the references hold no byte, or a negative number.
 
 Examples:
     >>> metric = evaluate.load("evaluation/metrics/bits_per_byte")
@@ -21,14 +24,29 @@ Examples:
     {'bits_per_byte': 1.0}
 """
 
+CITATION = """
+@article{gao2020pile,
+    title={The Pile: An 800GB Dataset of Diverse Text for Language Modeling},
+    author={Gao, Leo and Biderman, Stella and Black, Sid and Golding, Laurence and Hoppe, Travis and others},
+    journal={arXiv preprint arXiv:2101.00027},
+    year={2020}
+}
+"""
+
 
 class BitsPerByte(evaluate.Metric):
-    def _info(self):
-        features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")})
-        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+    """The metric; see `INPUTS`."""
 
-    def _compute(self, predictions, references):
-        size = np.sum(references)
-        if size <= 0:
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")})
+        return evaluate.MetricInfo(
+            description=DESCRIPTION, citation=CITATION, inputs_description=INPUTS, features=features
+        )
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        num_bytes = np.asarray(references, dtype=np.int64)
+        if np.any(num_bytes < 0):
+            raise ValueError("references are numbers of bytes, but one of them is negative")
+        if num_bytes.sum() == 0:
             raise ValueError("bits per byte needs at least one byte in references")
-        return {"bits_per_byte": float(np.sum(predictions) / (np.log(2.0) * size))}
+        return {"bits_per_byte": float(np.sum(predictions) / (np.log(2.0) * num_bytes.sum()))}

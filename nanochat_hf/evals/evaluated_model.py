@@ -1,4 +1,4 @@
-"""The model under evaluation: a checkpoint folder or a Hub id, with its tokenizer and its way of being asked."""
+"""The model under evaluation: a checkpoint folder or a Hub id, with its tokenizer and its prompt format."""
 
 from functools import cached_property
 from typing import Any
@@ -13,12 +13,12 @@ ASSISTANT_START = "<|assistant_start|>"
 Messages = list[dict[str, Any]]
 
 
-class Subject:
-    """A causal language model with its tokenizer.
+class EvaluatedModel:
+    """A causal language model with its tokenizer, as the evaluations see it.
 
     Args:
-        name: the folder or Hub id, for reports.
-        model: in evaluation mode, on its device.
+        name: the checkpoint folder or Hub id, for reports.
+        model: a causal language model of transformers on its device; it is put into evaluation mode.
         tokenizer: ours, or that of any other model.
     """
 
@@ -32,7 +32,10 @@ class Subject:
 
     @cached_property
     def prompt_style(self) -> str:
-        """How conversations are put to this model; stands beside every chat score, because scores depend on it."""
+        """How conversations become prompts: "nanochat", "chat template" or "plain text".
+
+        Chat scores depend on it, so every chat result names it.
+        """
         if self.is_nanochat:
             return "nanochat"
         return "chat template" if getattr(self.tokenizer, "chat_template", None) else "plain text"
@@ -44,20 +47,20 @@ class Subject:
         return CorpusEncoder(self.tokenizer)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Texts → token ids, the begin-of-document token first. Control tokens typed in a text stay plain text."""
+        """Texts → token ids, the begin-of-document token first. Control tokens spelled in a text stay plain text."""
         if not texts:
             return []
         if self.is_nanochat:
             ids, offsets = self._corpus_encoder.encode_batch(texts)
-            return [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+            return [ids[start:end].tolist() for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
         first = self.tokenizer.bos_token_id
         if first is None:  # some tokenizers name only the token that ends a document; it also begins the next one
             first = self.tokenizer.eos_token_id
         rows = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [([] if first is None else [first]) + row for row in rows]
 
-    def prompt(self, messages: Messages) -> list[int]:
-        """Token ids of a conversation that ends where the assistant's answer begins."""
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """Token ids of a conversation, up to the point where the assistant's answer begins."""
         if self.prompt_style == "nanochat":
             from nanochat_hf.tokenizer import render_prompt
 
@@ -70,17 +73,29 @@ class Subject:
         return self.encode([f"{text}\n\nAssistant:"])[0]
 
     def letter_id(self, letter: str) -> int:
-        """The one token with which this model would begin an answer that is `letter`."""
+        """Token id with which this model would begin an answer that is `letter`.
+
+        Raises:
+            UserError: the letter is more than one token, so exams cannot be scored by their letters.
+        """
         text = f" {letter}" if self.prompt_style == "plain text" else letter
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if len(ids) != 1:
             raise UserError(
-                f"{self.name}: {text!r} is {len(ids)} tokens, but choice tasks compare single tokens; "
-                "leave the choice tasks out for this model"
+                f"{self.name}: {text!r} is {len(ids)} tokens, but exams compare single tokens; "
+                "leave the exams out for this model"
             )
         return ids[0]
 
 
-def load_subject(name: str, **options: Any) -> Subject:
-    """Loads a checkpoint folder or a Hub model; options as in `load_checkpoint`."""
-    return Subject(name, *load_checkpoint(name, **options))
+def load_evaluated_model(name: str, **options: Any) -> EvaluatedModel:
+    """Loads a checkpoint folder or a Hub model.
+
+    Args:
+        name: the folder or Hub id.
+        options: device, dtype, revision and trust_remote_code, as in `nanochat_hf.generation.load_checkpoint`.
+
+    Raises:
+        UserError: nothing loadable is there, or the device or dtype does not exist.
+    """
+    return EvaluatedModel(name, *load_checkpoint(name, **options))

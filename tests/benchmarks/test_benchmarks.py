@@ -1,0 +1,205 @@
+"""Every benchmark in miniature: its tables are printed, its documented commands parse, bad input is named.
+
+The scripts run inside this process, because importing torch and transformers takes longer than the work itself. No
+test looks at a speed.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.settings import UserError
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "benchmark_tools")
+SHAPE = ["--depth", "1", "--head_dim", "16", "--sequence_length", "32", "--window_pattern", "L"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Loads a benchmark as a module and sets its command line; restores what a benchmark sets in its process."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+    def load(name, *arguments):
+        path = FOLDER / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    torch.set_num_threads(threads)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A folder of two parquet shards from the microworld."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("shards")
+    texts = open_documents("microworld").next_batch(1200)
+    for number in range(2):
+        table = pa.table({"text": texts[number::2]})
+        pq.write_table(table, folder / f"shard_{number:05d}.parquet", row_group_size=100)
+    return folder
+
+
+def rows_of(text):
+    """Rows of Markdown tables as lists of cells."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def number(cell):
+    return float(cell.replace(",", "").rstrip("%"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_documented_commands_parse(script, name, shards, tmp_path, capsys):
+    """Each line of the docstring that can be pasted, with a real folder for each placeholder."""
+    checkout = tmp_path / "nanochat_checkout"
+    for file in ("nanochat/dataloader.py", "nanochat/core_eval.py", "nanochat/engine.py", "scripts/base_train.py"):
+        (checkout / file).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / file).touch()
+    doc = script(name).__doc__
+    commands = re.findall(rf"^    python benchmarks/{name}\.py(.*)$", doc.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        known = {"NANOCHAT_CHECKOUT": checkout, "DATA_FOLDER": shards}
+        options = script(name, *(known.get(word, word) for word in words)).parse_arguments()
+        if "--upstream" in words:
+            assert options.upstream == checkout.resolve()
+        elif "upstream" in vars(options) and not {"--continuous", "--arms"} & set(words):  # these leave it out
+            assert "upstream is not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["dataloader", "evaluation", "generation", "pretrain", "quality"])
+def test_a_folder_that_is_no_checkout_of_upstream_is_named(script, name, shards, tmp_path):
+    data = [] if name in ("evaluation", "generation") else ["--data", shards]
+    with pytest.raises(UserError, match="is not a checkout of nanochat.*clone it"):
+        script(name, "--upstream", tmp_path, *data).parse_arguments()
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_named(script):
+    with pytest.raises(UserError, match="or a vocab_size of at most"):
+        script("evaluation", "--vocab_size", "4096").main()
+
+
+def test_dataloader(script, shards, capsys):
+    sizes = ["--batch_size", 2, "--sequence_length", 64, "--seconds", 0.1, "--documents", 200, "--vocab_size", 400]
+    script("dataloader", "--data", shards, *sizes).main()
+    rows = rows_of(capsys.readouterr().out)
+    assert {row[0] for row in rows if len(row) == 3} >= {"best_fit", "keep_tails"}
+    kept = {(row[0], row[1]): number(row[2]) for row in rows if len(row) == 5 and row[0].isdigit()}
+    assert len(kept) == 6 and all(0 < share <= 100 for share in kept.values())
+    assert kept["64", "keep_tails"] > kept["64", "best_fit"], "short rows crop, unless tails are kept"
+
+
+def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, capsys):
+    """Upstream's module is replaced by an evaluation of one item at a time, so that the comparison runs without it."""
+    (tmp_path / "nanochat").mkdir()
+    (tmp_path / "nanochat" / "__init__.py").touch()
+    (tmp_path / "nanochat" / "core_eval.py").write_text(
+        "import torch\n"
+        "from nanochat_hf.evals import core\n\n"
+        "def evaluate_example(index, model, tokenizer, data, device, meta):\n"
+        "    shots, delimiter = meta['num_fewshot'], meta['continuation_delimiter']\n"
+        "    task = core.CoreTask('t', meta['task_type'], shots, delimiter, 0.0, data)\n"
+        "    texts = core.render(task, data[index], core.fewshot_examples(task, index))\n"
+        "    scores = []\n"
+        "    for span in core.spans_of(task, tokenizer(texts, prepend=tokenizer.get_bos_token_id())):\n"
+        "        logits = model(torch.tensor([span.ids], device=device))[0].float()\n"
+        "        losses = -logits.log_softmax(-1)[range(len(span.ids) - 1), span.ids[1:]][span.start - 1 :]\n"
+        "        best = logits[span.start - 1 : -1].argmax(-1).tolist()\n"
+        "        scores.append(core.SpanScore(losses.mean().item(), best == span.ids[span.start :]))\n"
+        "    return core.is_correct(task, data[index], scores)\n"
+    )
+    sizes = ["--depth", 2, "--width", 64, "--max_per_task", 6, "--device", "cpu"]
+    try:
+        script("evaluation", "--upstream", tmp_path, *sizes).main()
+        with pytest.raises(UserError, match="give --max_per_task 3 or more"):
+            script("evaluation", "--upstream", tmp_path, "--max_per_task", 2).main()
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "nanochat"]:
+            del sys.modules[name]
+    lines = capsys.readouterr().out.splitlines()
+    tasks = [line.split() for line in lines if line.startswith("microworld_")]
+    assert len(tasks) == 4 and all(row[-1] == "6/6" for row in tasks), "\n".join(lines)
+    assert lines[-1].split()[0] == "all"
+
+
+def test_generation(script, capsys):
+    sizes = ["--depth", 1, "--head-dim", 16, "--vocab-size", 128, "--sequence-length", 64, "--threads", 1]
+    sizes += ["--prompt", 8, "--tokens", 4, "--rounds", 1]
+    script("generation", *sizes, "--samples", 1, 2).main()
+    lines = capsys.readouterr().out.splitlines()
+    for method in ("ours", "plain cached loop", "stock generate"):
+        assert len([line for line in lines if line.startswith(f"{method:20s}")]) == 2, method
+    script("generation", *sizes, "--samples", 2, "--continuous").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:20].strip() for line in lines[-3:]] == ["continuous", "without smear", "stock generate"]
+
+
+def test_model_steps_and_losses(script, capsys):
+    sizes = ["--depth", 1, "--head-dim", 32, "--sequence-length", 32, "--rows", 1, "--vocab-sizes", 128]
+    sizes += ["--rounds", 1, "--threads", 1]
+    script("model", *sizes, "--tables", "step", "loss", "--no-memory").main()
+    rows = rows_of(capsys.readouterr().out)
+    names = [row[0] for row in rows]
+    assert "transformers' NanoChat" in names and "ours, modern" in names and "chunked, vocabulary 128" in names
+    assert all(number(row[1]) > 0 and row[3] == "–" for row in rows if len(row) == 4 and row[1][:1].isdigit())
+
+
+def test_model_memory_and_imports(script, monkeypatch, capsys):
+    large = ["--depth", 1, "--sequence-length", 512, "--vocab-sizes", 8192, "--threads", 1]
+    script("model", *large, "--memory-of", "loss", "all logits, vocabulary 8192").main()
+    assert float(capsys.readouterr().out.split()[-1]) > 4 * 512 * 8192 * 4 / 1e6 / 2, "MB; all logits in fp32 are 67"
+    module = script("model", "--tables", "import", "--rounds", 1, "--threads", 1)
+    monkeypatch.setattr(module, "IMPORTS", {"import json": "import csv"})  # transformers takes seconds per process
+    module.main()
+    assert [row[0] for row in rows_of(capsys.readouterr().out)][2:] == ["`import json`", "`import csv`"]
+
+
+def test_tokenizer(script, shards, capsys):
+    sizes = ["--train_megabytes", 0.05, "--encode_megabytes", 0.05, "--vocab_size", 400, "--threads", 1]
+    script("tokenizer", *sizes, "--rounds", 1, "--libraries", "rustbpe").main()
+    rows = rows_of(capsys.readouterr().out)
+    assert ["rustbpe", "absent"] in [row[:2] for row in rows] or importlib.util.find_spec("rustbpe")
+    measured = [row for row in rows if row[0].startswith("nanochat_hf")]
+    assert len(measured) == 3 and all(row[-1] == "yes" for row in measured)
+    with pytest.raises(UserError, match="lower --train_megabytes"):
+        script("tokenizer").read_texts(str(shards), 100.0)
+
+
+def test_pretrain(script, capsys):
+    sizes = [*SHAPE, "--batch_size", 2, "--block", 1, "--pairs", 1, "--eager"]
+    script("pretrain", *sizes).main()
+    rows = rows_of(capsys.readouterr().out)
+    speeds = {row[0]: number(row[1]) for row in rows if row[0] in ("bare loop", "Trainer", "ours")}
+    assert len(speeds) == 3 and all(speed > 0 for speed in speeds.values())
+
+
+def test_quality(script, shards, tmp_path, capsys):
+    """Two seeds would be two runs of a training script; one shows that runs are made, kept and tabulated."""
+    sizes = [*SHAPE[:-2], "--vocab_size", 400, "--batch_size", 2, "--tokens", 128, "--eval_tokens", 128]
+    command = ["--data", shards, "--output_dir", tmp_path, "--arms", "ours", "--seeds", 1, *sizes]
+    script("quality", *command).main()
+    first = rows_of(capsys.readouterr().out)[-1]
+    assert first[0] == "ours" and 0 < number(first[1]) < 10
+    written = (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns
+    script("quality", *command).main()
+    assert rows_of(capsys.readouterr().out)[-1] == first
+    assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written, "a finished run is kept"
