@@ -103,7 +103,7 @@ class SourceTree:
         self.scripts = {path.stem for path in self.files.values() if not (path.parent / "__init__.py").exists()}
 
     def imports_of(self, module: str) -> set[str]:
-        """Returns the full names that a module imports, with their parents: `from a.b import c` gives a, a.b, a.b.c."""
+        """Returns the names that a module imports, with their parents: `from a.b import c` gives a, a.b and a.b.c."""
         path = self.files[module]
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         found = set()
@@ -136,6 +136,6 @@ class SourceTree:
 
 
 def undeclared(imported: dict[str, set[str]], requirements: Iterable[Requirement]) -> dict[str, set[str]]:
-    """Returns the imported modules that none of the requirements provides by itself, with the files that import them."""
+    """Returns the imported modules that none of the requirements provides itself, with the files that import them."""
     names = {canonicalize_name(requirement.name) for requirement in requirements}
     return {module: files for module, files in imported.items() if not names & module_owners().get(module, {module})}
