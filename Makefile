@@ -1,14 +1,15 @@
-# setup · quickstart · test · bench · lint. Each target bootstraps what it needs, into .venv/.
+# setup · quickstart · test · bench · lint · wheel. Each target bootstraps what it needs, into .venv/.
 
 PYTHON ?= python3
 RECIPE ?= training/recipes/quickstart.yaml
 VENV := .venv
 BIN := $(VENV)/bin
+DIST := dist
 RUST_SOURCES := $(wildcard rustbpe/src/*.rs) rustbpe/Cargo.toml
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test bench lint clean
+.PHONY: help setup quickstart test bench lint wheel clean
 
 help:
 	@echo "make setup        install everything into .venv/"
@@ -16,6 +17,7 @@ help:
 	@echo "make test         the whole test suite (TESTS=tests/model for a part)"
 	@echo "make bench        the benchmarks against peers that need no data (see benchmarks/ for the others)"
 	@echo "make lint         ruff"
+	@echo "make wheel        a wheel in dist/ that installs without Rust, for this platform and Python 3.11 or newer"
 
 setup: $(VENV)/.built
 
@@ -33,8 +35,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+wheel: setup
+	$(BIN)/maturin build --quiet --release --interpreter $(BIN)/python --out $(DIST)
+	@ls $(DIST)/*.whl
+
 clean:
-	rm -rf $(VENV) target
+	rm -rf $(VENV) rustbpe/target dist
 
 $(VENV)/.packages: requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)"; exit 1; }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::splitter::Splitter;
 use crate::words::WordTable;
 
-/// Texts one after the other in one buffer.
+/// Several texts, concatenated in one buffer. `ends[i]` is the end of text i.
 #[derive(Default)]
 pub struct Batch {
     pub text: String,
@@ -34,30 +34,30 @@ impl Batch {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Batch>,
-    spare: Vec<Batch>,
-    in_work: usize,
+    recycled: Vec<Batch>, // empty batches, whose memory is used again
+    in_progress: usize,   // number of batches that workers count at the moment
     closed: bool,
     error: Option<String>,
 }
 
-/// A queue of batches with a fixed number of places, and one table of words a worker.
+/// A bounded queue of batches, and one table of words per worker.
 pub struct Counter<'a> {
     splitter: &'a Splitter,
     state: Mutex<State>,
     changed: Condvar,
-    stopped: AtomicBool,
+    discarding: AtomicBool,
     tables: Vec<Mutex<WordTable>>,
 }
 
 impl<'a> Counter<'a> {
     pub fn new(splitter: &'a Splitter, threads: usize) -> Self {
         let tables = (0..threads).map(|_| Mutex::new(WordTable::new())).collect();
-        let (state, changed, stopped) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
-        Counter { splitter, state, changed, stopped, tables }
+        let (state, changed, discarding) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Counter { splitter, state, changed, discarding, tables }
     }
 
-    /// A worker's life: takes batches until the queue is closed and empty.
-    pub fn work(&self, worker: usize) {
+    /// Runs one worker: it counts batches until the queue is closed and empty.
+    pub fn run_worker(&self, worker: usize) {
         loop {
             let mut state = self.state.lock().unwrap();
             let mut batch = loop {
@@ -69,16 +69,16 @@ impl<'a> Counter<'a> {
                 }
                 state = self.changed.wait(state).unwrap();
             };
-            state.in_work += 1;
+            state.in_progress += 1;
             drop(state);
             self.changed.notify_all();
-            let outcome = self.count(&batch, &mut self.tables[worker].lock().unwrap());
+            let result = self.count(&batch, &mut self.tables[worker].lock().unwrap());
             batch.text.clear();
             batch.ends.clear();
             let mut state = self.state.lock().unwrap();
-            state.in_work -= 1;
-            state.spare.push(batch);
-            if let Err(error) = outcome {
+            state.in_progress -= 1;
+            state.recycled.push(batch);
+            if let Err(error) = result {
                 state.error.get_or_insert(error);
             }
             drop(state);
@@ -93,48 +93,48 @@ impl<'a> Counter<'a> {
                     table.add_at(text, start, end);
                     start = end;
                 }
-                !self.stopped.load(Ordering::Relaxed)
+                !self.discarding.load(Ordering::Relaxed)
             })?;
         }
         Ok(())
     }
 
-    /// Puts a batch into the queue and leaves an empty one in its place. `Ok(false)` where all places stayed taken for
-    /// `patience`.
-    pub fn offer(&self, batch: &mut Batch, patience: Duration) -> Result<bool, String> {
+    /// Puts a batch into the queue and leaves an empty one in its place.
+    /// Returns `Ok(false)` if the queue stayed full for `timeout`.
+    pub fn offer(&self, batch: &mut Batch, timeout: Duration) -> Result<bool, String> {
         let full = |state: &mut State| state.error.is_none() && state.waiting.len() >= self.tables.len();
-        let (mut state, _) = self.changed.wait_timeout_while(self.state.lock().unwrap(), patience, full).unwrap();
+        let (mut state, _) = self.changed.wait_timeout_while(self.state.lock().unwrap(), timeout, full).unwrap();
         if let Some(error) = &state.error {
             return Err(error.clone());
         }
         if state.waiting.len() >= self.tables.len() {
             return Ok(false);
         }
-        let empty = state.spare.pop().unwrap_or_default();
+        let empty = state.recycled.pop().unwrap_or_default();
         state.waiting.push_back(std::mem::replace(batch, empty));
         drop(state);
         self.changed.notify_all();
         Ok(true)
     }
 
-    /// Whether all batches are counted within `patience`.
-    pub fn drained(&self, patience: Duration) -> Result<bool, String> {
-        let busy = |state: &mut State| state.error.is_none() && (state.in_work > 0 || !state.waiting.is_empty());
-        let (state, timeout) = self.changed.wait_timeout_while(self.state.lock().unwrap(), patience, busy).unwrap();
+    /// Waits until all batches are counted. Returns `Ok(false)` if that takes longer than `timeout`.
+    pub fn wait_until_drained(&self, timeout: Duration) -> Result<bool, String> {
+        let busy = |state: &mut State| state.error.is_none() && (state.in_progress > 0 || !state.waiting.is_empty());
+        let (state, waited) = self.changed.wait_timeout_while(self.state.lock().unwrap(), timeout, busy).unwrap();
         match &state.error {
             Some(error) => Err(error.clone()),
-            None => Ok(!timeout.timed_out()),
+            None => Ok(!waited.timed_out()),
         }
     }
 
-    /// Takes the workers' counts away from them. Call it when the queue is drained.
+    /// Takes the tables of all workers. Call it when the queue is drained.
     pub fn take_tables(&self) -> Vec<WordTable> {
         self.tables.iter().map(|table| std::mem::replace(&mut *table.lock().unwrap(), WordTable::new())).collect()
     }
 
-    /// Lets the workers end; `discard` throws away what still waits and what is in work.
+    /// Ends the workers. With `discard`, they drop the batches that wait or are in progress.
     pub fn close(&self, discard: bool) {
-        self.stopped.store(discard, Ordering::Relaxed);
+        self.discarding.store(discard, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap();
         state.closed = true;
         if discard {

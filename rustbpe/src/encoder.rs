@@ -1,61 +1,65 @@
-//! From text to ids: split, look the piece up, merge what is not a token itself.
+//! Encodes text to ids: splits it, looks each piece up, and merges the pieces that are no token themselves.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::splitter::{Splitter, MOST_PIECES};
-use crate::words::{hash_bytes, hash_key, pack, pack_at, Key, SHORT};
+use crate::splitter::{Splitter, MAX_PIECES};
+use crate::words::{hash_bytes, hash_key, pack, pack_at, Key, MAX_SHORT};
 
 const NONE: u32 = u32::MAX;
-const LINES: usize = 1 << 18; // of the cache of short pieces: 16 MB a thread
-const CACHED_IDS: usize = 3;
-const MANY: u32 = 1 << 31; // set in the count of a piece whose ids lie elsewhere
-const MORE: usize = 1 << 20; // ids that lie elsewhere, at most
-const LONG_PLACES: usize = 1 << 12; // of the cache of longer pieces
-const LONGEST: usize = 128; // and the longest piece it keeps
-const FREE: Key = [0, 0]; // no piece is packed like this,
-const NO_KEY: Key = [u64::MAX; 2]; // nor like this
+const CACHE_LINES: usize = 1 << 18; // lines in the cache of short pieces: 16 MB per thread
+const CACHED_IDS: usize = 3; // ids that a line stores per piece
+const SPILLED: u32 = 1 << 31; // bit in the count of a piece with more ids than that
+const MAX_SPILLED_IDS: usize = 1 << 20; // maximum number of ids in `Workspace::spilled`
+const LONG_CACHE_SLOTS: usize = 1 << 12; // slots in the cache of long pieces
+const MAX_CACHED_BYTES: usize = 128; // the longest piece in that cache, in bytes
+const NOT_SHORT: Key = [0, 0]; // key of long pieces and of free lines; no short piece has it
+const NO_KEY: Key = [u64::MAX; 2]; // key of long tokens and of free slots; no short piece has it
+const MAX_SCAN_BYTES: usize = 48; // the longest piece that is merged by scanning, in bytes
 
-/// A vocabulary ready for encoding; shared by all threads.
+/// A vocabulary, prepared for encoding. All threads share it.
 pub struct Encoder {
     splitter: Splitter,
     byte_ids: [u32; 256],
     pairs: PairTable,
-    made: Vec<u32>, // by rank of the merge: the id it makes
+    merged_ids: Vec<u32>, // by rank of the merge: the id that it makes
     short: ShortTokens,
     long: HashMap<Box<[u8]>, u32>,
 }
 
-/// The tokens of up to `SHORT` bytes: a hash leads to an id, the id to the bytes. Ids go by rank, so the frequent tokens
-/// lie side by side, and all of it fits in the processor's second-level cache.
+/// The tokens of up to `MAX_SHORT` bytes. The hash gives an id, the id gives the bytes.
+///
+/// Ids are in order of rank, so frequent tokens are stored next to each other. All of it fits in the processor's L2
+/// cache.
 struct ShortTokens {
-    places: Places,
-    keys: Vec<Key>, // by id; `NO_KEY` for longer tokens and, last of all, for free places
-    others: HashMap<Key, u32>,
+    slots: SlotTable,
+    keys: Vec<Key>, // by id; `NO_KEY` for long tokens, and as the last entry for free slots
+    collisions: HashMap<Key, u32>, // tokens whose slot another token has
 }
 
-/// By hash: the id of the first token with it (the others are found by a map).
-enum Places {
+/// By hash: the id of the first token with this hash.
+enum SlotTable {
     Small(Vec<u16>),
     Large(Vec<u32>),
 }
 
-/// A short piece and its ids. The count lies behind the ids, so that all four words can be copied at once.
+/// A short piece and its ids. The count is stored after the ids, so that all four numbers can be copied at once.
 #[derive(Clone, Copy)]
-struct Cached {
+struct CachedShort {
     key: Key,
-    ids: [u32; CACHED_IDS], // of a piece with more ids: where they begin in `Workspace::more`
-    count: u32,             // and then their number with the top bit set
+    ids: [u32; CACHED_IDS], // if spilled: ids[0] is the index of the first id in `Workspace::spilled`
+    count: u32,             // number of ids; if spilled, with the bit `SPILLED`
 }
 
-/// Two places for the pieces of one hash, in one line of the processor's cache. The first stays with whoever comes first,
-/// most likely a frequent word; the second is for the latest.
+/// Two pieces with the same hash, in one line of the processor's cache.
+///
+/// The first keeps the piece that came first, which is most likely a frequent word. The second keeps the latest piece.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([Cached; 2]);
+struct CacheLine([CachedShort; 2]);
 
-const FREE_LINE: Line = Line([Cached { key: FREE, ids: [0; CACHED_IDS], count: 0 }; 2]);
+const EMPTY_LINE: CacheLine = CacheLine([CachedShort { key: NOT_SHORT, ids: [0; CACHED_IDS], count: 0 }; 2]);
 
 #[derive(Clone, Default)]
 struct CachedLong {
@@ -63,40 +67,40 @@ struct CachedLong {
     ids: Vec<u32>,
 }
 
-/// Pieces of text on their way: packed, their ids as tokens, and which are none.
+/// The pieces of one call from the splitter.
 #[derive(Default)]
 struct Pieces {
-    keys: Vec<Key>,
-    ids: Vec<u32>,
-    others: Vec<usize>,
+    keys: Vec<Key>,     // packed
+    ids: Vec<u32>,      // ids as tokens
+    misses: Vec<usize>, // indices of the pieces that are no token
 }
 
-/// What one thread needs for itself: the ids it has made, what it has seen before, and room to merge in.
+/// What one thread owns: its output, its caches, and buffers for merging.
 pub struct Workspace {
-    pub ids: Vec<u32>, // the first `count` are ids, the others room
+    pub ids: Vec<u32>, // the first `count` are the output, the rest is reserved
     pub count: usize,
     pieces: Pieces,
-    lines: Vec<Line>,
-    more: Vec<u32>,
-    long: Vec<CachedLong>,
+    short_cache: Vec<CacheLine>,
+    spilled: Vec<u32>,
+    long_cache: Vec<CachedLong>,
     heap: BinaryHeap<Reverse<(u32, u32)>>,
-    pub steps: u64, // that the heap has given out
-    merged: Vec<u32>,
+    pub steps: u64, // entries taken off the heap so far
+    merge_ids: Vec<u32>,
     next: Vec<u32>,
     previous: Vec<u32>,
 }
 
 impl Encoder {
-    /// `tokens`: bytes and id of every token that text can become; `merges`: pairs of ids in order of rank, with the
-    /// id they make.
+    /// `tokens`: bytes and id of every token that text can become.
+    /// `merges`: (left id, right id, merged id), in order of rank.
     pub fn new(
         pattern: Option<&str>,
         tokens: Vec<(Vec<u8>, u32)>,
         merges: Vec<(u32, u32, u32)>,
     ) -> Result<Self, String> {
         let ids = tokens.iter().map(|token| token.1).chain(merges.iter().flat_map(|merge| [merge.0, merge.1]));
-        if ids.max().unwrap_or(0).max(merges.len() as u32) >> BITS != 0 {
-            return Err(format!("the vocabulary is too large: ids go up to {}", (1 << BITS) - 1));
+        if ids.max().unwrap_or(0).max(merges.len() as u32) >> ID_BITS != 0 {
+            return Err(format!("the vocabulary is too large: ids go up to {}", (1 << ID_BITS) - 1));
         }
         let mut byte_ids = [NONE; 256];
         let (mut short, mut long) = (Vec::new(), HashMap::new());
@@ -104,7 +108,7 @@ impl Encoder {
             if let [byte] = bytes[..] {
                 byte_ids[byte as usize] = id;
             }
-            if bytes.len() > SHORT {
+            if bytes.len() > MAX_SHORT {
                 long.insert(bytes.into_boxed_slice(), id);
             } else if !bytes.is_empty() {
                 short.push((pack(&bytes), id));
@@ -113,166 +117,173 @@ impl Encoder {
         if let Some(byte) = byte_ids.iter().position(|&id| id == NONE) {
             return Err(format!("the vocabulary has no token for byte {byte}; only byte-level vocabularies will do"));
         }
-        let made = merges.iter().map(|merge| merge.2).collect();
+        let merged_ids = merges.iter().map(|merge| merge.2).collect();
         let (splitter, pairs, short) = (Splitter::new(pattern)?, PairTable::new(&merges), ShortTokens::new(short));
-        Ok(Encoder { splitter, byte_ids, pairs, made, short, long })
+        Ok(Encoder { splitter, byte_ids, pairs, merged_ids, short, long })
     }
 
     pub fn splitter(&self) -> &Splitter {
         &self.splitter
     }
 
-    /// Appends the ids of `text` to those of `space`. Ends early, with ids that mean nothing, once `stop` is set.
-    pub fn encode(&self, text: &str, space: &mut Workspace, stop: &AtomicBool) -> Result<(), String> {
+    /// Appends the ids of `text` to those of `workspace`. Returns early once `stop` is set: the ids are incomplete
+    /// then.
+    pub fn encode(&self, text: &str, workspace: &mut Workspace, stop: &AtomicBool) -> Result<(), String> {
         self.splitter.split(text, true, |text, start, ends| {
-            self.encode_pieces(text, start, ends, space, stop);
+            self.encode_pieces(text, start, ends, workspace, stop);
             !stop.load(Ordering::Relaxed)
         })
     }
 
-    /// Looks all pieces up among the tokens first, without a branch that depends on the text: so the processor waits
-    /// for many places of memory at once. Then goes from one that is no token to the next.
-    fn encode_pieces(&self, text: &[u8], start: usize, ends: &[usize], space: &mut Workspace, stop: &AtomicBool) {
-        let mut pieces = std::mem::take(&mut space.pieces);
-        let misses = match &self.short.places {
-            Places::Small(places) => self.look_up(places, text, start, ends, &mut pieces),
-            Places::Large(places) => self.look_up(places, text, start, ends, &mut pieces),
+    /// Looks all pieces up first, without a branch that depends on the text. So the processor loads many addresses at
+    /// the same time. Then handles the pieces that are no token.
+    fn encode_pieces(&self, text: &[u8], start: usize, ends: &[usize], workspace: &mut Workspace, stop: &AtomicBool) {
+        let mut pieces = std::mem::take(&mut workspace.pieces);
+        let num_misses = match &self.short.slots {
+            SlotTable::Small(slots) => self.look_up(slots, text, start, ends, &mut pieces),
+            SlotTable::Large(slots) => self.look_up(slots, text, start, ends, &mut pieces),
         };
-        let Pieces { keys, ids, others } = &pieces;
-        let others = &others[..misses];
-        let touched = others.iter().fold(0, |touched, &other| touched | space.lines[place_of(keys[other])].0[0].count);
-        std::hint::black_box(touched);
+        let Pieces { keys, ids, misses } = &pieces;
+        let misses = &misses[..num_misses];
+        // Loads the cache lines of all misses before the first of them is needed.
+        let prefetched = misses
+            .iter()
+            .fold(0, |prefetched, &miss| prefetched | workspace.short_cache[cache_line(keys[miss])].0[0].count);
+        std::hint::black_box(prefetched);
         let last = ends.last().map_or(start, |&end| end);
-        space.make_room(last - start + CACHED_IDS + 1); // a token has a byte at least
+        workspace.make_room(last - start + CACHED_IDS + 1); // a token has at least one byte
         let mut done = 0;
-        for &other in others {
-            space.extend(&ids[done..other]);
-            let begin = if other == 0 { start } else { ends[other - 1] };
-            self.encode_other(keys[other], &text[begin..ends[other]], space, stop);
-            done = other + 1;
+        for &miss in misses {
+            workspace.extend(&ids[done..miss]);
+            let start_of_piece = if miss == 0 { start } else { ends[miss - 1] };
+            self.encode_miss(keys[miss], &text[start_of_piece..ends[miss]], workspace, stop);
+            done = miss + 1;
         }
-        space.extend(&ids[done..ends.len()]);
-        space.pieces = pieces;
+        workspace.extend(&ids[done..ends.len()]);
+        workspace.pieces = pieces;
     }
 
-    /// Fills `pieces`; returns how many are no token.
+    /// Fills `pieces`. Returns how many of them are no token.
     #[inline(always)]
     fn look_up<Id: Copy + Into<u32>>(
         &self,
-        places: &[Id],
+        slots: &[Id],
         text: &[u8],
         start: usize,
         ends: &[usize],
         pieces: &mut Pieces,
     ) -> usize {
-        pieces.keys.resize(MOST_PIECES, FREE);
-        pieces.ids.resize(MOST_PIECES, NONE);
-        pieces.others.resize(MOST_PIECES, 0);
-        let (keys, ids, others) =
-            (&mut pieces.keys[..ends.len()], &mut pieces.ids[..ends.len()], &mut pieces.others[..]);
-        let (mut begin, mut misses) = (start, 0);
+        pieces.keys.resize(MAX_PIECES, NOT_SHORT);
+        pieces.ids.resize(MAX_PIECES, NONE);
+        pieces.misses.resize(MAX_PIECES, 0);
+        let (keys, ids, misses) =
+            (&mut pieces.keys[..ends.len()], &mut pieces.ids[..ends.len()], &mut pieces.misses[..]);
+        let (mut start_of_piece, mut num_misses) = (start, 0);
         for (index, ((&end, key), id)) in ends.iter().zip(keys).zip(ids).enumerate() {
-            *key = if end - begin <= SHORT { pack_at(text, begin, end) } else { FREE };
-            *id = self.short.find_first(places, *key);
-            others[misses] = index;
-            misses += (*id == NONE) as usize;
-            begin = end;
+            *key = if end - start_of_piece <= MAX_SHORT { pack_at(text, start_of_piece, end) } else { NOT_SHORT };
+            *id = self.short.find_first(slots, *key);
+            misses[num_misses] = index;
+            num_misses += (*id == NONE) as usize;
+            start_of_piece = end;
         }
-        misses
+        num_misses
     }
 
+    /// Encodes a piece that `look_up` did not find.
     #[inline(always)]
-    fn encode_other(&self, key: Key, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
-        if key == FREE {
-            return self.encode_long(piece, space, stop);
+    fn encode_miss(&self, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
+        if key == NOT_SHORT {
+            return self.encode_long(piece, workspace, stop);
         }
-        let [one, other] = &space.lines[place_of(key)].0;
-        let cached = if other.key == key { other } else { one };
+        let [first, latest] = &workspace.short_cache[cache_line(key)].0;
+        let cached = if latest.key == key { latest } else { first };
         if cached.key != key {
-            return self.encode_short(key, piece, space, stop);
+            return self.encode_short(key, piece, workspace, stop);
         }
         let (ids, count) = (cached.ids, cached.count);
-        if count & MANY != 0 {
-            return space.extend_from_more(ids[0] as usize, (count & !MANY) as usize);
+        if count & SPILLED != 0 {
+            return workspace.extend_from_spilled(ids[0] as usize, (count & !SPILLED) as usize);
         }
-        space.ids[space.count..space.count + CACHED_IDS].copy_from_slice(&ids);
-        space.count += count as usize;
+        workspace.ids[workspace.count..workspace.count + CACHED_IDS].copy_from_slice(&ids);
+        workspace.count += count as usize;
     }
 
-    /// A short piece that the cache does not know, but will.
+    /// Encodes a short piece that is not in the cache, and adds it to the cache.
     #[inline(never)]
-    fn encode_short(&self, key: Key, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
-        let before = space.count;
-        match self.short.others.get(&key) {
-            Some(&id) => space.extend(&[id]),
-            None => self.merge(piece, space, stop),
+    fn encode_short(&self, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
+        let before = workspace.count;
+        match self.short.collisions.get(&key) {
+            Some(&id) => workspace.extend(&[id]),
+            None => self.merge(piece, workspace, stop),
         }
-        space.remember(key, before);
+        workspace.remember(key, before);
     }
 
+    /// Encodes a piece of more than `MAX_SHORT` bytes.
     #[inline(never)]
-    fn encode_long(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
-        if piece.len() > LONGEST {
-            return self.find_or_merge(piece, space, stop);
+    fn encode_long(&self, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
+        if piece.len() > MAX_CACHED_BYTES {
+            return self.find_or_merge(piece, workspace, stop);
         }
-        let place = hash_bytes(piece) as usize & (LONG_PLACES - 1);
-        let cached = &space.long[place];
-        let before = space.count;
+        let slot = hash_bytes(piece) as usize & (LONG_CACHE_SLOTS - 1);
+        let cached = &workspace.long_cache[slot];
+        let before = workspace.count;
         if cached.piece == piece {
-            space.count += cached.ids.len();
-            space.ids[before..space.count].copy_from_slice(&cached.ids);
+            workspace.count += cached.ids.len();
+            workspace.ids[before..workspace.count].copy_from_slice(&cached.ids);
             return;
         }
-        self.find_or_merge(piece, space, stop);
+        self.find_or_merge(piece, workspace, stop);
         if stop.load(Ordering::Relaxed) {
-            return; // these may not be all
+            return; // the ids may be incomplete
         }
-        let cached = &mut space.long[place];
+        let cached = &mut workspace.long_cache[slot];
         cached.piece.clear();
         cached.piece.extend_from_slice(piece);
         cached.ids.clear();
-        cached.ids.extend_from_slice(&space.ids[before..space.count]);
+        cached.ids.extend_from_slice(&workspace.ids[before..workspace.count]);
     }
 
-    fn find_or_merge(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
+    /// Encodes a piece that is not in the cache.
+    fn find_or_merge(&self, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
         match self.long.get(piece) {
-            Some(&id) => space.extend(&[id]),
-            None => self.merge(piece, space, stop),
+            Some(&id) => workspace.extend(&[id]),
+            None => self.merge(piece, workspace, stop),
         }
     }
 
-    fn merge(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
-        if piece.len() <= SEARCHED {
-            self.merge_by_search(piece, space);
+    fn merge(&self, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
+        if piece.len() <= MAX_SCAN_BYTES {
+            self.merge_by_scan(piece, workspace);
         } else {
-            self.merge_by_heap(piece, space, stop);
+            self.merge_by_heap(piece, workspace, stop);
         }
     }
 
-    /// Repeated search of the lowest rank: quadratic, and the fastest for the length of a word.
-    fn merge_by_search(&self, piece: &[u8], space: &mut Workspace) {
-        let (mut ids, mut ranks, mut length) = ([NONE; SEARCHED + 1], [NONE; SEARCHED + 1], piece.len());
+    /// Scans for the lowest rank again and again: quadratic, but the fastest method for the length of a word.
+    fn merge_by_scan(&self, piece: &[u8], workspace: &mut Workspace) {
+        let (mut ids, mut ranks, mut length) = ([NONE; MAX_SCAN_BYTES + 1], [NONE; MAX_SCAN_BYTES + 1], piece.len());
         for (id, &byte) in ids.iter_mut().zip(piece) {
             *id = self.byte_ids[byte as usize];
         }
         for at in 1..length {
-            ranks[at] = self.pairs.rank(ids[at - 1], ids[at]); // of the token with the one before it
+            ranks[at] = self.pairs.rank(ids[at - 1], ids[at]); // of the pair of this token and the one before it
         }
         loop {
             let (mut lowest, mut at) = (NONE, 0);
-            for (place, &rank) in ranks[..length].iter().enumerate() {
+            for (index, &rank) in ranks[..length].iter().enumerate() {
                 if rank < lowest {
-                    (lowest, at) = (rank, place);
+                    (lowest, at) = (rank, index);
                 }
             }
             if lowest == NONE {
                 break;
             }
-            ids[at - 1] = self.made[lowest as usize];
+            ids[at - 1] = self.merged_ids[lowest as usize];
             length -= 1;
-            for place in at..length {
-                ids[place] = ids[place + 1];
-                ranks[place] = ranks[place + 1];
+            for index in at..length {
+                ids[index] = ids[index + 1];
+                ranks[index] = ranks[index + 1];
             }
             if at > 1 {
                 ranks[at - 1] = self.pairs.rank(ids[at - 2], ids[at - 1]);
@@ -281,13 +292,13 @@ impl Encoder {
                 ranks[at] = self.pairs.rank(ids[at - 1], ids[at]);
             }
         }
-        space.ids[space.count..space.count + length].copy_from_slice(&ids[..length]);
-        space.count += length;
+        workspace.ids[workspace.count..workspace.count + length].copy_from_slice(&ids[..length]);
+        workspace.count += length;
     }
 
-    /// A linked list of tokens and a heap of (rank, position): n log n for pieces of any length.
-    fn merge_by_heap(&self, piece: &[u8], space: &mut Workspace, stop: &AtomicBool) {
-        let Workspace { merged: ids, heap, next, previous, steps, .. } = space;
+    /// Uses a linked list of tokens and a heap of (rank, position): n log n steps for n bytes.
+    fn merge_by_heap(&self, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
+        let Workspace { merge_ids: ids, heap, next, previous, steps, .. } = workspace;
         ids.clear();
         ids.extend(piece.iter().map(|&byte| self.byte_ids[byte as usize]));
         let length = ids.len() as u32;
@@ -296,11 +307,11 @@ impl Encoder {
         previous.clear();
         previous.extend((0..length).map(|at| at.wrapping_sub(1)));
         heap.clear();
-        let known = |left, right, at| match self.pairs.rank(left, right) {
+        let candidate = |left, right, at| match self.pairs.rank(left, right) {
             NONE => None,
             rank => Some(Reverse((rank, at))),
         };
-        heap.extend((0..length - 1).filter_map(|at| known(ids[at as usize], ids[at as usize + 1], at)));
+        heap.extend((0..length - 1).filter_map(|at| candidate(ids[at as usize], ids[at as usize + 1], at)));
         while let Some(Reverse((rank, at))) = heap.pop() {
             if stop.load(Ordering::Relaxed) {
                 return;
@@ -308,30 +319,28 @@ impl Encoder {
             *steps += 1;
             let (left, right) = (at as usize, next[at as usize] as usize);
             if ids[left] == NONE || right >= length as usize || self.pairs.rank(ids[left], ids[right]) != rank {
-                continue; // one of the two has changed since
+                continue; // one of the two was merged before
             }
-            let made = self.made[rank as usize];
-            ids[left] = made;
+            let merged_id = self.merged_ids[rank as usize];
+            ids[left] = merged_id;
             ids[right] = NONE;
             let after = next[right];
             next[left] = after;
             if after < length {
                 previous[after as usize] = at;
-                heap.extend(known(made, ids[after as usize], at));
+                heap.extend(candidate(merged_id, ids[after as usize], at));
             }
             let before = previous[left];
             if before != NONE {
-                heap.extend(known(ids[before as usize], made, before));
+                heap.extend(candidate(ids[before as usize], merged_id, before));
             }
         }
-        for &id in space.merged.iter().filter(|&&id| id != NONE) {
-            space.ids[space.count] = id;
-            space.count += 1;
+        for &id in workspace.merge_ids.iter().filter(|&&id| id != NONE) {
+            workspace.ids[workspace.count] = id;
+            workspace.count += 1;
         }
     }
 }
-
-const SEARCHED: usize = 48; // the longest piece merged by search
 
 impl Workspace {
     pub fn new() -> Self {
@@ -339,62 +348,64 @@ impl Workspace {
             ids: Vec::new(),
             count: 0,
             pieces: Pieces::default(),
-            lines: vec![FREE_LINE; LINES],
-            more: Vec::new(),
-            long: vec![CachedLong::default(); LONG_PLACES],
+            short_cache: vec![EMPTY_LINE; CACHE_LINES],
+            spilled: Vec::new(),
+            long_cache: vec![CachedLong::default(); LONG_CACHE_SLOTS],
             heap: BinaryHeap::new(),
             steps: 0,
-            merged: Vec::new(),
+            merge_ids: Vec::new(),
             next: Vec::new(),
             previous: Vec::new(),
         }
     }
 
+    /// Appends one id.
     pub fn push(&mut self, id: u32) {
         self.make_room(1);
         self.ids[self.count] = id;
         self.count += 1;
     }
 
-    /// Keeps the ids from `before` on as those of `key`.
+    /// Adds the ids from index `before` on to the cache, as those of the piece `key`.
     fn remember(&mut self, key: Key, before: usize) {
         let ids = &self.ids[before..self.count];
-        let mut new = Cached { key, ids: [0; CACHED_IDS], count: ids.len() as u32 };
+        let mut new = CachedShort { key, ids: [0; CACHED_IDS], count: ids.len() as u32 };
         if ids.len() <= CACHED_IDS {
             new.ids[..ids.len()].copy_from_slice(ids);
-        } else if self.more.len() + ids.len() <= MORE {
-            new.ids[0] = self.more.len() as u32;
-            new.count |= MANY;
-            self.more.extend_from_slice(ids);
+        } else if self.spilled.len() + ids.len() <= MAX_SPILLED_IDS {
+            new.ids[0] = self.spilled.len() as u32;
+            new.count |= SPILLED;
+            self.spilled.extend_from_slice(ids);
         } else {
             return;
         }
-        let [one, other] = &mut self.lines[place_of(key)].0;
-        *(if one.key == FREE { one } else { other }) = new;
+        let [first, latest] = &mut self.short_cache[cache_line(key)].0;
+        *(if first.key == NOT_SHORT { first } else { latest }) = new;
     }
 
-    /// There must be room.
+    /// Appends ids. The caller has made room for them.
     #[inline(always)]
     fn extend(&mut self, ids: &[u32]) {
         self.ids[self.count..self.count + ids.len()].copy_from_slice(ids);
         self.count += ids.len();
     }
 
-    fn extend_from_more(&mut self, from: usize, count: usize) {
-        self.ids[self.count..self.count + count].copy_from_slice(&self.more[from..from + count]);
+    fn extend_from_spilled(&mut self, from: usize, count: usize) {
+        self.ids[self.count..self.count + count].copy_from_slice(&self.spilled[from..from + count]);
         self.count += count;
     }
 
-    fn make_room(&mut self, more: usize) {
-        if self.count + more > self.ids.len() {
-            self.ids.resize((self.count + more).next_power_of_two(), 0);
+    /// Makes room for `additional` ids.
+    fn make_room(&mut self, additional: usize) {
+        if self.count + additional > self.ids.len() {
+            self.ids.resize((self.count + additional).next_power_of_two(), 0);
         }
     }
 }
 
 #[inline(always)]
-fn place_of(key: Key) -> usize {
-    hash_key(key) as usize & (LINES - 1)
+fn cache_line(key: Key) -> usize {
+    hash_key(key) as usize & (CACHE_LINES - 1)
 }
 
 impl ShortTokens {
@@ -402,48 +413,48 @@ impl ShortTokens {
         tokens.sort_unstable_by_key(|token| token.1);
         let free = tokens.last().map_or(0, |token| token.1 + 1);
         let mut keys = vec![NO_KEY; free as usize + 1];
-        let mut places = vec![free; (tokens.len() * 4).next_power_of_two()];
-        let mut others = HashMap::new();
+        let mut slots = vec![free; (tokens.len() * 4).next_power_of_two()];
+        let mut collisions = HashMap::new();
         for (key, id) in tokens {
             keys[id as usize] = key;
-            let place = hash_key(key) as usize & (places.len() - 1);
-            if places[place] == free {
-                places[place] = id;
+            let slot = hash_key(key) as usize & (slots.len() - 1);
+            if slots[slot] == free {
+                slots[slot] = id;
             } else {
-                others.insert(key, id);
+                collisions.insert(key, id);
             }
         }
-        let places = match u16::try_from(free) {
-            Ok(_) => Places::Small(places.into_iter().map(|id| id as u16).collect()),
-            Err(_) => Places::Large(places),
+        let slots = match u16::try_from(free) {
+            Ok(_) => SlotTable::Small(slots.into_iter().map(|id| id as u16).collect()),
+            Err(_) => SlotTable::Large(slots),
         };
-        ShortTokens { places, keys, others }
+        ShortTokens { slots, keys, collisions }
     }
 
-    /// The id of a token that is the first with its hash; else `NONE`. In arithmetic, of which no compiler makes a
-    /// branch.
+    /// The id of the token, if it is the first with its hash; else `NONE`. Written as arithmetic, so that the compiler
+    /// makes no branch.
     #[inline(always)]
-    fn find_first<Id: Copy + Into<u32>>(&self, places: &[Id], key: Key) -> u32 {
-        let id: u32 = places[hash_key(key) as usize & (places.len() - 1)].into();
+    fn find_first<Id: Copy + Into<u32>>(&self, slots: &[Id], key: Key) -> u32 {
+        let id: u32 = slots[hash_key(key) as usize & (slots.len() - 1)].into();
         let found = self.keys[id as usize];
         let differs = (found[0] ^ key[0]) | (found[1] ^ key[1]);
-        id | ((differs | differs.wrapping_neg()) as i64 >> 63) as u32 // all bits set where one differs
+        id | ((differs | differs.wrapping_neg()) as i64 >> 63) as u32 // all bits set if they differ
     }
 }
 
-/// Pairs of ids and their ranks: left, right and rank share one machine word, in open addressing.
+/// A hash table from pairs of ids to ranks. Left id, right id and rank share one 64-bit number.
 struct PairTable(Vec<u64>);
 
-const BITS: u32 = 21;
-const NOTHING: u64 = u64::MAX;
+const ID_BITS: u32 = 21; // per id and per rank
+const EMPTY_PAIR: u64 = u64::MAX; // a free slot
 
 impl PairTable {
     fn new(merges: &[(u32, u32, u32)]) -> Self {
-        let mut table = PairTable(vec![NOTHING; (merges.len() * 2 + 1).next_power_of_two()]);
+        let mut table = PairTable(vec![EMPTY_PAIR; (merges.len() * 2 + 1).next_power_of_two()]);
         for (rank, &(left, right, _)) in merges.iter().enumerate() {
-            let place = table.place(left, right);
-            if table.0[place] == NOTHING {
-                table.0[place] = Self::pair(left, right) << BITS | rank as u64;
+            let slot = table.slot(left, right);
+            if table.0[slot] == EMPTY_PAIR {
+                table.0[slot] = Self::pair(left, right) << ID_BITS | rank as u64;
             }
         }
         table
@@ -451,26 +462,27 @@ impl PairTable {
 
     #[inline(always)]
     fn pair(left: u32, right: u32) -> u64 {
-        (left as u64) << BITS | right as u64
+        (left as u64) << ID_BITS | right as u64
     }
 
-    /// Where the pair is, or the free place where it would go.
+    /// The slot of the pair, or the free slot where it would be inserted.
     #[inline(always)]
-    fn place(&self, left: u32, right: u32) -> usize {
+    fn slot(&self, left: u32, right: u32) -> usize {
         let (pair, mask) = (Self::pair(left, right), self.0.len() - 1);
         let product = pair.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut place = (product ^ product >> 32) as usize & mask;
-        while self.0[place] >> BITS != pair && self.0[place] != NOTHING {
-            place = (place + 1) & mask;
+        let mut slot = (product ^ product >> 32) as usize & mask;
+        while self.0[slot] >> ID_BITS != pair && self.0[slot] != EMPTY_PAIR {
+            slot = (slot + 1) & mask;
         }
-        place
+        slot
     }
 
+    /// The rank of the merge of the pair, or `NONE`.
     #[inline(always)]
     fn rank(&self, left: u32, right: u32) -> u32 {
-        match self.0[self.place(left, right)] {
-            NOTHING => NONE,
-            found => found as u32 & ((1 << BITS) - 1),
+        match self.0[self.slot(left, right)] {
+            EMPTY_PAIR => NONE,
+            found => found as u32 & ((1 << ID_BITS) - 1),
         }
     }
 }

@@ -1,26 +1,27 @@
-//! The merge loop: which pair of neighbouring tokens is the most frequent, again and again.
+//! The merge loop of BPE training: merge the most frequent pair of neighbouring tokens, and repeat.
 //!
-//! All distinct words lie in one array of slots, one slot a byte, a wall between words. A token covers as many slots as
-//! it has bytes and writes its id into its first and its last slot, so both neighbours are one look away and a merge
-//! is done in place. A pair keeps the positions where it was seen; a position is checked when it is used, never removed.
+//! All distinct words are stored in one array with one slot per byte and a boundary slot between words. A token covers
+//! as many slots as it has bytes. Its id stands in its first and its last slot, so both neighbours are found with one
+//! look-up each, and a merge is done in place. A pair keeps the positions where it occurs. A position is checked when
+//! it is used, and never removed.
 //!
-//! Counts of a pair only fall after the step that made it, so a heap with lazily refreshed counts gives the true
-//! maximum (ties: the smaller pair), and pairs below a floor that training will not reach need not be kept at all:
-//! where the heap runs dry, the floor sinks and the table is rebuilt from the slots.
+//! After the step that creates a pair, its count only falls. So a heap whose counts are updated lazily still returns
+//! the true maximum (ties: the smaller pair). Pairs below `min_count` are not kept, because training rarely reaches
+//! them. When the heap is empty, `min_count` is lowered and the pairs are counted again from the slots.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::words::WordTable;
 
-const WALL: u32 = u32::MAX;
-const HOLE: u32 = u32::MAX - 1;
+const BOUNDARY: u32 = u32::MAX; // id of a slot between two words
+const INNER: u32 = u32::MAX - 1; // id of a slot inside a token
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy)]
 struct Slot {
-    id: u32,
-    word: u32,
+    id: u32,   // of the token that starts or ends here
+    word: u32, // index into `Merger::counts`
 }
 
 #[derive(Default)]
@@ -46,49 +47,50 @@ pub fn pair(left: u32, right: u32) -> u64 {
     (left as u64) << 32 | right as u64
 }
 
-/// A pair worth keeping: its exact count and where its positions lie in `Merger::positions`.
-struct Record {
+/// A pair that is kept: its exact count, and the range of its positions in `Merger::positions`.
+struct PairRecord {
     count: u64,
     start: usize,
     length: usize,
 }
 
-/// In the heap: highest count first, then the smaller pair.
+/// Order in the heap: the highest count first, then the smaller pair.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
+struct HeapEntry {
     count: u64,
     pair: std::cmp::Reverse<u64>,
     record: u32,
 }
 
-/// What one merge does to the pairs with one neighbour.
+/// How one merge changes the pairs with one neighbour.
 #[derive(Clone, Copy)]
-struct Change {
+struct NeighbourChange {
     neighbour: u32,
     is_left: bool,
-    gained: u64, // count of the pair with the new token
-    lost: u64,   // fall of the pair that was there before
-    seen: usize, // positions
+    gained: u64,        // count of the neighbour's pair with the new token
+    lost: u64,          // decrease of the count of the neighbour's old pair
+    occurrences: usize, // number of positions
     start: usize,
 }
 
+/// The state of BPE training between two merges.
 pub struct Merger {
     slots: Vec<Slot>,
-    counts: Vec<u64>,
-    lengths: Vec<u32>,
-    records: Vec<Record>,
-    by_pair: PairMap<u32>,
+    counts: Vec<u64>,  // by word
+    lengths: Vec<u32>, // by id: bytes of the token
+    records: Vec<PairRecord>,
+    record_of_pair: PairMap<u32>,
     positions: Vec<u32>,
-    heap: BinaryHeap<Candidate>,
-    floor: u64,
-    changes: Vec<Change>,
-    sightings: Vec<(u32, u32)>, // (index into changes, position)
-    left_change: Vec<u32>,      // by neighbour id, NONE where there is none
-    right_change: Vec<u32>,
+    heap: BinaryHeap<HeapEntry>,
+    min_count: u64,
+    changes: Vec<NeighbourChange>,
+    occurrences: Vec<(u32, u32)>, // (index into changes, position)
+    left_change_of: Vec<u32>,     // by id of the neighbour: index into changes, or NONE
+    right_change_of: Vec<u32>,
 }
 
 impl Merger {
-    /// Takes the words out of `table`. `num_merges` only sets the first guess of the floor.
+    /// Takes the words out of `table`. `num_merges` only sets the first `min_count`.
     pub fn new(table: WordTable, num_merges: usize) -> Result<Self, String> {
         let (mut words, mut bytes, mut total) = (0usize, 0usize, 0u64);
         table.for_each(|word, count| {
@@ -98,18 +100,18 @@ impl Merger {
                 total += count;
             }
         });
-        if words + bytes + 1 >= HOLE as usize {
+        if words + bytes + 1 >= INNER as usize {
             return Err(format!("{bytes} bytes of distinct words are more than can be indexed; lower max_words"));
         }
         let mut slots = Vec::with_capacity(words + bytes + 1);
         let mut counts = Vec::with_capacity(words);
-        slots.push(Slot { id: WALL, word: 0 });
+        slots.push(Slot { id: BOUNDARY, word: 0 });
         table.for_each(|word, count| {
             if word.len() > 1 {
                 let index = counts.len() as u32;
                 counts.push(count);
                 slots.extend(word.iter().map(|&byte| Slot { id: byte as u32, word: index }));
-                slots.push(Slot { id: WALL, word: index });
+                slots.push(Slot { id: BOUNDARY, word: index });
             }
         });
         drop(table);
@@ -118,51 +120,52 @@ impl Merger {
             counts,
             lengths: vec![1; 256],
             records: Vec::new(),
-            by_pair: PairMap::default(),
+            record_of_pair: PairMap::default(),
             positions: Vec::new(),
             heap: BinaryHeap::new(),
-            floor: (total / (num_merges as u64 * 32 + 1)).max(1),
+            min_count: (total / (num_merges as u64 * 32 + 1)).max(1),
             changes: Vec::new(),
-            sightings: Vec::new(),
-            left_change: vec![NONE; 256 + num_merges],
-            right_change: vec![NONE; 256 + num_merges],
+            occurrences: Vec::new(),
+            left_change_of: vec![NONE; 256 + num_merges],
+            right_change_of: vec![NONE; 256 + num_merges],
         };
         merger.rebuild();
         Ok(merger)
     }
 
-    /// The next merge, carried out, or `None` where no pair is left.
+    /// Does the next merge and returns its pair of ids, or `None` if no pair is left.
     pub fn step(&mut self) -> Option<(u32, u32)> {
         let (record, key) = self.most_frequent()?;
         let (left, right) = ((key >> 32) as u32, key as u32);
         self.merge(record, left, right);
-        self.by_pair.remove(&key);
+        self.record_of_pair.remove(&key);
         self.records[record].count = 0;
         Some((left, right))
     }
 
+    /// The record and the key of the most frequent pair; takes it off the heap.
     fn most_frequent(&mut self) -> Option<(usize, u64)> {
         loop {
-            let Some(mut top) = self.heap.pop() else {
-                if self.floor == 1 {
+            let Some(mut entry) = self.heap.pop() else {
+                if self.min_count == 1 {
                     return None;
                 }
-                self.floor = (self.floor / 8).max(1);
+                self.min_count = (self.min_count / 8).max(1);
                 self.rebuild();
                 continue;
             };
-            let count = self.records[top.record as usize].count;
-            if count == top.count {
-                return Some((top.record as usize, top.pair.0));
+            let count = self.records[entry.record as usize].count;
+            if count == entry.count {
+                return Some((entry.record as usize, entry.pair.0));
             }
-            if count >= self.floor {
-                top.count = count;
-                self.heap.push(top);
+            if count >= self.min_count {
+                entry.count = count;
+                self.heap.push(entry);
             }
         }
     }
 
-    /// Counts all pairs from the slots and keeps those that reach the floor, with their positions.
+    /// Counts all pairs from the slots. Keeps those with at least `min_count`, with their positions.
     fn rebuild(&mut self) {
         self.records.clear();
         self.heap.clear();
@@ -173,22 +176,22 @@ impl Merger {
             entry.0 += counts[slots[at].word as usize];
             entry.1 += 1;
         });
-        let mut by_pair = PairMap::<u32>::default();
+        let mut record_of_pair = PairMap::<u32>::default();
         let mut used = 0;
-        for (key, (count, seen)) in counted {
-            if count >= self.floor {
-                by_pair.insert(key, self.records.len() as u32);
+        for (key, (count, occurrences)) in counted {
+            if count >= self.min_count {
+                record_of_pair.insert(key, self.records.len() as u32);
                 let record = self.records.len() as u32;
-                self.records.push(Record { count, start: used, length: 0 });
-                self.heap.push(Candidate { count, pair: std::cmp::Reverse(key), record });
-                used += seen as usize;
+                self.records.push(PairRecord { count, start: used, length: 0 });
+                self.heap.push(HeapEntry { count, pair: std::cmp::Reverse(key), record });
+                used += occurrences as usize;
             }
         }
         let mut positions = std::mem::take(&mut self.positions);
         let mut records = std::mem::take(&mut self.records);
         positions.resize(used, 0);
         self.for_each_pair(|slots, _, at, next| {
-            if let Some(&record) = by_pair.get(&pair(slots[at].id, slots[next].id)) {
+            if let Some(&record) = record_of_pair.get(&pair(slots[at].id, slots[next].id)) {
                 let record = &mut records[record as usize];
                 positions[record.start + record.length] = at as u32;
                 record.length += 1;
@@ -196,25 +199,27 @@ impl Merger {
         });
         self.positions = positions;
         self.records = records;
-        self.by_pair = by_pair;
+        self.record_of_pair = record_of_pair;
     }
 
+    /// Calls `visit(slots, counts, at, next)` for every pair of tokens: their first slots.
     fn for_each_pair(&self, mut visit: impl FnMut(&[Slot], &[u64], usize, usize)) {
         let (slots, end) = (&self.slots[..], self.slots.len());
         let mut at = 1;
         while at < end {
-            if slots[at].id == WALL {
+            if slots[at].id == BOUNDARY {
                 at += 1;
                 continue;
             }
             let next = at + self.lengths[slots[at].id as usize] as usize;
-            if slots[next].id != WALL {
+            if slots[next].id != BOUNDARY {
                 visit(slots, &self.counts, at, next);
             }
             at = next;
         }
     }
 
+    /// Merges the pair at all its positions.
     fn merge(&mut self, record: usize, left: u32, right: u32) {
         let new = self.lengths.len() as u32;
         let (left_length, right_length) =
@@ -225,51 +230,52 @@ impl Merger {
             let at = self.positions[index] as usize;
             let middle = at + left_length;
             if self.slots[at].id != left || self.slots[middle].id != right {
-                continue; // merged with another neighbour since
+                continue; // one of the two was merged with another neighbour before
             }
             let count = self.counts[self.slots[at].word as usize];
             let end = middle + right_length;
             let (before, after) = (self.slots[at - 1].id, self.slots[end].id);
-            self.slots[middle - 1].id = HOLE;
-            self.slots[middle].id = HOLE;
+            self.slots[middle - 1].id = INNER;
+            self.slots[middle].id = INNER;
             self.slots[at].id = new;
             self.slots[end - 1].id = new;
             if before == new {
-                // The new token just made on the left had counted its pair with the `left` that is now gone.
-                let change = self.right_change[left as usize] as usize;
+                // The new token on the left was made just before, and counted its pair with the `left` merged here.
+                let change = self.right_change_of[left as usize] as usize;
                 self.changes[change].gained -= count;
-                self.note(true, new, at - left_length - right_length, count, 0);
-            } else if before != WALL {
-                self.note(true, before, at - self.lengths[before as usize] as usize, count, count);
+                self.record_change(true, new, at - left_length - right_length, count, 0);
+            } else if before != BOUNDARY {
+                self.record_change(true, before, at - self.lengths[before as usize] as usize, count, count);
             }
-            if after != WALL {
-                self.note(false, after, at, count, count);
+            if after != BOUNDARY {
+                self.record_change(false, after, at, count, count);
             }
         }
-        self.settle(new, left, right);
+        self.apply_changes(new, left, right);
     }
 
+    /// Adds one position at which the pair with `neighbour` changes.
     #[inline(always)]
-    fn note(&mut self, is_left: bool, neighbour: u32, at: usize, gained: u64, lost: u64) {
-        let index = if is_left { &mut self.left_change } else { &mut self.right_change };
+    fn record_change(&mut self, is_left: bool, neighbour: u32, at: usize, gained: u64, lost: u64) {
+        let index = if is_left { &mut self.left_change_of } else { &mut self.right_change_of };
         let mut change = index[neighbour as usize];
         if change == NONE {
             change = self.changes.len() as u32;
             index[neighbour as usize] = change;
-            self.changes.push(Change { neighbour, is_left, gained: 0, lost: 0, seen: 0, start: 0 });
+            self.changes.push(NeighbourChange { neighbour, is_left, gained: 0, lost: 0, occurrences: 0, start: 0 });
         }
         let entry = &mut self.changes[change as usize];
         entry.gained += gained;
         entry.lost += lost;
-        entry.seen += 1;
-        self.sightings.push((change, at as u32));
+        entry.occurrences += 1;
+        self.occurrences.push((change, at as u32));
     }
 
-    /// Brings the noted changes into the table of pairs.
-    fn settle(&mut self, new: u32, left: u32, right: u32) {
+    /// Applies the recorded changes to the table of pairs.
+    fn apply_changes(&mut self, new: u32, left: u32, right: u32) {
         let mut used = self.positions.len();
         for change in &mut self.changes {
-            let index = if change.is_left { &mut self.left_change } else { &mut self.right_change };
+            let index = if change.is_left { &mut self.left_change_of } else { &mut self.right_change_of };
             index[change.neighbour as usize] = NONE;
             let (old, made) = if change.is_left {
                 (pair(change.neighbour, left), pair(change.neighbour, new))
@@ -277,23 +283,23 @@ impl Merger {
                 (pair(right, change.neighbour), pair(new, change.neighbour))
             };
             if change.lost > 0 {
-                if let Some(&record) = self.by_pair.get(&old) {
+                if let Some(&record) = self.record_of_pair.get(&old) {
                     let count = &mut self.records[record as usize].count;
                     *count = count.saturating_sub(change.lost);
                 }
             }
             change.start = usize::MAX;
-            if change.gained >= self.floor {
+            if change.gained >= self.min_count {
                 let record = self.records.len() as u32;
-                self.by_pair.insert(made, record);
-                self.records.push(Record { count: change.gained, start: used, length: change.seen });
-                self.heap.push(Candidate { count: change.gained, pair: std::cmp::Reverse(made), record });
+                self.record_of_pair.insert(made, record);
+                self.records.push(PairRecord { count: change.gained, start: used, length: change.occurrences });
+                self.heap.push(HeapEntry { count: change.gained, pair: std::cmp::Reverse(made), record });
                 change.start = used;
-                used += change.seen;
+                used += change.occurrences;
             }
         }
         self.positions.resize(used, 0);
-        for &(change, at) in &self.sightings {
+        for &(change, at) in &self.occurrences {
             let change = &mut self.changes[change as usize];
             if change.start != usize::MAX {
                 self.positions[change.start] = at;
@@ -301,7 +307,7 @@ impl Merger {
             }
         }
         self.changes.clear();
-        self.sightings.clear();
+        self.occurrences.clear();
     }
 }
 

@@ -1,53 +1,16 @@
-//! Cuts text into the pieces inside which BPE merges.
+//! Splits text into pieces (pre-tokenization). BPE merges tokens only inside a piece.
 //!
-//! The patterns of nanochat, GPT-2 and GPT-4 are one family, told apart by a few `Rules`: they have a hand-written
-//! splitter, which takes 64 bytes of ASCII at a time (`blocks.rs`) and single pieces by a table of character classes
-//! elsewhere. Any other pattern goes through `fancy_regex`, the engine tiktoken uses. The table is built from the same
-//! Unicode data as that engine's.
+//! The patterns of nanochat, GPT-2, GPT-4 and Qwen2 are one family, described by a few `Rules`. They have a
+//! hand-written splitter: it handles ASCII in blocks of 64 bytes (`blocks.rs`), and everything else piece by piece
+//! with a table of character classes. Any other pattern goes through `fancy_regex`, the engine that tiktoken uses. The
+//! table is built from that engine's own Unicode data.
 
 use std::sync::OnceLock;
 
-use crate::blocks::{beginnings, BLOCK};
+use crate::blocks::{piece_starts, BLOCK};
+use crate::rules::{Rules, DEFAULT_PATTERN, KNOWN_PATTERNS};
 
-/// Upstream's pattern: GPT-4's with digits in groups of one or two.
-pub const DEFAULT_PATTERN: &str =
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-
-/// What tells the patterns apart that need no regex engine.
-#[derive(Clone, Copy)]
-pub struct Rules {
-    pub fold_case: bool,  // contractions in either case
-    pub any_prefix: bool, // a word takes the character before it, unless letter, digit or line break; else a space only
-    pub digits: usize,    // numbers are cut after so many digits; 0: never, and they take a space before them
-    pub newlines: bool,   // punctuation takes the line breaks behind it; white space ends at its last line break
-    pub whole_end: bool,  // white space at the end of the text is one piece, line breaks or not
-}
-
-const GPT2: Rules = Rules { fold_case: false, any_prefix: false, digits: 0, newlines: false, whole_end: false };
-const GPT4: Rules = Rules { fold_case: true, any_prefix: true, digits: 3, newlines: true, whole_end: false };
-
-/// The patterns as they are spelled in the wild: ours; GPT-2's by its authors, by tiktoken now and before; GPT-4's
-/// (cl100k) by tiktoken now and before, which is Llama 3's too; Qwen2's.
-pub const KNOWN_PATTERNS: [(&str, Rules); 7] = [
-    (DEFAULT_PATTERN, Rules { digits: 2, ..GPT4 }),
-    (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", GPT2),
-    (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s", GPT2),
-    (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", GPT2),
-    (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-        Rules { whole_end: true, ..GPT4 },
-    ),
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        GPT4,
-    ),
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        Rules { digits: 1, ..GPT4 },
-    ),
-];
-
-/// One class a code point; an array, so that looking up an ASCII character needs no check of bounds.
+/// One class per code point. The length is part of the type, so looking up an ASCII character needs no bounds check.
 type Classes = [u8; 0x110000];
 
 const OTHER: u8 = 0;
@@ -56,13 +19,16 @@ const NUMBER: u8 = 2;
 const SPACE: u8 = 3; // white space other than CR and LF
 const NEWLINE: u8 = 4; // CR and LF
 
+/// How a pattern is applied.
 pub enum Splitter {
     Table(Rules, &'static Classes),
     Regex(Box<fancy_regex::Regex>),
 }
 
-const ENDS: usize = 256; // so many pieces are handed over, or up to a block's more
-pub const MOST_PIECES: usize = ENDS + BLOCK;
+/// `Splitter::split` calls back as soon as it has this many pieces.
+const PIECES_PER_CALL: usize = 256;
+/// The most pieces per call: the last block may add up to one piece per byte.
+pub const MAX_PIECES: usize = PIECES_PER_CALL + BLOCK;
 
 impl Splitter {
     /// `None` means the default pattern.
@@ -74,7 +40,7 @@ impl Splitter {
         }
     }
 
-    /// The general engine, for any pattern (the tests hold the table against it).
+    /// Uses the regex engine, for any pattern. The tests compare the table with it.
     pub fn regex(pattern: &str) -> Result<Self, String> {
         match fancy_regex::Regex::new(pattern) {
             Ok(regex) => Ok(Splitter::Regex(Box::new(regex))),
@@ -82,11 +48,12 @@ impl Splitter {
         }
     }
 
-    /// Cuts a long text into parts of at least `size` bytes that split as the whole text does, for several threads.
+    /// Cuts a long text into chunks of at least `size` bytes, so that several threads can split it.
     ///
-    /// The known patterns never let a piece go on from a letter to something else, and look ahead only over white
-    /// space: behind the last letter of a word is always a seam. Of other patterns nothing is known: one part.
-    pub fn parts<'t>(&self, text: &'t str, size: usize) -> impl Iterator<Item = &'t str> {
+    /// The chunks split into the same pieces as the whole text. With the known patterns no piece goes on from a letter
+    /// to another class, and the look-ahead covers only white space. So the text can be cut after the last letter of a
+    /// word. About other patterns nothing is known: they get one chunk.
+    pub fn chunks<'t>(&self, text: &'t str, size: usize) -> impl Iterator<Item = &'t str> {
         let classes = match self {
             Splitter::Table(_, classes) => Some(*classes),
             Splitter::Regex(_) => None,
@@ -96,17 +63,18 @@ impl Splitter {
             if rest.is_empty() {
                 return None;
             }
-            let end = classes.map_or(rest.len(), |classes| seam(classes, rest, size));
-            let (part, tail) = rest.split_at(end);
+            let end = classes.map_or(rest.len(), |classes| safe_cut(classes, rest, size));
+            let (chunk, tail) = rest.split_at(end);
             rest = tail;
-            Some(part)
+            Some(chunk)
         })
     }
 
-    /// Calls `pieces(text, start, ends)` with some pieces at a time, in order, until it returns false: the first is
-    /// `text[start..ends[0]]`, each of the others begins where the one before it ends. With `keep_gaps`, text between
-    /// matches is handed over as well (what `tokenizers` does in encoding); without, it is left out (what upstream's
-    /// trainer does). The known patterns match everything, so the two are the same for them.
+    /// Calls `pieces(text, start, ends)` with up to `MAX_PIECES` pieces at a time, in order, until it returns false.
+    ///
+    /// The first piece is `text[start..ends[0]]`. Each other piece starts where the one before it ends. With
+    /// `keep_gaps`, text between matches is a piece too, as in `tokenizers`. Without it, that text is left out, as in
+    /// upstream's trainer. The known patterns match everything, so `keep_gaps` makes no difference for them.
     pub fn split<'t>(
         &self,
         text: &'t str,
@@ -120,11 +88,11 @@ impl Splitter {
                 Ok(())
             }
             Splitter::Regex(regex) => {
-                let (mut last, mut start, mut ends) = (0, 0, Vec::with_capacity(ENDS));
+                let (mut last, mut start, mut ends) = (0, 0, Vec::with_capacity(PIECES_PER_CALL));
                 for found in regex.find_iter(text) {
                     let found = found.map_err(|error| format!("the split pattern failed on a text: {error}"))?;
                     let gap = found.start() > last;
-                    if (gap && !keep_gaps) || ends.len() + 2 > ENDS {
+                    if (gap && !keep_gaps) || ends.len() + 2 > PIECES_PER_CALL {
                         if !pieces(bytes, start, &ends) {
                             return Ok(());
                         }
@@ -149,45 +117,46 @@ impl Splitter {
     }
 }
 
+/// `Splitter::split` for the known patterns.
 fn split_by_table<'t>(
     rules: &Rules,
     classes: &Classes,
     bytes: &'t [u8],
     mut pieces: impl FnMut(&'t [u8], usize, &[usize]) -> bool,
 ) {
-    let (mut ends, mut found) = ([0; MOST_PIECES], 0);
+    let (mut ends, mut found) = ([0; MAX_PIECES], 0);
     let (mut start, mut at) = (0, 0);
     while at < bytes.len() {
-        let mut begins = match bytes.get(at..at + BLOCK) {
-            // Not where the table has to decide anyway.
+        let mut starts = match bytes.get(at..at + BLOCK) {
+            // A block that starts with other characters needs the table anyway.
             Some(block) if (block[0] | block[1]) < 0x80 => {
-                beginnings(rules, block.try_into().expect("a block"), BLOCK)
+                piece_starts(rules, block.try_into().expect("a block"), BLOCK)
             }
             Some(_) => 0,
             None => {
                 let mut block = [0; BLOCK];
                 block[..bytes.len() - at].copy_from_slice(&bytes[at..]);
-                beginnings(rules, &block, bytes.len() - at)
+                piece_starts(rules, &block, bytes.len() - at)
             }
         };
-        if begins == 0 {
+        if starts == 0 {
             at = piece_end(rules, classes, bytes, at);
             ends[found] = at;
             found += 1;
         } else {
-            let new = found + begins.count_ones() as usize;
+            let new = found + starts.count_ones() as usize;
             while found < new {
-                // Eight at a time: how many there are is one more thing nobody guesses.
+                // Eight per step, because a loop over the exact number would be mispredicted.
                 for place in &mut ends[found..found + 8] {
-                    *place = at + begins.trailing_zeros() as usize;
-                    begins &= begins.wrapping_sub(1);
+                    *place = at + starts.trailing_zeros() as usize;
+                    starts &= starts.wrapping_sub(1);
                 }
                 found += 8;
             }
             found = new;
             at = ends[found - 1];
         }
-        if found >= ENDS {
+        if found >= PIECES_PER_CALL {
             if !pieces(bytes, start, &ends[..found]) {
                 return;
             }
@@ -197,8 +166,8 @@ fn split_by_table<'t>(
     pieces(bytes, start, &ends[..found]);
 }
 
-/// The first seam at or behind `from`, or the end of the text.
-fn seam(classes: &Classes, text: &str, from: usize) -> usize {
+/// The first position from `from` on where the text can be cut without changing its pieces, or its end.
+fn safe_cut(classes: &Classes, text: &str, from: usize) -> usize {
     let (bytes, mut at) = (text.as_bytes(), from.min(text.len()));
     while !text.is_char_boundary(at) {
         at += 1;
@@ -215,7 +184,7 @@ fn seam(classes: &Classes, text: &str, from: usize) -> usize {
     at
 }
 
-/// One class per code point, from the regex engine's own Unicode tables.
+/// The table of classes, from the regex engine's own Unicode tables.
 fn classes() -> &'static Classes {
     static TABLE: OnceLock<Box<Classes>> = OnceLock::new();
     TABLE.get_or_init(|| {
@@ -240,10 +209,11 @@ fn class_at(classes: &Classes, bytes: &[u8], at: usize) -> (u8, usize) {
     if first < 0x80 {
         return (classes[first as usize], 1);
     }
-    wide_class_at(classes, bytes, at)
+    non_ascii_class_at(classes, bytes, at)
 }
 
-fn wide_class_at(classes: &Classes, bytes: &[u8], at: usize) -> (u8, usize) {
+/// `class_at` for a character of two to four bytes.
+fn non_ascii_class_at(classes: &Classes, bytes: &[u8], at: usize) -> (u8, usize) {
     let tail = |k: usize| (bytes[at + k] & 0x3f) as usize;
     let first = bytes[at] as usize;
     let (code, length) = if first < 0xe0 {
@@ -269,17 +239,19 @@ fn run_end(classes: &Classes, bytes: &[u8], mut at: usize, class: u8) -> usize {
     at
 }
 
-/// End of the run of letters that starts at `at`. Eight ASCII letters are seen at once: words end where a loop over
-/// bytes would not expect it, and a branch that the processor guesses wrong costs more than the whole word.
+/// End of the run of letters that starts at `at`.
+///
+/// Compares eight ASCII letters at once. The end of a loop over bytes would be mispredicted, which costs more than the
+/// whole word.
 #[inline(always)]
 fn letters_end(classes: &Classes, bytes: &[u8], mut at: usize) -> usize {
-    const EACH: u64 = 0x0101_0101_0101_0101;
+    const EVERY_BYTE: u64 = 0x0101_0101_0101_0101;
     while let Some(eight) = bytes.get(at..at + 8) {
         let word = u64::from_le_bytes(eight.try_into().expect("eight bytes"));
-        let lower = (word | (0x20 * EACH)) & (0x7f * EACH);
-        let from_a = lower + (0x80 - b'a' as u64) * EACH; // the top bit of each byte: whether it is `a` or above,
-        let above_z = lower + (0x7f - b'z' as u64) * EACH; // and whether it is above `z`
-        let others = !(from_a & !above_z & !word) & (0x80 * EACH);
+        let lower = (word | (0x20 * EVERY_BYTE)) & (0x7f * EVERY_BYTE);
+        let from_a = lower + (0x80 - b'a' as u64) * EVERY_BYTE; // the top bit of each byte: it is `a` or above
+        let above_z = lower + (0x7f - b'z' as u64) * EVERY_BYTE; // the top bit of each byte: it is above `z`
+        let others = !(from_a & !above_z & !word) & (0x80 * EVERY_BYTE);
         if others != 0 {
             at += others.trailing_zeros() as usize / 8;
             return if bytes[at] < 0x80 { at } else { run_end(classes, bytes, at, LETTER) };
@@ -289,8 +261,8 @@ fn letters_end(classes: &Classes, bytes: &[u8], mut at: usize) -> usize {
     run_end(classes, bytes, at, LETTER)
 }
 
-/// End of the piece that starts at `start`: the alternatives of the pattern, decided by the class of the first
-/// character and, mostly, of the second.
+/// End of the piece that starts at `start`. The class of the first character, and mostly that of the second, decides
+/// which alternative of the pattern matches.
 fn piece_end(rules: &Rules, classes: &Classes, bytes: &[u8], start: usize) -> usize {
     let (first, length) = class_at(classes, bytes, start);
     let second = start + length;
@@ -319,21 +291,7 @@ fn piece_end(rules: &Rules, classes: &Classes, bytes: &[u8], start: usize) -> us
     space_end(rules, classes, bytes, start)
 }
 
-impl Rules {
-    /// End of `'s 'd 'm 't 'll 've 're`; in either case, if so ruled, and then `'ſ`, which folds to `'s`, as well. `at`
-    /// is behind the apostrophe.
-    pub fn contraction_end(&self, bytes: &[u8], at: usize) -> Option<usize> {
-        let fold = if self.fold_case { 0x20 } else { 0 };
-        let lower = |k: usize| bytes.get(at + k).map_or(0, |byte| byte | fold);
-        match (lower(0), lower(1)) {
-            (b's' | b'd' | b'm' | b't', _) => Some(at + 1),
-            (b'l', b'l') | (b'v', b'e') | (b'r', b'e') => Some(at + 2),
-            _ if self.fold_case && bytes[at..].starts_with("ſ".as_bytes()) => Some(at + 2),
-            _ => None,
-        }
-    }
-}
-
+/// End of the digits that start at `start`: all of them, or at most `rules.digits`.
 fn numbers_end(rules: &Rules, classes: &Classes, bytes: &[u8], start: usize) -> usize {
     if rules.digits == 0 {
         return run_end(classes, bytes, start, NUMBER);
@@ -348,10 +306,12 @@ fn numbers_end(rules: &Rules, classes: &Classes, bytes: &[u8], start: usize) -> 
     at
 }
 
-/// White space: up to its last line break, if so ruled; without one, all of it at the end of the text, else all but its
-/// last character (which belongs to the next piece), unless that is all there is.
+/// End of a piece of white space.
+///
+/// With `rules.newlines`, it ends after its last line break. Without a line break, it takes all white space at the end
+/// of the text. Elsewhere it leaves the last character to the next piece, unless there is only one.
 fn space_end(rules: &Rules, classes: &Classes, bytes: &[u8], start: usize) -> usize {
-    let (mut at, mut last, mut behind_newline) = (start, start, None);
+    let (mut at, mut last, mut after_newline) = (start, start, None);
     while at < bytes.len() {
         let (class, length) = class_at(classes, bytes, at);
         if class < SPACE {
@@ -360,11 +320,11 @@ fn space_end(rules: &Rules, classes: &Classes, bytes: &[u8], start: usize) -> us
         last = at;
         at += length;
         if class == NEWLINE && rules.newlines {
-            behind_newline = Some(at);
+            after_newline = Some(at);
         }
     }
     let at_end = at == bytes.len();
-    match behind_newline {
+    match after_newline {
         Some(end) if !(at_end && rules.whole_end) => end,
         _ if at_end || last == start => at,
         _ => last,
