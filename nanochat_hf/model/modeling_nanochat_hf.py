@@ -3,20 +3,13 @@
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import (
-    Cache,
-    DynamicCache,
-    DynamicSlidingWindowLayer,
-    StaticCache,
-    StaticSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,10 +21,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nanochat_hf import NanochatHFConfig
 from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
-
-# Channels of the normed input that feed the two kinds of gate (upstream's choice: enough for a gate, and cheap).
-VALUE_GATE_CHANNELS = 12
-SMEAR_GATE_CHANNELS = 24
+from .shape_nanochat_hf import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
+from .smear_state_nanochat_hf import give_state_layer, paged_previous_tokens, previous_states
 
 
 class Linear(nn.Linear):
@@ -257,10 +248,10 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **base}
         return super().save_pretrained(*args, **kwargs)
 
-    def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Value embeddings have a row for each token too, and the head stays of its class."""
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the value embeddings, too, have a row per token, and the head stays of its class."""
         head = self.get_output_embeddings()
-        embeddings = super()._resize_token_embeddings(*args, **kwargs)
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
         for table in self.base_model.value_embeds.values() if self.config.value_embeddings else ():
             resized = self._get_resized_embeddings(table, embeddings.num_embeddings)
             resized.requires_grad_(table.weight.requires_grad)
@@ -271,10 +262,14 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
             self.set_output_embeddings(head)
         return embeddings
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """transformers skips modules without parameters of their own where code is custom, hence attention, MLP and
-        the head's owner, whose projections would keep PyTorch's initialisation. Ours minds the flags itself."""
-        super()._initialize_weights(module, is_custom_code=False)
+    def _initialize_weights(self, module: nn.Module, *_: Any, **__: Any) -> None:
+        """As in transformers for its own models: no module is skipped.
+
+        For custom code transformers skips modules without parameters of their own. Those are attention, MLP and the
+        head's owner here, and their projections would keep PyTorch's initialisation. The skip protects loaded weights
+        from code that overwrites them; `transformers.initialization`, used below, does not.
+        """
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -489,78 +484,6 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
-def previous_states(x: torch.Tensor, past_key_values: Cache, layer_idx: int) -> torch.Tensor:
-    """Each token's predecessor [B, T, C]; the first one's comes from the cache, into which the last one goes.
-
-    The state is a stock key/value layer of window two at `layer_idx`, behind the model's own layers: whatever is done
-    to a cache (reorder, crop, repeat, select, reset) is done to it too. A cache without that layer gets it here.
-    """
-    if len(past_key_values.layers) <= layer_idx:
-        add_state_layer(past_key_values, layer_idx)
-    keys = x.unsqueeze(1)  # [B, 1, T, C]
-    states, _ = past_key_values.update(keys, keys[..., :0], layer_idx)
-    states, tokens = states.squeeze(1), x.shape[1]
-    if states.shape[1] > tokens:  # the last T + 1 states are the cached one and the new ones
-        return states[:, -tokens - 1 : -1]
-    return F.pad(states[:, :-1], (0, 0, 1, 0))
-
-
-def add_state_layer(past_key_values: Cache, layer_idx: int) -> None:
-    """Gives a cache the layer that holds smear's state."""
-    layers = past_key_values.layers
-    while len(layers) < layer_idx:  # a cache that was made without a configuration grows its layers on first use
-        layers.append(past_key_values.layer_class_to_replicate())
-    if isinstance(past_key_values, StaticCache):
-        layers.append(StaticSlidingWindowLayer(max_cache_len=2, sliding_window=2))
-    else:
-        layers.append(DynamicSlidingWindowLayer(sliding_window=2))
-        if any(past_key_values.is_recording_past(index) for index in range(layer_idx)):
-            layers[-1].activate_past_recording()
-
-
-def paged_previous_tokens(input_ids: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]) -> torch.Tensor:
-    """The token before each one in the rows of many requests that continuous batching lays end to end.
-
-    Smear sees no more of the past than one embedding, so the past is the ids of the tokens. They are kept as numbers
-    of base 256, which bfloat16 holds exactly, in the keys and values of one more layer of the paged cache: the engine
-    forks, shares and offloads it like any other.
-
-    Args:
-        input_ids: [1, T]; T tokens of all requests.
-        kwargs: the engine's arguments: `cache`, where each request begins in the queries (`cu_seq_lens_q`) and in the
-            keys (`cu_seq_lens_k`), and where the cache is read and written.
-
-    Returns:
-        Ids [1, T]; meaningless where a request begins (position 0).
-    """
-    cache, places = kwargs["cache"], dict(kwargs)  # the cache writes into the dictionary
-    allocator = cache.layer_to_allocator[layer_idx]
-    keys = torch.zeros(
-        (1, allocator.num_key_value_heads, input_ids.shape[1], allocator.head_dim),
-        dtype=cache.dtype,
-        device=input_ids.device,
-    )
-    values = keys.clone()
-    keys[:, 0, :, 0], keys[:, 0, :, 1] = input_ids % 256, input_ids // 256 % 256
-    values[:, 0, :, 0] = input_ids // 65536
-    keys, values = cache.update(keys, values, layer_idx, places)
-    tokens = keys[:, 0, :, 0].long() + 256 * keys[:, 0, :, 1].long() + 65536 * values[:, 0, :, 0].long()  # [1, keys]
-    queries_end, keys_end = kwargs["cu_seq_lens_q"][1:], places["cu_seq_lens_k"][1:]
-    index = torch.arange(input_ids.shape[1], device=input_ids.device)
-    request = torch.searchsorted(queries_end, index, right=True).clamp(max=queries_end.shape[0] - 1)
-    before = keys_end[request] - queries_end[request] + index - 1
-    return tokens[:, before.clamp(0, tokens.shape[1] - 1)]
-
-
-def with_state_layer(config: NanochatHFConfig) -> NanochatHFConfig:
-    """The configuration of a paged cache that has room for smear's state behind the model's own layers."""
-    config = copy.deepcopy(config)
-    kind = "sliding_attention" if "sliding_attention" in config.layer_types else "full_attention"
-    config.layer_types = [*config.layer_types, kind]
-    config.num_hidden_layers += 1
-    return config
-
-
 class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
     """The decoder with its language-modelling head: one linear map and a soft cap."""
 
@@ -636,26 +559,10 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         )
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with a layer for smear's state in the paged cache; see [`paged_previous_tokens`].
-
-        `generate_batch`, the server and TRL's trainers come through here. Kernels that write the cache themselves
-        (block tables) would not write that layer, so they are left out.
-        """
+        """As in transformers, whose `generate_batch`, server and TRL's trainers call it; adds smear's state."""
         manager = super().init_continuous_batching(*args, **kwargs)
-        if not self.config.smear or "_create_batch_processor" in vars(manager):
-            return manager
-        manager.continuous_batching_config.max_blocks_per_request = 0
-        create = manager._create_batch_processor
-
-        def create_with_state_layer() -> Any:
-            config = self.config
-            self.config = with_state_layer(config)
-            try:
-                return create()
-            finally:
-                self.config = config
-
-        manager._create_batch_processor = create_with_state_layer
+        if self.config.smear:
+            give_state_layer(manager, self)
         return manager
 
 

@@ -11,7 +11,8 @@ from nanochat_hf.scaling.depth import (
     depth_dial,
     fit_batch,
     fit_dial,
+    lr_scale,
     shape_from_depth,
 )
 
-__all__ = ["BatchPlan", "DepthDial", "Shape", "depth_dial", "fit_batch", "fit_dial", "shape_from_depth"]
+__all__ = ["BatchPlan", "DepthDial", "Shape", "depth_dial", "fit_batch", "fit_dial", "lr_scale", "shape_from_depth"]

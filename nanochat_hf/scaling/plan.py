@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nanochat_hf.model.shape_nanochat_hf import tokens_per_chunk
 from nanochat_hf.scaling import BatchPlan, DepthDial, depth_dial, fit_dial
 
 if TYPE_CHECKING:
@@ -56,8 +57,6 @@ def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int, fp8: b
     estimate, 18 bytes · width a token and layer, and so are the 7 bytes a logit with `fp8`, where the loss holds all
     logits: fitted to upstream's published peaks for the classic d20.
     """
-    from nanochat_hf.model.loss_nanochat_hf import tokens_at_once
-
     shape, counts = dial.shape, dial.shape.parameter_counts()
     matrices = counts["matrices"]
     others = counts["total"] - matrices
@@ -65,7 +64,7 @@ def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int, fp8: b
     if fp8:
         loss = 7.0 * shape.padded_vocab * tokens
     else:
-        loss = 12.0 * shape.padded_vocab * tokens_at_once(tokens, shape.padded_vocab)
+        loss = 12.0 * shape.padded_vocab * tokens_per_chunk(tokens, shape.padded_vocab)
         loss += 8.0 * shape.padded_vocab * shape.hidden_size
     return {
         "weights": 4.0 * counts["total"],
