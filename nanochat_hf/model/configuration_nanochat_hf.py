@@ -167,7 +167,7 @@ class NanochatHFConfig(PreTrainedConfig):
 
 
 def classic_features() -> dict[str, Any]:
-    """The October 2025 model as fields: none of the later features."""
+    """Returns the fields that turn the October 2025 model's missing features off."""
     return dict(value_embeddings=False, residual_scalars=False, smear=False, backout=False, qk_scale=1.0)
 
 

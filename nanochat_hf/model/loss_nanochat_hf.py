@@ -1,6 +1,6 @@
 """The language model's loss: cross-entropy of soft-capped fp32 logits, from all of them or from a chunk at a time.
 
-Shapes: N tokens, C hidden_size, V vocab_size. Like the rest of this folder it travels to the Hub beside the checkpoint.
+Shapes: N tokens, C hidden_size, V vocab_size. It travels to the Hub beside the checkpoint.
 """
 
 from typing import Any

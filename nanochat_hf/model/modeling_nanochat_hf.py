@@ -1,5 +1,8 @@
 """The nanochat decoder for transformers: upstream's July 2026 architecture, with October 2025 as a preset.
 
+The file reads from the parts to the whole: norm and rotary positions, attention, MLP, block, model, language model.
+The loss is in `loss_nanochat_hf.py`. What smear keeps in caches is in `smear_state_nanochat_hf.py`.
+
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
 
@@ -26,7 +29,7 @@ from .smear_state_nanochat_hf import give_state_layer, paged_previous_tokens, pr
 
 
 class Linear(nn.Linear):
-    """A bias-free projection that works in the activation's dtype while its master weight keeps its own."""
+    """A projection without bias: it computes in the dtype of its input, whatever the dtype of its weight."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -36,14 +39,16 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Parameter-free norm of the last dimension, in the dtype of `x` as upstream: autocast on GPUs would compute it in
-    fp32 and keep the result in fp32 for the backward pass."""
+    """RMS norm of the last dimension of `x` [..., channels], without parameters and in the dtype of `x`, as upstream.
+
+    Autocast on GPUs would compute it in fp32 and keep the result in fp32 for the backward pass.
+    """
     with maybe_autocast(x.device.type, enabled=False):
         return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 class NanochatHFRotaryEmbedding(nn.Module):
-    """Angles of the rotary positions, computed for the positions at hand, so no table has to grow."""
+    """Rotary positions, computed for the positions of each batch, so that no table limits the length."""
 
     def __init__(self, config: NanochatHFConfig):
         super().__init__()
@@ -65,14 +70,14 @@ class NanochatHFRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T] positions -> cos and sin [B, 1, T, D/2] in the activation's dtype."""
+        """Returns cos and sin [B, 1, T, D/2] of the positions [B, T], in the dtype of `x`."""
         angles = position_ids[:, None, :, None].float() * self.inv_freq.to(x.device, torch.float)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the channel pairs (i, i + D/2) by minus the angle, nanochat's convention."""
+    """Rotates the channel pairs (i, i + D/2) of `x` [B, H, T, D] by minus the angle, upstream's convention."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
@@ -87,7 +92,16 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention spelled out; returns [B, T, H, D] and the weights [B, H, T, keys]."""
+    """Attention from its formula; returns the output [B, T, H, D] and the weights [B, H, T, keys].
+
+    Args:
+        module: the attention layer, for its number of query heads per key/value head.
+        query: [B, H, T, D].
+        key, value: [B, K, keys, D].
+        attention_mask: added to the scores; broadcasts to [B, H, T, keys].
+        scaling: factor on the scores.
+        dropout: of the weights, in training.
+    """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -101,10 +115,19 @@ def eager_attention_forward(
 def windowed_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, **options: Any
 ) -> torch.Tensor:
-    """Causal attention [B, H, T, D] of a sliding window over whole sequences, without a [T, T] mask.
+    """Causal attention over a sliding window of whole sequences, without a [T, T] mask.
 
-    Queries go block by block over those keys alone that a block can see: at most eight blocks, none shorter than the
-    window's reach. See docs/model.md for what it saves.
+    Queries are taken in at most eight blocks, each with only the keys that it can see; no block is shorter than the
+    window. docs/model.md has the measurements.
+
+    Args:
+        query: [B, H, T, D].
+        key, value: [B, K, T, D].
+        window: keys that a query sees, itself included.
+        options: of `F.scaled_dot_product_attention`.
+
+    Returns:
+        [B, H, T, D].
     """
     reach, (heads, length) = window - 1, query.shape[1:3]
     block = max(reach, -(-length // 8))
@@ -128,7 +151,10 @@ def windowed_sdpa(
 
 
 class NanochatHFAttention(nn.Module):
-    """Causal grouped-query attention: rotary, then parameter-free norm on queries and keys; gated value embeddings."""
+    """Causal grouped-query attention, with rotary positions and then a norm on queries and keys.
+
+    Where the layer has a value embedding, the values are v + 3 · sigmoid(gate) · value embedding of the token.
+    """
 
     def __init__(self, config: NanochatHFConfig, layer_idx: int):
         super().__init__()
@@ -137,7 +163,7 @@ class NanochatHFAttention(nn.Module):
         self.layer_type = config.layer_types[layer_idx]
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        # Upstream multiplies queries and keys by qk_scale; on the scores it is one factor, and spares two roundings.
+        # Upstream multiplies queries and keys by qk_scale; one factor on the scores saves two roundings.
         self.scaling = config.head_dim**-0.5 * config.qk_scale**2
         self.sliding_window = config.sliding_window if self.layer_type == "sliding_attention" else None
         self.is_causal = True
@@ -157,6 +183,15 @@ class NanochatHFAttention(nn.Module):
         value_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the layer's output [B, T, C] and, where the implementation has them, the attention weights.
+
+        Args:
+            hidden_states: [B, T, C], normed.
+            position_embeddings: cos and sin [B, 1, T, D/2].
+            attention_mask: as the attention implementation takes it.
+            past_key_values: cache that keys and values are added to.
+            value_embeds: [B, T, K · D], the value embeddings of the tokens.
+        """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # [B, H, T, D]
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)  # [B, K, T, D]
@@ -164,7 +199,7 @@ class NanochatHFAttention(nn.Module):
         if value_embeds is not None:
             gate = 3 * torch.sigmoid(self.ve_gate(hidden_states[..., : self.ve_gate.in_features]))  # [B, T, K]
             value_embeds = value_embeds.view(heads)
-            if value_embeds.shape != value.shape:  # tensor parallelism: these heads are some of the table's
+            if value_embeds.shape != value.shape:  # tensor parallelism: this process has some of the heads
                 mesh = self.v_proj.weight.device_mesh
                 value_embeds = value_embeds.chunk(mesh.size(), dim=2)[mesh.get_local_rank()]
             value = value + gate.unsqueeze(-1) * value_embeds
@@ -190,7 +225,7 @@ class NanochatHFAttention(nn.Module):
 
 
 class NanochatHFMLP(nn.Module):
-    """Up projection, squared ReLU (Primer, arXiv:2109.08668), down projection."""
+    """Up projection, squared ReLU (Primer, arXiv:2109.08668), down projection; [B, T, C] to [B, T, C]."""
 
     def __init__(self, config: NanochatHFConfig):
         super().__init__()
@@ -202,7 +237,7 @@ class NanochatHFMLP(nn.Module):
 
 
 class NanochatHFDecoderLayer(GradientCheckpointingLayer):
-    """Residual scales, attention, MLP; parameter-free pre-norms."""
+    """A block: residual scales, then attention and MLP, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: NanochatHFConfig, layer_idx: int):
         super().__init__()
@@ -217,6 +252,14 @@ class NanochatHFDecoderLayer(GradientCheckpointingLayer):
         scales: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        """Returns the residual stream [B, T, C] after the block.
+
+        Args:
+            hidden_states: [B, T, C], the residual stream.
+            initial_states: [B, T, C], what entered the first block.
+            scales: 0-D factors on the two; None for 1 and 0.
+            kwargs: go to the attention.
+        """
         if scales is not None:
             hidden_states = scales[0] * hidden_states + scales[1] * initial_states
         attended, _ = self.self_attn(rms_norm(hidden_states, self.eps), **kwargs)
@@ -225,7 +268,7 @@ class NanochatHFDecoderLayer(GradientCheckpointingLayer):
 
 
 class NanochatHFPreTrainedModel(PreTrainedModel):
-    """What the base model and the causal language model share: flags, and upstream's initialisation."""
+    """What model and language model share: transformers' flags, resizing, upstream's initialisation."""
 
     config: NanochatHFConfig
     config_class = NanochatHFConfig
@@ -243,7 +286,7 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [".*_gate"]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, which maps only the class that is saved: `AutoModel` finds the base model in it too."""
+        """As in transformers; the folder's `auto_map` also names the base model, so that `AutoModel` finds it."""
         base = {"AutoModel": f"{NanochatHFModel.__module__.split('.')[-1]}.{NanochatHFModel.__name__}"}
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **base}
         return super().save_pretrained(*args, **kwargs)
@@ -273,8 +316,7 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Upstream's initialisation. Works on real tensors after a load through the meta device: `init` leaves alone
-        what the checkpoint has filled."""
+        """Upstream's initialisation. `init` leaves alone what a checkpoint has filled."""
         classic, width = self.config.preset == "classic", self.config.hidden_size
         uniform = (3 / width) ** 0.5  # U(-b, b) has the standard deviation of N(0, 1/sqrt(width))
         if isinstance(module, NanochatHFAttention):
@@ -309,7 +351,7 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
             for table in module.value_embeds.values():
                 init.uniform_(table.weight, -uniform, uniform)
         if self.config.residual_scalars:
-            # Early layers carry more of the residual stream and of the initial embedding than late ones.
+            # Early layers get more of the residual stream and of the initial embedding than late ones.
             layers = self.config.num_hidden_layers
             steps = torch.arange(layers, dtype=torch.float) / max(layers - 1, 1)
             init.copy_(module.resid_lambdas, 1.15 - 0.10 * steps)
@@ -365,15 +407,20 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         """Runs the decoder.
 
         Args:
-            input_ids: [B, T] tokens. Value embeddings look tokens up in every second layer, so a model that has them
-                cannot run from `inputs_embeds` alone.
+            input_ids: [B, T] tokens. A model with value embeddings needs them: every second layer looks them up.
             attention_mask: [B, past + T] with 0 for padding, or transformers' prepared masks by layer type.
             position_ids: [B, T]; a position of 0 begins a document (smear does not reach over it). Default: counted
                 from the mask, else from the cache.
-            past_key_values: any transformers cache; when smear is on, its state is kept there in one more layer.
+            past_key_values: any cache of transformers; smear's state is kept there in one more layer.
+            inputs_embeds: [B, T, C] embeddings instead of `input_ids`.
+            use_cache: whether to return a cache; default: the configuration's.
 
         Returns:
-            `last_hidden_state` [B, T, C] after backout and the final norm.
+            `last_hidden_state` [B, T, C] after backout and the final norm, and `past_key_values`.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given, or value embeddings lack
+                `input_ids`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -389,7 +436,7 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
         if whole_rows and self.config._attn_implementation == "sdpa" and not is_exporting():
-            masks = dict.fromkeys(self.config.layer_types)  # what transformers makes under torch.compile is [T, T]
+            masks = dict.fromkeys(self.config.layer_types)  # under torch.compile transformers would make [T, T] masks
         else:
             masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
 
@@ -431,26 +478,29 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
     @staticmethod
     def _to_compute_dtype(x: torch.Tensor) -> torch.Tensor:
-        """The residual stream runs in the embedding table's dtype, or in autocast's: autocast alone would leave the
-        residual stream in fp32, because embedding and norm keep their input's dtype."""
+        """The residual stream is in the embedding table's dtype, or in autocast's.
+
+        Autocast alone would leave it in fp32, because embedding and norm keep the dtype of their input.
+        """
         if torch.is_autocast_enabled(x.device.type):
             return x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
     @staticmethod
     def _positions(x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None) -> torch.Tensor:
-        """Positions [B or 1, T]: padding does not count, where a 2-D mask tells of it."""
+        """Returns positions [B or 1, T], counted from the cache; a 2-D mask leaves padding out of the count."""
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -x.shape[1] :]
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(x.shape[1], device=x.device) + seen).unsqueeze(0)
 
     def _masks(self, x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: torch.Tensor):
+        """Returns the attention mask of each kind of layer, by its name in `layer_types`."""
         if isinstance(attention_mask, dict):
             return attention_mask
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         layer_types = self.config.layer_types
-        # The layer that sizes the mask is named: smear's state, too, is a sliding layer of the cache.
+        # Which layer of the cache sizes the mask is said, because smear's state is a sliding layer too.
         return {
             kind: make(
                 self.config, x, attention_mask, past_key_values, position_ids, layer_idx=layer_types.index(kind)
@@ -462,17 +512,17 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
     def _previous_states(
         self, x: torch.Tensor, input_ids: torch.Tensor | None, past_key_values: Cache | None, kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        """Each token's predecessor [B, T, C] among the normed embeddings `x`, from wherever the past is kept."""
+        """Returns each token's predecessor [B, T, C], from the normed embeddings `x` and from the cache."""
         state_layer = self.config.num_hidden_layers
         if kwargs.get("cache") is not None:  # continuous batching
             tokens = paged_previous_tokens(input_ids, state_layer, kwargs)
             return self._norm(self._to_compute_dtype(self.embed_tokens(tokens)))
         if past_key_values is not None:
             return previous_states(x, past_key_values, state_layer)
-        return F.pad(x, (0, 0, 1, -1))  # not of a slice: export would exclude the length at which that has one token
+        return F.pad(x, (0, 0, 1, -1))  # a slice would make export exclude the length of one token
 
     def _smear(self, x: torch.Tensor, previous: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
-        """x_t + lambda * sigmoid(w . x_t) * x_(t-1), on the normed embeddings [B, T, C]; nothing reaches a start."""
+        """Returns x_t + lambda * sigmoid(w . x_t) * x_(t-1) [B, T, C], and x_t where a document starts."""
         gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., : self.smear_gate.in_features]))
         if starts is not None:
             gate = gate.masked_fill(starts.unsqueeze(-1), 0)
@@ -480,7 +530,7 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is at work. PyTorch before 2.14 answers yes inside of `torch.compile`, too."""
+    """Whether `torch.export` is running; PyTorch before 2.14 says so inside of `torch.compile`, too."""
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
@@ -516,15 +566,15 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         """Runs the model; see [`NanochatHFModel.forward`] for what is not described here.
 
         Args:
-            labels: [B, T] token ids, -100 where nothing is to be learned; shifted inside.
+            labels: [B, T] token ids, -100 for tokens that are not supervised; shifted inside.
             logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
             num_items_in_batch: what the summed loss is divided by; default the number of supervised tokens here.
             shift_labels: [B, T] labels that are shifted already, instead of `labels`.
-            return_logits: whether logits are wanted beside a loss. By default not in training, where [B, T, V] in fp32
+            return_logits: whether to return logits beside a loss; by default not in training, where [B, T, V] in fp32
                 would be the largest tensor of all.
 
         Returns:
-            `loss`, and `logits` [B, T, V] in fp32 or None.
+            `loss` (0-D, nats per supervised token), and `logits` [B, T, V] in fp32 or None.
         """
         supervised = labels is not None or shift_labels is not None
         if supervised and use_cache is None:
@@ -569,8 +619,8 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
 def is_only_its_weight(head: nn.Module) -> bool:
     """Whether the loss may use a head's weight without calling the head.
 
-    Not where it is wrapped (LoRA), quantised or in 8-bit floats, sharded (tensor-parallel, FSDP of its own), or has
-    hooks that look on or move it about (`device_map`).
+    It may not where the head is wrapped (LoRA), quantised, in 8-bit floats or sharded (tensor parallelism, FSDP), or
+    where it has hooks, such as those of `device_map`.
     """
     hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__
     return type(head) is Linear and type(head.weight) is nn.Parameter and not hooked

@@ -1,7 +1,7 @@
 """From one number, the depth, to every number of a run.
 
-`depth` is the dial: shape, tokens, batch size, learning rates, weight decay and steps. `plan` says what a run will
-need: memory, time and money. `sweep` trains several models with one script and compares them.
+`depth` computes shape, tokens, batch size, learning rates, weight decay and steps. `plan` computes memory, time and
+cost. `sweep` trains several models and compares them.
 """
 
 from nanochat_hf.scaling.depth import (
