@@ -35,7 +35,7 @@ STEPS = {
     "ours, modern": {"preset": "modern"},
     "ours, modern, masks instead of blocks": {"preset": "modern", "square_masks": True},
 }
-ALL_LOGITS, BY_PARTS = "all logits", "by parts"
+ALL_LOGITS, CHUNKED = "all logits", "chunked"
 AUTO_MODEL = "from transformers import AutoModelForCausalLM"
 IMPORTS = {"import transformers": "import nanochat_hf", AUTO_MODEL: f"import nanochat_hf; {AUTO_MODEL}"}
 
@@ -211,7 +211,7 @@ def main() -> None:
         for size in options.vocab_sizes:
             compare(
                 "loss",
-                [f"{ALL_LOGITS}, vocabulary {size}", f"{BY_PARTS}, vocabulary {size}"],
+                [f"{ALL_LOGITS}, vocabulary {size}", f"{CHUNKED}, vocabulary {size}"],
                 options,
                 f"loss: {shape}",
             )

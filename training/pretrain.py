@@ -53,7 +53,7 @@ class PretrainConfig:
         default=None, metadata={"help": "tokens per scaling parameter; default 12 (classic: 20 per parameter)"}
     )
     # batch
-    total_batch_size: int = field(default=-1, metadata={"help": "tokens a step over all processes; -1 chooses"})
+    total_batch_size: int = field(default=-1, metadata={"help": "tokens per step over all processes; -1 chooses"})
     device_batch_size: int = field(default=32, metadata={"help": "most rows a process takes at once"})
     auto_device_batch: bool = field(default=False, metadata={"help": "find the most rows that fit into memory"})
     # optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens
