@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.scaling.sweep import parse_sweep, row, train
+from nanochat_hf.scaling.sweep import parse_sweep_arguments, summarize_run, train_one_model
 from nanochat_hf.settings import run_main
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
@@ -22,7 +22,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="layers of each")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/miniseries"), help="receives a folder a depth")
-    return parse_sweep(parser)
+    return parse_sweep_arguments(parser)
 
 
 def table(rows: list[dict[str, float]]) -> str:
@@ -59,8 +59,9 @@ def main() -> None:
     rows = []
     for number, depth in enumerate(sorted(options.depths), start=1):
         print(f"\n[{number}/{len(options.depths)}] d{depth}", flush=True)
-        run = train(PRETRAIN, options.run_dir / f"d{depth}", options, ["--depth", str(depth), *passed])
-        rows.append(row(run))
+        arguments = ["--depth", str(depth), *passed]
+        run = train_one_model(PRETRAIN, options.run_dir / f"d{depth}", options, arguments)
+        rows.append(summarize_run(run))
     settings.write_json(options.run_dir / "miniseries.json", rows)
     draw(rows, options.run_dir / "miniseries.png")
     print(f"\n{table(rows)}\n\nplot: {options.run_dir / 'miniseries.png'}")

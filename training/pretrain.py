@@ -13,7 +13,7 @@ An interrupted run goes on from its newest intact checkpoint when the same comma
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class PretrainConfig:
         default=None, metadata={"help": "tokens per scaling parameter; default 12 (classic: 20 per parameter)"}
     )
     # batch
-    total_batch_size: int = field(default=-1, metadata={"help": "tokens a step over all processes; -1 chooses"})
+    total_batch_size: int = field(default=-1, metadata={"help": "tokens per step over all processes; -1 chooses"})
     device_batch_size: int = field(default=32, metadata={"help": "most rows a process takes at once"})
     auto_device_batch: bool = field(default=False, metadata={"help": "find the most rows that fit into memory"})
     # optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens
@@ -66,7 +66,7 @@ class PretrainConfig:
     weight_decay: float | None = field(default=None, metadata={"help": "Muon, at depth 12; 0.28 (classic 0)"})
     lr_scale: float | None = field(
         default=None,
-        metadata={"help": "factor on the others; √(batch / 2^19), or 0.5 where less than 2^17 tokens are asked for"},
+        metadata={"help": "factor on the others; default √(max(batch, 2^17) / 2^19), classic 1"},
     )
     warmup_steps: int | None = field(default=None, metadata={"help": "steps; default 40 (classic 0)"})
     warmdown_ratio: float | None = field(default=None, metadata={"help": "share of the run; 0.65 (classic 0.2)"})
@@ -125,7 +125,7 @@ def main() -> None:
     names = ("warmup_steps", "warmdown_ratio", "final_lr_frac", "momentum_warmup_steps")
     schedule = Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
     if leader:
-        rates = f"learning rates × {lr_scale(config, dial):.3f} (upstream's rule: {dial.lr_scale:.3f})"
+        rates = f"learning rates × {dial.lr_scale:.3f}"
         print(dial.describe(), batch.describe(), rates, sep="\n", flush=True)
     if config.dry_run:
         if leader:
@@ -205,7 +205,6 @@ def turn_dial(config: PretrainConfig, vocab_size: int, world_size: int) -> tuple
     """The depth dial, with the batch that this many processes can make: (dial, batch plan)."""
     from nanochat_hf.scaling import depth_dial, fit_dial
 
-    pattern = {"window_pattern": config.window_pattern} if config.window_pattern else {}
     try:
         dial = depth_dial(
             config.depth,
@@ -220,23 +219,12 @@ def turn_dial(config: PretrainConfig, vocab_size: int, world_size: int) -> tuple
             target_flops=config.target_flops,
             total_batch_size=config.total_batch_size,
             base_weight_decay=config.weight_decay,
-            **pattern,
+            window_pattern=config.window_pattern or None,
         )
-        return fit_dial(dial, world_size, config.device_batch_size, keep_steps=config.num_iterations > 0)
+        dial, batch = fit_dial(dial, world_size, config.device_batch_size, keep_steps=config.num_iterations > 0)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def lr_scale(config: PretrainConfig, dial: Any) -> float:
-    """The factor on the rates that follow the batch: as asked for, or upstream's √(batch / 2^19).
-
-    Where a batch of less than 2^17 tokens is asked for, that rule makes the rates too small; the model gets those of
-    2^17 tokens. At 2^13 tokens, depths 2 and 4, that gained 0.11 bits per byte, and twice as much was worse again
-    (docs/log.md).
-    """
-    if config.lr_scale is not None:
-        return config.lr_scale
-    return max(0.5, dial.lr_scale) if config.total_batch_size > 0 else dial.lr_scale
+    return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
 
 
 def build_model(config: PretrainConfig, tokenizer: Any) -> Any:
@@ -287,7 +275,7 @@ def build_trainer(config: PretrainConfig, arguments: Any, model: Any, tokenizer:
     if config.eval_every > 0:
         validation = ValidationBatches(config.data, tokenizer, tokens=config.eval_tokens, **shared)
     rates = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
-    rates = peak_rates(config.preset, lr_scale(config, dial), **{name: getattr(config, name) for name in rates})
+    rates = peak_rates(config.preset, dial.lr_scale, **{name: getattr(config, name) for name in rates})
     stop = callbacks.StopOnSignal(every=1 if arguments.device.type == "cpu" else 10)
     extras = [callbacks.Progress(), callbacks.QuietGarbageCollector(), stop]
     if config.sample_every > 0:

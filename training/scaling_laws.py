@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nanochat_hf import settings
-from nanochat_hf.scaling.sweep import parse_sweep, row, train
+from nanochat_hf.scaling.sweep import parse_sweep_arguments, summarize_run, train_one_model
 from nanochat_hf.settings import run_main
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
@@ -30,7 +30,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--budgets", type=float, nargs="+", default=[1e18, 2.15e18, 4.64e18, 1e19], help="in FLOPs")
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="layers of each")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/scaling_laws"), help="receives a folder a model")
-    return parse_sweep(parser)
+    return parse_sweep_arguments(parser)
 
 
 def score(one: dict[str, float]) -> float:
@@ -107,7 +107,7 @@ def sweep(options: argparse.Namespace, passed: list[str]) -> list[dict[str, Any]
             print(f"\n{budget:.3g} FLOPs, d{depth}", flush=True)
             folder = options.run_dir / f"{budget:.3g}-d{depth}"
             own = ["--depth", str(depth), "--target_flops", str(budget)]
-            rows.append(row(train(PRETRAIN, folder, options, [*own, *passed])))
+            rows.append(summarize_run(train_one_model(PRETRAIN, folder, options, [*own, *passed])))
             rows[-1]["budget"] = budget
     return rows
 

@@ -1,6 +1,6 @@
-"""Upstream's checkpoints, ours, and transformers' own NanoChat: three ways to write down one model.
+"""Conversion between upstream's checkpoints, ours and those of transformers' NanoChat, and export to ONNX.
 
-`tensors.py` maps models in memory, `folders.py` whole checkpoint folders (`nanochat-hf convert`).
+`tensors.py` converts models in memory, `folders.py` whole checkpoint folders (`nanochat-hf convert`).
 """
 
 from .folders import convert_folder

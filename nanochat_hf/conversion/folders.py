@@ -1,7 +1,7 @@
-"""Whole checkpoint folders from one form to another: weights, configuration and tokenizer.
+"""Converts whole checkpoint folders from one format to another: weights, configuration and tokenizer.
 
-Three forms are told apart by what lies in the folder: upstream's `model_STEP.pt` with `meta_STEP.json`, this package's
-`config.json` of type "nanochat_hf", and transformers' own of type "nanochat" (the October 2025 architecture).
+The files of a folder show which of three formats it has: upstream's `model_STEP.pt` with `meta_STEP.json`, ours with a
+`config.json` of type "nanochat_hf", or transformers' own of type "nanochat" (the October 2025 architecture).
 """
 
 import json
@@ -24,7 +24,7 @@ from .tensors import from_own_tensors, from_transformers_tensors, from_upstream,
 from .upstream_tokenizer import NAME as UPSTREAM_TOKENIZER
 from .upstream_tokenizer import read_upstream_tokenizer, write_upstream_tokenizer
 
-FORMS = ("nanochat-hf", "upstream", "transformers", "onnx")
+FORMATS = ("nanochat-hf", "upstream", "transformers", "onnx")
 UPSTREAM_WEIGHTS = re.compile(r"model_(\d+)\.pt")
 
 
@@ -36,39 +36,39 @@ def convert_folder(
     tokenizer: str | os.PathLike | None = None,
     step: int | None = None,
 ) -> str:
-    """Converts a checkpoint folder; the numbers stay the same bit by bit, dtypes included.
+    """Converts a checkpoint folder; every tensor keeps its bits and its dtype.
 
     Args:
-        source: folder to read; its form is recognised.
+        source: folder to read; its format is recognised.
         destination: folder to write, which must not exist or be empty. It appears only when it is complete.
         to: "nanochat-hf", "upstream" (model_STEP.pt, meta_STEP.json, tokenizer.pkl), "transformers" (classic only) or
             "onnx" (model.onnx with the tokenizer; one way).
         tokenizer: folder of the tokenizer, ours or upstream's; default: in `source`, or where upstream keeps it beside
             its checkpoints.
-        step: which `model_STEP.pt` of an upstream folder to read (default the last), or the number that one is written
-            under (default 0).
+        step: which `model_STEP.pt` of an upstream folder to read (default the last); with `to="upstream"`, the step in
+            the name of the file to write (default 0).
 
     Returns:
         A sentence that says what was written.
 
     Raises:
-        UserError: the source is not a complete checkpoint, the destination is taken, or the form cannot express the
+        UserError: the source is not a complete checkpoint, the destination exists, or the format cannot express the
             model. Nothing has been written then.
     """
     source, destination = Path(source), Path(destination)
-    if to not in FORMS:
-        raise UserError(f"cannot convert to {to!r}; the forms are {', '.join(FORMS)}")
+    if to not in FORMATS:
+        raise UserError(f"cannot convert to {to!r}; the formats are {', '.join(FORMATS)}")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} is there already; name a new folder, or empty this one first")
+        raise UserError(f"{destination} exists already; name a new folder, or empty this one first")
     model = _read_model(source, step)
     text_tokenizer = read_tokenizer(_tokenizer_folder(source, tokenizer))
     if len(text_tokenizer) > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {len(text_tokenizer)} tokens and the model only {model.config.vocab_size}: they do "
-            "not belong together; name the right one with --tokenizer"
+            f"the tokenizer has {len(text_tokenizer)} tokens and the model only {model.config.vocab_size}: it is not "
+            "this model's tokenizer; name the right one with --tokenizer"
         )
     _take_control_tokens(model, text_tokenizer)
-    with _appearing_when_done(destination) as folder:
+    with _complete_or_absent(destination) as folder:
         try:
             if to == "upstream":
                 _write_upstream(model, text_tokenizer, folder, step or 0)
@@ -88,12 +88,12 @@ def convert_folder(
 def _read_model(source: Path, step: int | None) -> NanochatHFForCausalLM:
     if not source.is_dir():
         raise UserError(
-            f"{source} is not a folder (a model on the Hub comes with: hf download OWNER/NAME --local-dir FOLDER)"
+            f"{source} is not a folder (to download a model from the Hub: hf download OWNER/NAME --local-dir FOLDER)"
         )
     steps = _upstream_steps(source)
     if not steps and not (source / "config.json").exists():
         below = sorted(path.name for path in source.iterdir() if path.is_dir() and _upstream_steps(path))
-        hint = f"; it holds {', '.join(below)}: name one of these" if below else ""
+        hint = f"; name one of the folders in it: {', '.join(below)}" if below else ""
         raise UserError(f"{source} holds neither an upstream model_STEP.pt nor a config.json{hint}")
     try:
         return _read_upstream(source, steps, step) if steps else _read_pretrained(source)
@@ -117,12 +117,12 @@ def _read_upstream(source: Path, steps: dict[int, Path], step: int | None) -> Na
 
 
 def _load_torch(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `torch.save`d state dict. Only tensors: a file that would run code is refused."""
+    """Tensors of a state dict that `torch.save` has written. A file that would run code is refused."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError or UnpicklingError, by where the file ends
         refused = "weights_only" in str(error) or "Unsupported" in str(error)
-        what = "holds more than tensors and is not opened" if refused else "is damaged or was not copied to its end"
+        what = "holds more than tensors and is not opened" if refused else "is damaged or was copied incompletely"
         raise UserError(f"{path} {what} ({_first_line(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} is not a state dict of tensors")
@@ -130,8 +130,10 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_pretrained(source: Path) -> NanochatHFForCausalLM:
-    """A Hugging Face folder of ours or of transformers' NanoChat, every tensor accounted for (`from_pretrained` would
-    fill gaps with random numbers)."""
+    """The model of a folder of ours or of transformers' NanoChat.
+
+    Every tensor must be there; `from_pretrained` would fill gaps with random numbers.
+    """
     from transformers import GenerationConfig, NanoChatConfig
 
     model_type = _read_json(source / "config.json").get("model_type")
@@ -167,7 +169,7 @@ def _load_safetensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _cut_off_at(path: Path) -> str | None:
-    """Which tensors of a truncated safetensors file are missing; None where something else is wrong with it.
+    """Says which tensors of a truncated safetensors file are incomplete; None where something else is wrong.
 
     The file begins with the length of its header (8 bytes), then the header: JSON with each tensor's place.
     """
@@ -186,7 +188,7 @@ def _cut_off_at(path: Path) -> str | None:
 
 
 def _tokenizer_folder(source: Path, named: str | os.PathLike | None) -> Path:
-    """Where the tokenizer lies: upstream has BASE/tokenizer for BASE/base_checkpoints/d20."""
+    """The tokenizer's folder: the source, or one beside it, such as upstream's BASE/tokenizer."""
     if named is not None:
         return Path(named)
     places = (source, source / "tokenizer", *(parent / "tokenizer" for parent in source.resolve().parents[:2]))
@@ -197,7 +199,11 @@ def _tokenizer_folder(source: Path, named: str | os.PathLike | None) -> Path:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder: `tokenizer.json` of Hugging Face, else upstream's `tokenizer.pkl`."""
+    """Returns the tokenizer in a folder: `tokenizer.json` of Hugging Face, else upstream's `tokenizer.pkl`.
+
+    Raises:
+        UserError: the folder has neither, or the latter is not a tokenizer of nanochat.
+    """
     if (folder / "tokenizer.json").exists():
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -209,7 +215,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _take_control_tokens(model: NanochatHFForCausalLM, tokenizer: Any) -> None:
-    """Tells the model which of the tokenizer's tokens begin, end and pad."""
+    """Copies the ids of the tokens that begin, end and pad a text from the tokenizer to the model."""
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.config.update(tokens)
     if model.generation_config.eos_token_id is None:
@@ -219,7 +225,9 @@ def _take_control_tokens(model: NanochatHFForCausalLM, tokenizer: Any) -> None:
 def _write_upstream(model: NanochatHFForCausalLM, tokenizer: Any, folder: Path, step: int) -> None:
     state, config = to_upstream(model)
     if len(tokenizer) != config["vocab_size"]:
-        raise ValueError(f"upstream wants as many rows as tokens: {config['vocab_size']} and {len(tokenizer)} differ")
+        raise ValueError(
+            f"upstream needs as many rows as tokens, but {config['vocab_size']} and {len(tokenizer)} differ"
+        )
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"model_{step:06d}.pt")
     meta = {"step": step, "model_config": config}
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -227,8 +235,8 @@ def _write_upstream(model: NanochatHFForCausalLM, tokenizer: Any, folder: Path, 
 
 
 @contextmanager
-def _appearing_when_done(destination: Path) -> Iterator[Path]:
-    """A scratch folder that takes the destination's name at the end, or vanishes if anything goes wrong."""
+def _complete_or_absent(destination: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to the destination at the end, or deleted after an error."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:

@@ -1,4 +1,4 @@
-"""A model as one ONNX graph, for runtimes that know neither transformers nor torch."""
+"""Export of a model to one ONNX graph, for runtimes without transformers and torch."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ..settings import UserError
 
 
 class Logits(nn.Module):
-    """ids [B, T] → fp32 logits [B, T, V], without a cache."""
+    """The function to export: ids [B, T] → fp32 logits [B, T, V], without a cache."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -21,16 +21,20 @@ class Logits(nn.Module):
 
 
 def export_onnx(model: Any, path: Path) -> None:
-    """Writes `path` (and beside it the weights, where they are too large for one file).
+    """Writes `path`, and beside it the weights where they are too large for one file.
 
-    Batch and length are free. The graph reads whole texts, so a sampler on top of it computes everything anew for each
-    token: good for scoring and short answers.
+    Batch size and length are free. The graph has no cache: a sampler on top of it runs the whole text again for each
+    token, so it suits scoring and short answers.
+
+    Args:
+        model: the language model; it is changed to fp32 and evaluation mode.
+        path: file to write.
 
     Raises:
         UserError: the packages that write ONNX are not installed.
     """
     try:
-        import onnxscript  # noqa: F401  torch's exporter needs it, and says so late
+        import onnxscript  # noqa: F401  torch's exporter needs it, and fails late without
     except ImportError:
         raise UserError("exporting to ONNX needs more packages: pip install 'nanochat-hf[onnx]'") from None
     ids = torch.zeros(2, 8, dtype=torch.long)

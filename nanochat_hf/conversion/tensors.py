@@ -1,7 +1,7 @@
-"""The mapping of names, shapes and configuration fields between the three ways to write down one model.
+"""Names, shapes and configuration fields of one model in three formats: upstream's, ours, transformers' NanoChat.
 
 Upstream names its parameters `transformer.h.N.attn.c_q` and so on, and pads its vocabulary tables to a multiple of 64
-rows; a missing `value_embeds` tells the October 2025 architecture from July 2026's.
+rows. Its October 2025 architecture has no `value_embeds` and none of the other features of July 2026.
 """
 
 import re
@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 
-from ..model.configuration_nanochat_hf import (
-    NanochatHFConfig,
-    window_pattern_to_layer_types,
-)
+from ..model.configuration_nanochat_hf import NanochatHFConfig, classic_features
 from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
+from ..model.shape_nanochat_hf import window_pattern_to_layer_types
 
 UPSTREAM_VOCAB_PADDING = 64
 UPSTREAM_SOFTCAP = 15.0
 
-# upstream's name -> ours; {} is the layer
+# upstream's name → ours; {} is the layer
 _LAYER_NAMES = {
     "transformer.h.{}.attn.c_q.weight": "model.layers.{}.self_attn.q_proj.weight",
     "transformer.h.{}.attn.c_k.weight": "model.layers.{}.self_attn.k_proj.weight",
@@ -42,7 +40,7 @@ _TO_TRANSFORMERS = {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
 
 
 def from_upstream(state_dict: dict[str, torch.Tensor], config: dict[str, Any]) -> NanochatHFForCausalLM:
-    """Builds our model from upstream's parameters.
+    """Returns our model, in evaluation mode, with upstream's parameters.
 
     Args:
         state_dict: upstream names; a `_orig_mod.` prefix (compiled models) is dropped. Tensors keep their dtype.
@@ -50,7 +48,7 @@ def from_upstream(state_dict: dict[str, torch.Tensor], config: dict[str, Any]) -
             architecture, `window_pattern`.
 
     Raises:
-        ValueError: a tensor is missing, misshaped or unknown; the message names it.
+        ValueError: a tensor is missing, unknown or of another shape; the message names it.
     """
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}
     our_config = _config_from_upstream(tensors, config)
@@ -61,10 +59,10 @@ def from_upstream(state_dict: dict[str, torch.Tensor], config: dict[str, Any]) -
 def to_upstream(model: NanochatHFForCausalLM) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Returns upstream's state dict and configuration fields.
 
-    Vocabulary tables get zero rows up to upstream's multiple of 64; upstream crops what they produce.
+    Vocabulary tables get zero rows up to upstream's multiple of 64; upstream drops the logits of these rows.
 
     Raises:
-        ValueError: the model uses something upstream cannot express.
+        ValueError: the model has a feature that upstream's format cannot express.
     """
     config = model.config
     pattern = "".join("S" if kind == "sliding_attention" else "L" for kind in config.layer_types)
@@ -83,7 +81,7 @@ def to_upstream(model: NanochatHFForCausalLM) -> tuple[dict[str, torch.Tensor], 
         if getattr(config, name) != getattr(expected, name):
             raise ValueError(
                 f"upstream's {config.preset} model has {name} {getattr(expected, name)}, this one has "
-                f"{getattr(config, name)}; it cannot be written down in upstream's form"
+                f"{getattr(config, name)}; it cannot be written in upstream's format"
             )
     tensors = model.state_dict()
     rows = -config.vocab_size % UPSTREAM_VOCAB_PADDING
@@ -96,7 +94,7 @@ def to_upstream(model: NanochatHFForCausalLM) -> tuple[dict[str, torch.Tensor], 
     return exported, fields
 
 
-def to_transformers(model: NanochatHFForCausalLM):
+def to_transformers(model: NanochatHFForCausalLM) -> Any:
     """Returns the same model as `transformers.NanoChatForCausalLM`, which loads anywhere without remote code.
 
     Raises:
@@ -122,7 +120,7 @@ def to_transformers(model: NanochatHFForCausalLM):
     return exported.eval()
 
 
-def from_transformers(model) -> NanochatHFForCausalLM:
+def from_transformers(model: Any) -> NanochatHFForCausalLM:
     """Returns transformers' `NanoChatForCausalLM` as our model with the preset "classic"."""
     built = from_transformers_tensors(model.state_dict(), model.config)
     built.generation_config = model.generation_config
@@ -130,14 +128,19 @@ def from_transformers(model) -> NanochatHFForCausalLM:
 
 
 def from_transformers_tensors(tensors: dict[str, torch.Tensor], theirs: Any) -> NanochatHFForCausalLM:
-    """Builds our model from the tensors of a `NanoChatForCausalLM` and its configuration.
+    """Returns our model, with the tensors of a `NanoChatForCausalLM`.
+
+    Args:
+        tensors: by transformers' names.
+        theirs: transformers' `NanoChatConfig`.
 
     Raises:
-        ValueError: a tensor is missing, misshaped or unknown, or the configuration has what no nanochat has.
+        ValueError: a tensor is missing, unknown or of another shape, or the configuration has biases or another
+            activation than a nanochat.
     """
     if theirs.hidden_act != "relu2" or theirs.attention_bias:
         raise ValueError(
-            f"a nanochat has squared ReLUs and no biases, this model hidden_act {theirs.hidden_act!r} and "
+            f"a nanochat has squared ReLUs and no biases, but this model has hidden_act {theirs.hidden_act!r} and "
             f"attention_bias {theirs.attention_bias}"
         )
     shared = {name: getattr(theirs, name) for name in _TRANSFORMERS_FIELDS}
@@ -147,16 +150,16 @@ def from_transformers_tensors(tensors: dict[str, torch.Tensor], theirs: Any) -> 
 
 
 def from_own_tensors(tensors: dict[str, torch.Tensor], config: NanochatHFConfig) -> NanochatHFForCausalLM:
-    """Builds our model from its own tensors, which keep their dtypes; `from_pretrained` would cast them to one.
+    """Returns our model with its own tensors, which keep their dtypes; `from_pretrained` would cast them to one.
 
     Raises:
-        ValueError: a tensor is missing, misshaped or unknown.
+        ValueError: a tensor is missing, unknown or of another shape.
     """
     names = {name: name for name in _empty(NanochatHFForCausalLM, config, meta=True).state_dict()}
     return _assemble(config, tensors, names, vocab_padding=False)
 
 
-_CLASSIC_FIELDS = dict(value_embeddings=False, residual_scalars=False, smear=False, backout=False, qk_scale=1.0)
+_CLASSIC_FIELDS = classic_features()
 _SHARED_FIELDS = (
     *_CLASSIC_FIELDS,
     "intermediate_size",
@@ -185,7 +188,7 @@ _TRANSFORMERS_FIELDS = (
 
 
 def _config_from_upstream(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> NanochatHFConfig:
-    """Tells the era by the tensors: the modern model has all of the later features, the classic one none."""
+    """Recognises the architecture by its tensors: modern has all of the later features, classic has none."""
     marks = ("resid_lambdas", "x0_lambdas", "smear_gate.weight", "smear_lambda", "backout_lambda")
     found = [name for name in marks if name in tensors]
     found += [name for name in tensors if name.startswith("value_embeds.")][:1]
@@ -223,7 +226,7 @@ def _expected_config(config: dict[str, Any], preset: str) -> NanochatHFConfig:
 
 
 def upstream_names(config: NanochatHFConfig) -> dict[str, str]:
-    """Upstream's name -> ours, for every parameter that a model of this configuration has."""
+    """Returns upstream's name → ours, for every parameter of a model of this configuration."""
     names = dict(_NAMES)
     for layer in range(config.num_hidden_layers):
         names |= {theirs.format(layer): ours.format(layer) for theirs, ours in _LAYER_NAMES.items()}
@@ -234,7 +237,7 @@ def upstream_names(config: NanochatHFConfig) -> dict[str, str]:
 def _assemble(
     config: NanochatHFConfig, tensors: dict[str, torch.Tensor], names: dict[str, str], vocab_padding: bool
 ) -> NanochatHFForCausalLM:
-    """Builds the model from `tensors`, found under `names[our name]`, after checking each one's presence and shape."""
+    """Builds the model from `tensors`, found under `names[our name]`; presence and shape of each are checked."""
     skeleton = _empty(NanochatHFForCausalLM, config, meta=True)
     shapes = {name: value.shape for name, value in skeleton.state_dict().items()}
     missing = sorted(names[name] for name in shapes if names[name] not in tensors)
@@ -261,7 +264,7 @@ def _assemble(
 
 
 def _empty(model_class: type, config: Any, meta: bool = False) -> Any:
-    """A model whose parameters are to be replaced: nothing is drawn at random."""
+    """A model without initialisation, whose parameters are going to be replaced."""
     from transformers.initialization import no_init_weights
 
     with torch.device("meta" if meta else "cpu"), no_init_weights():
@@ -279,7 +282,7 @@ def _transformers_name(name: str) -> str:
 
 
 def _head_dim(config: Any) -> dict[str, int]:
-    """The head's width as a field, where it does not follow from the others."""
+    """The field `head_dim`, where it does not follow from the other fields."""
     derived = config.hidden_size // config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or derived
     return {} if head_dim == derived else {"head_dim": head_dim}

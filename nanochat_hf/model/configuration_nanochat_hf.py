@@ -1,15 +1,20 @@
-"""The shape of a nanochat model: every feature is a field that can be off, and two presets set them together."""
+"""The configuration of a nanochat: each feature is a field that can be off, and two presets set them together."""
 
-import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-PRESETS = ("modern", "classic")
+from .shape_nanochat_hf import (
+    WINDOW_PATTERN,
+    check_preset,
+    default_sliding_window,
+    layer_has_value_embedding,
+    width_and_heads,
+    window_pattern_to_layer_types,
+)
+
 ROPE_THETA = {"modern": 100_000.0, "classic": 10_000.0}
-# Windows are whole tiles of flash attention's kernels.
-WINDOW_TILE = 128
 
 
 @strict
@@ -23,13 +28,13 @@ class NanochatHFConfig(PreTrainedConfig):
         num_hidden_layers: number of transformer blocks.
         num_attention_heads: query heads.
         num_key_value_heads: key/value heads; default as many as query heads.
-        head_dim: channels of a head; default `hidden_size / num_attention_heads`.
+        head_dim: channels per head; default `hidden_size / num_attention_heads`.
         max_position_embeddings: length the model is trained on. Rotary angles are computed, not tabulated, so longer
             sequences run; full-attention layers then attend over everything.
         rope_parameters: transformers' rotary settings; the default is plain RoPE with the preset's base.
         final_logit_softcapping: the logits are `c * tanh(logits / c)`, in fp32; None turns it off.
         sliding_window: keys that a query of a sliding layer sees, itself included (upstream's window + 1).
-        layer_types: "full_attention" or "sliding_attention" for each layer.
+        layer_types: "full_attention" or "sliding_attention" per layer.
         value_embeddings: every second layer (the last one always) adds a gated token embedding to its values.
         residual_scalars: learned scales of the residual stream and of the initial embedding before each block.
         smear: learned, gated mixing of the previous token's embedding into each token's.
@@ -80,8 +85,7 @@ class NanochatHFConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
+        check_preset(self.preset)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -101,8 +105,7 @@ class NanochatHFConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.layer_types is None:
-            pattern = "SSSL" if self.preset == "modern" else "L"
-            self.layer_types = window_pattern_to_layer_types(pattern, self.num_hidden_layers)
+            self.layer_types = window_pattern_to_layer_types(WINDOW_PATTERN[self.preset], self.num_hidden_layers)
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             self.sliding_window = default_sliding_window(self.max_position_embeddings)
         rope = {"rope_type": "default", "rope_theta": ROPE_THETA[self.preset]}
@@ -123,30 +126,25 @@ class NanochatHFConfig(PreTrainedConfig):
         window_pattern: str | None = None,
         **fields: Any,
     ) -> "NanochatHFConfig":
-        """The one dial: everything follows from the number of layers.
+        """Builds the configuration from one number, the depth: width, heads and windows follow from it.
 
         Args:
-            depth: number of layers; the width is `aspect_ratio * depth` (modern: rounded up to whole heads).
-            preset: "modern" (upstream, July 2026) or "classic" (October 2025).
-            head_dim: channels of a head. Classic splits its width over `ceil(width / head_dim)` heads.
-            window_pattern: S (quarter context) and L (full context), tiled over the layers; the last layer is always
-                full. Default "SSSL" for modern and "L" for classic.
+            depth: number of layers; see [`width_and_heads`] for the width and the heads that follow.
+            vocab_size: rows of the embedding tables and of the head.
+            preset: "modern" (upstream, July 2026) or "classic" (upstream, October 2025).
+            sequence_length: tokens per row in training.
+            aspect_ratio: width per layer.
+            head_dim: channels per head; the classic preset may take fewer.
+            num_key_value_heads: default as many as query heads.
+            window_pattern: S (a quarter of the context) and L (all of it), repeated over the layers; the last layer
+                is always L. Default "SSSL" for modern and "L" for classic.
             fields: any other field of the configuration, taken as given.
 
         Raises:
-            ValueError: the classic width cannot be split over its heads.
+            ValueError: the preset is unknown, the depth is less than 1, or the classic width cannot be split over its
+                heads.
         """
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, not {depth}")
-        width = aspect_ratio * depth
-        num_heads = math.ceil(width / head_dim)
-        if preset == "modern":
-            width = num_heads * head_dim
-        elif width % num_heads:
-            raise ValueError(
-                f"the classic preset cannot split width {width} (depth {depth}) over {num_heads} heads; choose an "
-                "even depth or another head_dim"
-            )
+        width, num_heads = width_and_heads(depth, preset=preset, aspect_ratio=aspect_ratio, head_dim=head_dim)
         if window_pattern is not None:
             fields.setdefault("layer_types", window_pattern_to_layer_types(window_pattern, depth))
         if preset == "classic":
@@ -164,32 +162,13 @@ class NanochatHFConfig(PreTrainedConfig):
         )
 
     def has_value_embedding(self, layer_idx: int) -> bool:
-        """Every second layer has a value embedding, counted so that the last one always does."""
-        return self.value_embeddings and layer_idx % 2 == (self.num_hidden_layers - 1) % 2
+        """Whether this layer adds a gated token embedding to its values."""
+        return self.value_embeddings and layer_has_value_embedding(layer_idx, self.num_hidden_layers)
 
 
 def classic_features() -> dict[str, Any]:
-    """The October 2025 model as fields: none of the later features."""
+    """Returns the fields that turn the October 2025 model's missing features off."""
     return dict(value_embeddings=False, residual_scalars=False, smear=False, backout=False, qk_scale=1.0)
-
-
-def window_pattern_to_layer_types(pattern: str, num_layers: int) -> list[str]:
-    """Tiles a pattern of S and L over the layers; the last layer is always full.
-
-    Example:
-        >>> window_pattern_to_layer_types("SL", 3)
-        ['sliding_attention', 'full_attention', 'full_attention']
-    """
-    if not pattern or set(pattern.upper()) - set("SL"):
-        raise ValueError(f"a window pattern is made of S (sliding) and L (long), not {pattern!r}")
-    names = {"S": "sliding_attention", "L": "full_attention"}
-    layer_types = [names[pattern.upper()[index % len(pattern)]] for index in range(num_layers)]
-    return [*layer_types[:-1], "full_attention"]
-
-
-def default_sliding_window(sequence_length: int) -> int:
-    """A quarter of the context in whole tiles, plus the query itself."""
-    return WINDOW_TILE * math.ceil(sequence_length / 4 / WINDOW_TILE) + 1
 
 
 __all__ = ["NanochatHFConfig"]

@@ -1,6 +1,6 @@
-"""The loss of the language model: cross-entropy of soft-capped fp32 logits, with and without holding them all.
+"""The language model's loss: cross-entropy of soft-capped fp32 logits, from all of them or from a chunk at a time.
 
-N tokens, C hidden_size, V vocab_size. Like the rest of this folder it travels to the Hub beside the checkpoint.
+Shapes: N tokens, C hidden_size, V vocab_size. It travels to the Hub beside the checkpoint.
 """
 
 from typing import Any
@@ -8,30 +8,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .shape_nanochat_hf import tokens_per_chunk
+
 IGNORE_INDEX = -100
-# Logits at hand at one time: 16 MB in fp32 stay in a CPU's cache. Large batches take more, a sixteenth of their
-# tokens, for the loop over the parts is unrolled when the model is compiled, and GPUs like large products.
-LOGITS_AT_ONCE, MOST_PARTS = 2**22, 16
-
-
-def tokens_at_once(tokens: int, vocab_size: int) -> int:
-    """Tokens in a part of `chunked_causal_loss`."""
-    return min(tokens, max(-(-tokens // MOST_PARTS), LOGITS_AT_ONCE // vocab_size, 1))
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Squashes logits smoothly into (-cap, cap)."""
+    """Squashes logits [..., V] smoothly into (-cap, cap); a cap of None leaves them."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def causal_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: int | torch.Tensor | None) -> torch.Tensor:
-    """Summed cross-entropy of the supervised tokens divided by `num_items`, by default their number.
+    """Returns the loss (0-D, in nats): the summed cross-entropy of the supervised tokens divided by `num_items`.
 
-    An all-masked batch gives 0, not NaN: packed chat rows can consist of prompt alone.
+    A batch without supervised tokens gives 0, not NaN: packed chat rows can consist of prompt alone.
 
     Args:
         logits: [..., V], soft-capped.
-        targets: [...] token ids, -100 where nothing is to be learned.
+        targets: [...] token ids, -100 for tokens that are not supervised.
+        num_items: number of supervised tokens over all micro-batches; default: those of `targets`, at least 1.
     """
     targets = targets.to(logits.device).flatten()
     total = F.cross_entropy(logits.flatten(0, -2), targets, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -45,9 +40,16 @@ def chunked_causal_loss(
     cap: float | None,
     num_items: int | torch.Tensor | None,
 ) -> torch.Tensor:
-    """The same loss from the last hidden states [..., C] and the head's weight [V, C], a part of the tokens at a time.
+    """Returns what `causal_loss` returns, without ever holding the logits of all tokens.
 
     The matrix products run in the dtype of `hidden_states`, or in autocast's; soft cap and loss in fp32.
+
+    Args:
+        hidden_states: [..., C], after the final norm.
+        weight: [V, C], the head's.
+        targets: [...] token ids, -100 for tokens that are not supervised.
+        cap: of the logits; None for none.
+        num_items: as for `causal_loss`.
     """
     if torch.is_autocast_enabled(hidden_states.device.type):
         hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
@@ -65,15 +67,15 @@ def _per_item(total: torch.Tensor, targets: torch.Tensor, num_items: int | torch
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of soft-capped logits; the gradients are made in the forward pass, where the logits are.
+    """Summed cross-entropy of soft-capped logits, whose gradients are computed in the forward pass.
 
-    Nothing is computed twice (unlike with checkpoints), and what is kept for the backward pass is as large as the
-    arguments. The idea is Liger Kernel's (arXiv:2410.10989).
+    So the logits are computed once, unlike with gradient checkpointing. What is kept for the backward pass has the
+    size of the arguments. Source: Liger Kernel (arXiv:2410.10989).
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None):
-        rows = tokens_at_once(hidden.shape[0], weight.shape[0])
+        rows = tokens_per_chunk(hidden.shape[0], weight.shape[0])
         cast_weight = weight.to(hidden.dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), device=hidden.device)
@@ -101,8 +103,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *grads, None, None
 
 
-def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, cap: float | None):
-    """Summed loss of raw fp32 logits [n, V], which are overwritten, and its gradient by them [n, V]."""
+def _loss_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the summed loss of one chunk and its gradient [n, V].
+
+    `logits` [n, V] are fp32 and not yet soft-capped; their memory is reused for the gradient.
+    """
     supervised = targets != IGNORE_INDEX
     index = targets.clamp(min=0).unsqueeze(1)
     squashed = None

@@ -1,22 +1,18 @@
 """The nanochat decoder for transformers: upstream's July 2026 architecture, with October 2025 as a preset.
 
+The file reads from the parts to the whole: norm and rotary positions, attention, MLP, block, model, language model.
+The loss is in `loss_nanochat_hf.py`. What smear keeps in caches is in `smear_state_nanochat_hf.py`.
+
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import (
-    Cache,
-    DynamicCache,
-    DynamicSlidingWindowLayer,
-    StaticCache,
-    StaticSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,14 +24,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nanochat_hf import NanochatHFConfig
 from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
-
-# Channels of the normed input that feed the two kinds of gate (upstream's choice: enough for a gate, and cheap).
-VALUE_GATE_CHANNELS = 12
-SMEAR_GATE_CHANNELS = 24
+from .shape_nanochat_hf import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
+from .smear_state_nanochat_hf import give_state_layer, paged_previous_tokens, previous_states
 
 
 class Linear(nn.Linear):
-    """A bias-free projection that works in the activation's dtype while its master weight keeps its own."""
+    """A projection without bias: it computes in the dtype of its input, whatever the dtype of its weight."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -45,14 +39,16 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Parameter-free norm of the last dimension, in the dtype of `x` as upstream: autocast on GPUs would compute it in
-    fp32 and keep the result in fp32 for the backward pass."""
+    """RMS norm of the last dimension of `x` [..., channels], without parameters and in the dtype of `x`, as upstream.
+
+    Autocast on GPUs would compute it in fp32 and keep the result in fp32 for the backward pass.
+    """
     with maybe_autocast(x.device.type, enabled=False):
         return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 class NanochatHFRotaryEmbedding(nn.Module):
-    """Angles of the rotary positions, computed for the positions at hand, so no table has to grow."""
+    """Rotary positions, computed for the positions of each batch, so that no table limits the length."""
 
     def __init__(self, config: NanochatHFConfig):
         super().__init__()
@@ -74,14 +70,14 @@ class NanochatHFRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T] positions -> cos and sin [B, 1, T, D/2] in the activation's dtype."""
+        """Returns cos and sin [B, 1, T, D/2] of the positions [B, T], in the dtype of `x`."""
         angles = position_ids[:, None, :, None].float() * self.inv_freq.to(x.device, torch.float)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the channel pairs (i, i + D/2) by minus the angle, nanochat's convention."""
+    """Rotates the channel pairs (i, i + D/2) of `x` [B, H, T, D] by minus the angle, upstream's convention."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
@@ -96,7 +92,16 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention spelled out; returns [B, T, H, D] and the weights [B, H, T, keys]."""
+    """Attention from its formula; returns the output [B, T, H, D] and the weights [B, H, T, keys].
+
+    Args:
+        module: the attention layer, for its number of query heads per key/value head.
+        query: [B, H, T, D].
+        key, value: [B, K, keys, D].
+        attention_mask: added to the scores; broadcasts to [B, H, T, keys].
+        scaling: factor on the scores.
+        dropout: of the weights, in training.
+    """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -110,10 +115,19 @@ def eager_attention_forward(
 def windowed_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, **options: Any
 ) -> torch.Tensor:
-    """Causal attention [B, H, T, D] of a sliding window over whole sequences, without a [T, T] mask.
+    """Causal attention over a sliding window of whole sequences, without a [T, T] mask.
 
-    Queries go block by block over those keys alone that a block can see: at most eight blocks, none shorter than the
-    window's reach. See docs/model.md for what it saves.
+    Queries are taken in at most eight blocks, each with only the keys that it can see; no block is shorter than the
+    window. docs/model.md has the measurements.
+
+    Args:
+        query: [B, H, T, D].
+        key, value: [B, K, T, D].
+        window: keys that a query sees, itself included.
+        options: of `F.scaled_dot_product_attention`.
+
+    Returns:
+        [B, H, T, D].
     """
     reach, (heads, length) = window - 1, query.shape[1:3]
     block = max(reach, -(-length // 8))
@@ -137,7 +151,10 @@ def windowed_sdpa(
 
 
 class NanochatHFAttention(nn.Module):
-    """Causal grouped-query attention: rotary, then parameter-free norm on queries and keys; gated value embeddings."""
+    """Causal grouped-query attention, with rotary positions and then a norm on queries and keys.
+
+    Where the layer has a value embedding, the values are v + 3 · sigmoid(gate) · value embedding of the token.
+    """
 
     def __init__(self, config: NanochatHFConfig, layer_idx: int):
         super().__init__()
@@ -146,7 +163,7 @@ class NanochatHFAttention(nn.Module):
         self.layer_type = config.layer_types[layer_idx]
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        # Upstream multiplies queries and keys by qk_scale; on the scores it is one factor, and spares two roundings.
+        # Upstream multiplies queries and keys by qk_scale; one factor on the scores saves two roundings.
         self.scaling = config.head_dim**-0.5 * config.qk_scale**2
         self.sliding_window = config.sliding_window if self.layer_type == "sliding_attention" else None
         self.is_causal = True
@@ -166,6 +183,15 @@ class NanochatHFAttention(nn.Module):
         value_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the layer's output [B, T, C] and, where the implementation has them, the attention weights.
+
+        Args:
+            hidden_states: [B, T, C], normed.
+            position_embeddings: cos and sin [B, 1, T, D/2].
+            attention_mask: as the attention implementation takes it.
+            past_key_values: cache that keys and values are added to.
+            value_embeds: [B, T, K · D], the value embeddings of the tokens.
+        """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # [B, H, T, D]
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)  # [B, K, T, D]
@@ -173,7 +199,7 @@ class NanochatHFAttention(nn.Module):
         if value_embeds is not None:
             gate = 3 * torch.sigmoid(self.ve_gate(hidden_states[..., : self.ve_gate.in_features]))  # [B, T, K]
             value_embeds = value_embeds.view(heads)
-            if value_embeds.shape != value.shape:  # tensor parallelism: these heads are some of the table's
+            if value_embeds.shape != value.shape:  # tensor parallelism: this process has some of the heads
                 mesh = self.v_proj.weight.device_mesh
                 value_embeds = value_embeds.chunk(mesh.size(), dim=2)[mesh.get_local_rank()]
             value = value + gate.unsqueeze(-1) * value_embeds
@@ -199,7 +225,7 @@ class NanochatHFAttention(nn.Module):
 
 
 class NanochatHFMLP(nn.Module):
-    """Up projection, squared ReLU (Primer, arXiv:2109.08668), down projection."""
+    """Up projection, squared ReLU (Primer, arXiv:2109.08668), down projection; [B, T, C] to [B, T, C]."""
 
     def __init__(self, config: NanochatHFConfig):
         super().__init__()
@@ -211,7 +237,7 @@ class NanochatHFMLP(nn.Module):
 
 
 class NanochatHFDecoderLayer(GradientCheckpointingLayer):
-    """Residual scales, attention, MLP; parameter-free pre-norms."""
+    """A block: residual scales, then attention and MLP, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: NanochatHFConfig, layer_idx: int):
         super().__init__()
@@ -226,6 +252,14 @@ class NanochatHFDecoderLayer(GradientCheckpointingLayer):
         scales: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        """Returns the residual stream [B, T, C] after the block.
+
+        Args:
+            hidden_states: [B, T, C], the residual stream.
+            initial_states: [B, T, C], what entered the first block.
+            scales: 0-D factors on the two; None for 1 and 0.
+            kwargs: go to the attention.
+        """
         if scales is not None:
             hidden_states = scales[0] * hidden_states + scales[1] * initial_states
         attended, _ = self.self_attn(rms_norm(hidden_states, self.eps), **kwargs)
@@ -234,7 +268,7 @@ class NanochatHFDecoderLayer(GradientCheckpointingLayer):
 
 
 class NanochatHFPreTrainedModel(PreTrainedModel):
-    """What the base model and the causal language model share: flags, and upstream's initialisation."""
+    """What model and language model share: transformers' flags, resizing, upstream's initialisation."""
 
     config: NanochatHFConfig
     config_class = NanochatHFConfig
@@ -252,15 +286,15 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [".*_gate"]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, which maps only the class that is saved: `AutoModel` finds the base model in it too."""
+        """As in transformers; the folder's `auto_map` also names the base model, so that `AutoModel` finds it."""
         base = {"AutoModel": f"{NanochatHFModel.__module__.split('.')[-1]}.{NanochatHFModel.__name__}"}
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **base}
         return super().save_pretrained(*args, **kwargs)
 
-    def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Value embeddings have a row for each token too, and the head stays of its class."""
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the value embeddings, too, have a row per token, and the head stays of its class."""
         head = self.get_output_embeddings()
-        embeddings = super()._resize_token_embeddings(*args, **kwargs)
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
         for table in self.base_model.value_embeds.values() if self.config.value_embeddings else ():
             resized = self._get_resized_embeddings(table, embeddings.num_embeddings)
             resized.requires_grad_(table.weight.requires_grad)
@@ -271,15 +305,18 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
             self.set_output_embeddings(head)
         return embeddings
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """transformers skips modules without parameters of their own where code is custom, hence attention, MLP and
-        the head's owner, whose projections would keep PyTorch's initialisation. Ours minds the flags itself."""
-        super()._initialize_weights(module, is_custom_code=False)
+    def _initialize_weights(self, module: nn.Module, *_: Any, **__: Any) -> None:
+        """As in transformers for its own models: no module is skipped.
+
+        For custom code transformers skips modules without parameters of their own. Those are attention, MLP and the
+        head's owner here, and their projections would keep PyTorch's initialisation. The skip protects loaded weights
+        from code that overwrites them; `transformers.initialization`, used below, does not.
+        """
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Upstream's initialisation. Works on real tensors after a load through the meta device: `init` leaves alone
-        what the checkpoint has filled."""
+        """Upstream's initialisation. `init` leaves alone what a checkpoint has filled."""
         classic, width = self.config.preset == "classic", self.config.hidden_size
         uniform = (3 / width) ** 0.5  # U(-b, b) has the standard deviation of N(0, 1/sqrt(width))
         if isinstance(module, NanochatHFAttention):
@@ -314,7 +351,7 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
             for table in module.value_embeds.values():
                 init.uniform_(table.weight, -uniform, uniform)
         if self.config.residual_scalars:
-            # Early layers carry more of the residual stream and of the initial embedding than late ones.
+            # Early layers get more of the residual stream and of the initial embedding than late ones.
             layers = self.config.num_hidden_layers
             steps = torch.arange(layers, dtype=torch.float) / max(layers - 1, 1)
             init.copy_(module.resid_lambdas, 1.15 - 0.10 * steps)
@@ -370,15 +407,20 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         """Runs the decoder.
 
         Args:
-            input_ids: [B, T] tokens. Value embeddings look tokens up in every second layer, so a model that has them
-                cannot run from `inputs_embeds` alone.
+            input_ids: [B, T] tokens. A model with value embeddings needs them: every second layer looks them up.
             attention_mask: [B, past + T] with 0 for padding, or transformers' prepared masks by layer type.
             position_ids: [B, T]; a position of 0 begins a document (smear does not reach over it). Default: counted
                 from the mask, else from the cache.
-            past_key_values: any transformers cache; when smear is on, its state is kept there in one more layer.
+            past_key_values: any cache of transformers; smear's state is kept there in one more layer.
+            inputs_embeds: [B, T, C] embeddings instead of `input_ids`.
+            use_cache: whether to return a cache; default: the configuration's.
 
         Returns:
-            `last_hidden_state` [B, T, C] after backout and the final norm.
+            `last_hidden_state` [B, T, C] after backout and the final norm, and `past_key_values`.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given, or value embeddings lack
+                `input_ids`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -394,7 +436,7 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
         if whole_rows and self.config._attn_implementation == "sdpa" and not is_exporting():
-            masks = dict.fromkeys(self.config.layer_types)  # what transformers makes under torch.compile is [T, T]
+            masks = dict.fromkeys(self.config.layer_types)  # under torch.compile transformers would make [T, T] masks
         else:
             masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
 
@@ -436,26 +478,29 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
     @staticmethod
     def _to_compute_dtype(x: torch.Tensor) -> torch.Tensor:
-        """The residual stream runs in the embedding table's dtype, or in autocast's: autocast alone would leave the
-        residual stream in fp32, because embedding and norm keep their input's dtype."""
+        """The residual stream is in the embedding table's dtype, or in autocast's.
+
+        Autocast alone would leave it in fp32, because embedding and norm keep the dtype of their input.
+        """
         if torch.is_autocast_enabled(x.device.type):
             return x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
     @staticmethod
     def _positions(x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None) -> torch.Tensor:
-        """Positions [B or 1, T]: padding does not count, where a 2-D mask tells of it."""
+        """Returns positions [B or 1, T], counted from the cache; a 2-D mask leaves padding out of the count."""
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -x.shape[1] :]
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(x.shape[1], device=x.device) + seen).unsqueeze(0)
 
     def _masks(self, x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: torch.Tensor):
+        """Returns the attention mask of each kind of layer, by its name in `layer_types`."""
         if isinstance(attention_mask, dict):
             return attention_mask
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         layer_types = self.config.layer_types
-        # The layer that sizes the mask is named: smear's state, too, is a sliding layer of the cache.
+        # Which layer of the cache sizes the mask is said, because smear's state is a sliding layer too.
         return {
             kind: make(
                 self.config, x, attention_mask, past_key_values, position_ids, layer_idx=layer_types.index(kind)
@@ -467,17 +512,17 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
     def _previous_states(
         self, x: torch.Tensor, input_ids: torch.Tensor | None, past_key_values: Cache | None, kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        """Each token's predecessor [B, T, C] among the normed embeddings `x`, from wherever the past is kept."""
+        """Returns each token's predecessor [B, T, C], from the normed embeddings `x` and from the cache."""
         state_layer = self.config.num_hidden_layers
         if kwargs.get("cache") is not None:  # continuous batching
             tokens = paged_previous_tokens(input_ids, state_layer, kwargs)
             return self._norm(self._to_compute_dtype(self.embed_tokens(tokens)))
         if past_key_values is not None:
             return previous_states(x, past_key_values, state_layer)
-        return F.pad(x, (0, 0, 1, -1))  # not of a slice: export would exclude the length at which that has one token
+        return F.pad(x, (0, 0, 1, -1))  # a slice would make export exclude the length of one token
 
     def _smear(self, x: torch.Tensor, previous: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
-        """x_t + lambda * sigmoid(w . x_t) * x_(t-1), on the normed embeddings [B, T, C]; nothing reaches a start."""
+        """Returns x_t + lambda * sigmoid(w . x_t) * x_(t-1) [B, T, C], and x_t where a document starts."""
         gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., : self.smear_gate.in_features]))
         if starts is not None:
             gate = gate.masked_fill(starts.unsqueeze(-1), 0)
@@ -485,80 +530,8 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is at work. PyTorch before 2.14 answers yes inside of `torch.compile`, too."""
+    """Whether `torch.export` is running; PyTorch before 2.14 says so inside of `torch.compile`, too."""
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-
-
-def previous_states(x: torch.Tensor, past_key_values: Cache, layer_idx: int) -> torch.Tensor:
-    """Each token's predecessor [B, T, C]; the first one's comes from the cache, into which the last one goes.
-
-    The state is a stock key/value layer of window two at `layer_idx`, behind the model's own layers: whatever is done
-    to a cache (reorder, crop, repeat, select, reset) is done to it too. A cache without that layer gets it here.
-    """
-    if len(past_key_values.layers) <= layer_idx:
-        add_state_layer(past_key_values, layer_idx)
-    keys = x.unsqueeze(1)  # [B, 1, T, C]
-    states, _ = past_key_values.update(keys, keys[..., :0], layer_idx)
-    states, tokens = states.squeeze(1), x.shape[1]
-    if states.shape[1] > tokens:  # the last T + 1 states are the cached one and the new ones
-        return states[:, -tokens - 1 : -1]
-    return F.pad(states[:, :-1], (0, 0, 1, 0))
-
-
-def add_state_layer(past_key_values: Cache, layer_idx: int) -> None:
-    """Gives a cache the layer that holds smear's state."""
-    layers = past_key_values.layers
-    while len(layers) < layer_idx:  # a cache that was made without a configuration grows its layers on first use
-        layers.append(past_key_values.layer_class_to_replicate())
-    if isinstance(past_key_values, StaticCache):
-        layers.append(StaticSlidingWindowLayer(max_cache_len=2, sliding_window=2))
-    else:
-        layers.append(DynamicSlidingWindowLayer(sliding_window=2))
-        if any(past_key_values.is_recording_past(index) for index in range(layer_idx)):
-            layers[-1].activate_past_recording()
-
-
-def paged_previous_tokens(input_ids: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]) -> torch.Tensor:
-    """The token before each one in the rows of many requests that continuous batching lays end to end.
-
-    Smear sees no more of the past than one embedding, so the past is the ids of the tokens. They are kept as numbers
-    of base 256, which bfloat16 holds exactly, in the keys and values of one more layer of the paged cache: the engine
-    forks, shares and offloads it like any other.
-
-    Args:
-        input_ids: [1, T]; T tokens of all requests.
-        kwargs: the engine's arguments: `cache`, where each request begins in the queries (`cu_seq_lens_q`) and in the
-            keys (`cu_seq_lens_k`), and where the cache is read and written.
-
-    Returns:
-        Ids [1, T]; meaningless where a request begins (position 0).
-    """
-    cache, places = kwargs["cache"], dict(kwargs)  # the cache writes into the dictionary
-    allocator = cache.layer_to_allocator[layer_idx]
-    keys = torch.zeros(
-        (1, allocator.num_key_value_heads, input_ids.shape[1], allocator.head_dim),
-        dtype=cache.dtype,
-        device=input_ids.device,
-    )
-    values = keys.clone()
-    keys[:, 0, :, 0], keys[:, 0, :, 1] = input_ids % 256, input_ids // 256 % 256
-    values[:, 0, :, 0] = input_ids // 65536
-    keys, values = cache.update(keys, values, layer_idx, places)
-    tokens = keys[:, 0, :, 0].long() + 256 * keys[:, 0, :, 1].long() + 65536 * values[:, 0, :, 0].long()  # [1, keys]
-    queries_end, keys_end = kwargs["cu_seq_lens_q"][1:], places["cu_seq_lens_k"][1:]
-    index = torch.arange(input_ids.shape[1], device=input_ids.device)
-    request = torch.searchsorted(queries_end, index, right=True).clamp(max=queries_end.shape[0] - 1)
-    before = keys_end[request] - queries_end[request] + index - 1
-    return tokens[:, before.clamp(0, tokens.shape[1] - 1)]
-
-
-def with_state_layer(config: NanochatHFConfig) -> NanochatHFConfig:
-    """The configuration of a paged cache that has room for smear's state behind the model's own layers."""
-    config = copy.deepcopy(config)
-    kind = "sliding_attention" if "sliding_attention" in config.layer_types else "full_attention"
-    config.layer_types = [*config.layer_types, kind]
-    config.num_hidden_layers += 1
-    return config
 
 
 class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
@@ -593,15 +566,15 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         """Runs the model; see [`NanochatHFModel.forward`] for what is not described here.
 
         Args:
-            labels: [B, T] token ids, -100 where nothing is to be learned; shifted inside.
+            labels: [B, T] token ids, -100 for tokens that are not supervised; shifted inside.
             logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
             num_items_in_batch: what the summed loss is divided by; default the number of supervised tokens here.
             shift_labels: [B, T] labels that are shifted already, instead of `labels`.
-            return_logits: whether logits are wanted beside a loss. By default not in training, where [B, T, V] in fp32
+            return_logits: whether to return logits beside a loss; by default not in training, where [B, T, V] in fp32
                 would be the largest tensor of all.
 
         Returns:
-            `loss`, and `logits` [B, T, V] in fp32 or None.
+            `loss` (0-D, nats per supervised token), and `logits` [B, T, V] in fp32 or None.
         """
         supervised = labels is not None or shift_labels is not None
         if supervised and use_cache is None:
@@ -636,34 +609,18 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         )
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with a layer for smear's state in the paged cache; see [`paged_previous_tokens`].
-
-        `generate_batch`, the server and TRL's trainers come through here. Kernels that write the cache themselves
-        (block tables) would not write that layer, so they are left out.
-        """
+        """As in transformers, whose `generate_batch`, server and TRL's trainers call it; adds smear's state."""
         manager = super().init_continuous_batching(*args, **kwargs)
-        if not self.config.smear or "_create_batch_processor" in vars(manager):
-            return manager
-        manager.continuous_batching_config.max_blocks_per_request = 0
-        create = manager._create_batch_processor
-
-        def create_with_state_layer() -> Any:
-            config = self.config
-            self.config = with_state_layer(config)
-            try:
-                return create()
-            finally:
-                self.config = config
-
-        manager._create_batch_processor = create_with_state_layer
+        if self.config.smear:
+            give_state_layer(manager, self)
         return manager
 
 
 def is_only_its_weight(head: nn.Module) -> bool:
     """Whether the loss may use a head's weight without calling the head.
 
-    Not where it is wrapped (LoRA), quantised or in 8-bit floats, sharded (tensor-parallel, FSDP of its own), or has
-    hooks that look on or move it about (`device_map`).
+    It may not where the head is wrapped (LoRA), quantised, in 8-bit floats or sharded (tensor parallelism, FSDP), or
+    where it has hooks, such as those of `device_map`.
     """
     hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__
     return type(head) is Linear and type(head.weight) is nn.Parameter and not hooked

@@ -1,19 +1,20 @@
-"""Who owns what when several processes share one optimizer step, and how gradients and weights travel.
+"""Buckets: parameters that several processes reduce, update and gather together, each process its own share.
 
-Every rank holds all weights, but each element's optimizer state and update belong to one rank only (ZeRO-1 for the
-state; gradients are reduced straight to their owner). A bucket is a set of parameters that travels together:
+Every rank holds all weights, but the optimizer state and the update of each element belong to one rank only (ZeRO-1,
+arXiv 1910.02054; gradients are reduced straight to their owner). There are two kinds of bucket:
 
-* `MatrixBucket`: same-shape matrices. Whole rounds of `world_size` matrices are reduce-scattered, one matrix of each
-  round to each rank; what is left over is reduced to single owners. So any count fits any number of ranks, unpadded.
-* `ElementBucket`: AdamW parameters, cut into equal flat pieces. The few elements that do not divide, and small
-  parameters, are all-reduced together and updated by everyone alike.
+* `MatrixBucket`: matrices of one shape. Of every `world_size` matrices each rank owns one, by one reduce-scatter. The
+  matrices left over are reduced to one owner each. So any number of matrices fits any number of ranks, unpadded.
+* `ElementBucket`: AdamW parameters, cut into equal flat pieces. Small parameters, and the few elements that do not
+  divide, are all-reduced together and updated by every rank alike.
 
-Per step and rank, N matrix elements cost N·(W-1)/W sent for the reduction and as much for the return of the weights:
-the volume of one all-reduce, for gradients and weights together.
+For N matrix elements and W ranks, each rank sends N·(W-1)/W elements per step to reduce the gradients, and as many to
+gather the weights: together the volume of one all-reduce.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,21 @@ from torch import Tensor
 
 from . import kernels
 
-# A parameter below this many elements is not worth its own collective call.
+# A smaller parameter, counted in elements, is not worth a collective call of its own.
 MIN_SHARDED_ELEMENTS = 1024
+# In place of buffers that are not in use, so that their memory is free between steps.
+NO_BUFFER = torch.empty(0)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share the optimizer step; `group` None means this process alone or the default group."""
+    """The processes that share the optimizer step.
+
+    Attributes:
+        rank: number of this process within them.
+        world_size: how many there are.
+        group: their process group; None for the default group, or for one process without any.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -35,17 +44,26 @@ class Ranks:
 
     @classmethod
     def current(cls, group: dist.ProcessGroup | None = None) -> "Ranks":
+        """The ranks of `group`, by default of all processes; one rank where torch.distributed is not in use."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
     def global_rank(self, rank: int) -> int:
+        """The number that a rank of this group has among all processes."""
         return dist.get_global_rank(self.group, rank) if self.group is not None else rank
 
 
 @dataclass(frozen=True)
 class StatePiece:
-    """One rank's part of one state tensor of one parameter: the flat elements `start:stop` of `size`."""
+    """One rank's part of one state tensor of one parameter.
+
+    Attributes:
+        parameter: name of the parameter.
+        state: name of the state, such as "momentum_buffer".
+        start, stop, size: the part is the flat elements `start:stop` of `size`.
+        tensor: their values.
+    """
 
     parameter: str
     state: str
@@ -56,13 +74,24 @@ class StatePiece:
 
     @property
     def key(self) -> str:
+        """Name under which checkpoints store the piece."""
         return f"{self.parameter}|{self.state}|{self.start}|{self.stop}|{self.size}"
 
 
 class MatrixBucket:
-    """Same-shape matrices of one Muon group."""
+    """Matrices of one shape, of one Muon group.
 
-    def __init__(self, group: dict, indices: list[int], ranks: Ranks, rotation: int, kernel: Callable):
+    Args:
+        group: the optimizer's parameter group, whose hyper-parameters are read at every step.
+        indices: which of the group's parameters.
+        ranks: the processes that share the step.
+        rotation: number of the bucket, by which the owners of left-over matrices rotate.
+        kernel: one of `kernels.muon_modern` and `kernels.muon_classic`.
+    """
+
+    def __init__(
+        self, group: dict[str, Any], indices: list[int], ranks: Ranks, rotation: int, kernel: Callable[..., Any]
+    ):
         self.group, self.ranks, self.kernel = group, ranks, kernel
         self.params = [group["params"][index] for index in indices]
         self.names = [group["param_names"][index] for index in indices]
@@ -82,7 +111,9 @@ class MatrixBucket:
         second_shape = (count, rows, 1) if rows >= cols else (count, 1, cols)
         modern = self.group["variant"] == "modern"
         self.second_moment = torch.zeros(second_shape, device=device) if modern else None
-        self.works, self.received, self.sent = [], None, None
+        self.works: list[Any] = []  # collective calls under way
+        self.received = self.sent = self.updated = NO_BUFFER
+        self.unpaired: dict[int, Tensor] = {}  # index of a left-over matrix → its gradient
 
     def launch(self) -> None:
         """Starts the reduction of the gradients; a missing gradient counts as zero."""
@@ -95,15 +126,16 @@ class MatrixBucket:
             self.sent = torch.stack(grads[: self.whole]).float()
             self.received = self.sent.new_empty(self.rounds, *self.sent.shape[1:])
             self.works.append(dist.reduce_scatter_tensor(self.received, self.sent, group=group, async_op=True))
-        self.spare = {index: grads[index].float().contiguous() for index in self.owners}
+        self.unpaired = {index: grads[index].float().contiguous() for index in self.owners}
         for index, owner in self.owners.items():
             destination = self.ranks.global_rank(owner)
-            self.works.append(dist.reduce(self.spare[index], dst=destination, group=group, async_op=True))
+            self.works.append(dist.reduce(self.unpaired[index], dst=destination, group=group, async_op=True))
 
     def update(self, measured: Tensor | None = None) -> None:
-        """Updates the owned matrices and starts sending them to the others.
+        """Updates the owned matrices and starts sending them to the other ranks.
 
-        `measured` [2] takes the sums of squares of the owned gradients and of what the weights changed by.
+        Args:
+            measured: [2]; the sums of squares of the owned gradients and of the changes of the weights are added.
         """
         self._wait()
         if self.owned:
@@ -114,7 +146,7 @@ class MatrixBucket:
                 before = params.clone()
                 measured[0] += grads.square().sum()
             self.updated = self._step(params, grads)
-            if before is not None:
+            if measured is not None and before is not None:
                 measured[1] += (self.updated - before).square().sum()
         if self.ranks.world_size > 1:
             self._send_back()
@@ -122,13 +154,15 @@ class MatrixBucket:
             torch._foreach_copy_(self.params, list(self.updated.unbind(0)))
 
     def finish(self) -> None:
-        """Waits for the other ranks' matrices and puts them in place."""
+        """Waits for the other ranks' matrices and copies them into the parameters."""
         self._wait()
         if self.ranks.world_size > 1 and self.rounds:
             torch._foreach_copy_(self.params[: self.whole], list(self.sent.unbind(0)))
-        self.received = self.sent = self.spare = self.updated = None
+        self.received = self.sent = self.updated = NO_BUFFER
+        self.unpaired = {}
 
     def pieces(self) -> Iterator[StatePiece]:
+        """This rank's part of the optimizer state."""
         for slot, index in enumerate(self.owned):
             states = {"momentum_buffer": self.momentum_buffer[slot]}
             if self.second_moment is not None:
@@ -140,15 +174,15 @@ class MatrixBucket:
         if self.ranks.world_size == 1:
             return self.received
         parts = [self.received] if self.rounds else []
-        parts += [self.spare[index][None] for index in self.owned[self.rounds :]]
+        parts += [self.unpaired[index][None] for index in self.owned[self.rounds :]]
         return (torch.cat(parts) if len(parts) > 1 else parts[0]).div_(self.ranks.world_size)
 
     def _step(self, params: Tensor, grads: Tensor) -> Tensor:
         self.kernel(params, grads, *self._state(), self._lr(), self.group["weight_decay"])
         return params
 
-    def _state(self) -> list:
-        """State tensors and their decays, in the order that kernels take them."""
+    def _state(self) -> list[Any]:
+        """State tensors and their decays, in the kernels' order of arguments."""
         group = self.group
         if self.second_moment is None:
             return [self.momentum_buffer, group["momentum"]]
@@ -176,9 +210,9 @@ class MatrixBucket:
 
 
 class ElementBucket:
-    """The parameters of one AdamW group, cut into flat pieces."""
+    """The parameters of one AdamW group, cut into flat pieces; the arguments are those of `MatrixBucket`."""
 
-    def __init__(self, group: dict, indices: list[int], ranks: Ranks):
+    def __init__(self, group: dict[str, Any], indices: list[int], ranks: Ranks):
         self.group, self.ranks = group, ranks
         self.params = [group["params"][index] for index in indices]
         self.names = [group["param_names"][index] for index in indices]
@@ -198,7 +232,9 @@ class ElementBucket:
         make = [torch.zeros(stop - start, device=self.params[index].device) for index, start, stop in self.spans]
         self.exp_avg, self.exp_avg_sq = make, [torch.zeros_like(tensor) for tensor in make]
         self.steps = [torch.zeros((), device=tensor.device) for tensor in make]
-        self.works, self.grads = [], []
+        self.works: list[Any] = []  # collective calls under way
+        self.grads: list[Tensor] = []
+        self.tail = NO_BUFFER
 
     def launch(self) -> None:
         """Starts the reduction of the gradients; a missing gradient counts as zero."""
@@ -216,7 +252,7 @@ class ElementBucket:
             self.works.append(dist.all_reduce(self.tail, group=group, async_op=True))
 
     def update(self, measured: Tensor | None = None) -> None:
-        """Updates this rank's pieces and starts sending them to the others; `measured` as for matrices."""
+        """Updates this rank's pieces and starts sending them to the other ranks; `measured` as in `MatrixBucket`."""
         self._wait()
         if self.ranks.world_size > 1:
             if self.tails:
@@ -227,13 +263,14 @@ class ElementBucket:
         mine = [flat[index][start:stop] for index, start, stop in self.spans]
         group = self.group
         hyper = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        # what every rank holds alike is measured by the first one only
+        # Pieces that all ranks update alike are measured by the first rank only.
         counted = len(mine) if self.ranks.rank == 0 else len(self.shares)
         before = [piece.clone() for piece in mine[:counted]] if measured is not None else []
         kernels.adamw(mine, self.grads, self.exp_avg, self.exp_avg_sq, self.steps, **hyper)
-        for grad, old, new in zip(self.grads, before, mine, strict=False):
-            measured[0] += grad.float().square().sum()
-            measured[1] += (new - old).float().square().sum()
+        if measured is not None:
+            for grad, old, new in zip(self.grads, before, mine, strict=False):
+                measured[0] += grad.float().square().sum()
+                measured[1] += (new - old).float().square().sum()
         if self.ranks.world_size > 1:
             for slot, (index, share) in enumerate(self.shares.items()):
                 whole = flat[index][: share * self.ranks.world_size]
@@ -244,9 +281,10 @@ class ElementBucket:
     def finish(self) -> None:
         """Waits for the other ranks' pieces, which arrive in place."""
         self._wait()
-        self.grads, self.tail = [], None
+        self.grads, self.tail = [], NO_BUFFER
 
     def pieces(self) -> Iterator[StatePiece]:
+        """This rank's part of the optimizer state."""
         for slot, (index, start, stop) in enumerate(self.spans):
             name, size = self.names[index], self.params[index].numel()
             yield StatePiece(name, "exp_avg", start, stop, size, self.exp_avg[slot])

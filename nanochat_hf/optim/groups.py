@@ -1,12 +1,16 @@
-"""Which parameter is trained how. Groups follow what a parameter *is* (its owner and name), never its `ndim`."""
+"""Parameter groups: which parameter Muon trains, which AdamW, and at which rates.
+
+A parameter's group follows from its owner and its name, never from its `ndim`. Values are upstream's.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .muon_adamw import MuonAdamW
 
-# Parameters that are neither a matrix of a block nor an embedding nor the head, by the last parts of their names.
+# Roles of the parameters that are no matrix of a block, no embedding and not the head, by parts of their names.
 SCALAR_ROLES = {
     "resid_lambdas": "resid_lambdas",
     "x0_lambdas": "x0_lambdas",
@@ -18,7 +22,14 @@ SCALAR_ROLES = {
 
 @dataclass(frozen=True)
 class AdamWRole:
-    """AdamW settings of one role; `lr` multiplies the base rate, `width_scaled` adds the factor (dim/768)^-0.5."""
+    """AdamW settings of one role.
+
+    Attributes:
+        base: which of the rates of `build_param_groups` the role's rate is derived from.
+        lr: factor on that rate.
+        betas, weight_decay: AdamW's.
+        width_scaled: whether the rate is also multiplied by (hidden_size / 768)^-0.5.
+    """
 
     base: str
     lr: float
@@ -27,7 +38,7 @@ class AdamWRole:
     width_scaled: bool = False
 
 
-# Upstream, July 2026 (found there by sweeps at d12, checked at d24).
+# Upstream, July 2026: found there by sweeps at depth 12 and checked at depth 24.
 MODERN_ROLES = {
     "head": AdamWRole("unembedding_lr", 1.0, (0.8, 0.96), 0.01, width_scaled=True),
     "embedding": AdamWRole("embedding_lr", 1.0, (0.8, 0.995), 0.001, width_scaled=True),
@@ -37,14 +48,13 @@ MODERN_ROLES = {
     "smear": AdamWRole("smear_lr", 1.0, (0.8, 0.95), 0.0),
     "backout": AdamWRole("backout_lr", 1.0, (0.8, 0.95), 0.0),
 }
-# Upstream, October 2025: one pair of betas, no decay. The further roles serve a classic optimizer on a modern model.
+# Upstream, October 2025: one pair of betas, no decay. The other roles are for a classic optimizer on a modern model.
 CLASSIC_ROLES = {
     role: AdamWRole(setting.base, setting.lr, (0.8, 0.95), 0.0, setting.width_scaled)
     for role, setting in MODERN_ROLES.items()
 }
 
-
-# Peak rates: those that follow the batch, as they are at the reference batch, and those that do not.
+# Peak rates at the reference batch. Those of smear and backout are the same for every batch.
 COMMON_RATES = {"matrix_lr": 0.02, "scalar_lr": 0.5}
 PRESET_RATES = {
     "modern": {"unembedding_lr": 0.008, "embedding_lr": 0.3},
@@ -54,11 +64,12 @@ FIXED_RATES = {"smear_lr": 0.2, "backout_lr": 0.2}
 
 
 def peak_rates(preset: str, scale: float, **rates: float | None) -> dict[str, float]:
-    """Peak learning rates for `build_param_groups`: the preset's, times `scale` but for those of smear and backout.
+    """Returns the peak learning rates for `build_param_groups`.
 
     Args:
-        scale: √(batch / 2^19), or what the run sets in its place.
-        rates: in place of the preset's, for the reference batch; None leaves it.
+        preset: "modern" or "classic".
+        scale: factor on all rates but those of smear and backout; see `nanochat_hf.scaling.lr_scale`.
+        rates: rates at the reference batch that replace the preset's; None keeps the preset's.
     """
     following = COMMON_RATES | PRESET_RATES[preset]
     chosen = following | FIXED_RATES | {name: rate for name, rate in rates.items() if rate is not None}
@@ -68,19 +79,27 @@ def peak_rates(preset: str, scale: float, **rates: float | None) -> dict[str, fl
 def parameter_roles(model: nn.Module) -> dict[str, str]:
     """Maps every trainable parameter's name to its role: matrix, head, embedding, value_embedding or a scalar role.
 
-    A tied head counts as embedding. Raises ValueError for a parameter that fits no role, rather than guess.
+    A tied head counts as embedding.
+
+    Raises:
+        ValueError: a parameter fits no role; the message names it.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get_head = getattr(model, "get_output_embeddings", lambda: None)
+    head = get_head()
     heads = {id(p) for p in head.parameters()} if head is not None else set()
     linears = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    roles = {}
+    roles: dict[str, str] = {}
+    unknown = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            roles[name] = _role(name, id(parameter), embeddings, heads, linears)
-    unknown = [name for name, role in roles.items() if role is None]
+            role = _role(name, id(parameter), embeddings, heads, linears)
+            if role is None:
+                unknown.append(name)
+            else:
+                roles[name] = role
     if unknown:
-        raise ValueError(f"no optimizer group for {', '.join(unknown)}: name their role in optim/groups.py")
+        raise ValueError(f"no optimizer group for {', '.join(unknown)}: give them a role in optim/groups.py")
     return roles
 
 
@@ -101,7 +120,7 @@ def _role(name: str, key: int, embeddings: set[int], heads: set[int], linears: s
 
 
 def build_param_groups(
-    model: nn.Module,
+    model: Any,
     *,
     unembedding_lr: float = 0.008,
     embedding_lr: float = 0.3,
@@ -113,15 +132,20 @@ def build_param_groups(
     variant: str = "modern",
     hidden_size: int | None = None,
     eps: float = 1e-10,
-) -> list[dict]:
-    """Makes the parameter groups of `MuonAdamW`; every trainable parameter is in exactly one.
+) -> list[dict[str, Any]]:
+    """Returns the parameter groups of `MuonAdamW`; every trainable parameter is in exactly one.
 
     Args:
+        model: a `torch.nn.Module`, with a `config.hidden_size` where `hidden_size` is not given.
         unembedding_lr, embedding_lr, scalar_lr, smear_lr, backout_lr: peak AdamW rates; those of head, embeddings and
             value embeddings are multiplied here by (hidden_size / 768)^-0.5.
-        matrix_lr, weight_decay: peak Muon rate and Muon's cautious decay, already scaled for the batch size.
+        matrix_lr, weight_decay: Muon's peak rate and weight decay, already scaled for the batch size.
         variant: "modern" (July 2026) or "classic" (October 2025).
         hidden_size: width for that factor; default the model's own.
+        eps: AdamW's.
+
+    Raises:
+        ValueError: the variant is unknown, or a parameter fits no role.
     """
     if variant not in ("modern", "classic"):
         raise ValueError(f"unknown optimizer variant {variant!r}: use 'modern' or 'classic'")
@@ -144,6 +168,6 @@ def build_param_groups(
     return groups
 
 
-def build_optimizer(model: nn.Module, **hyper) -> MuonAdamW:
-    """Makes the optimizer of a model; `hyper` as in `build_param_groups`."""
+def build_optimizer(model: Any, **hyper: Any) -> MuonAdamW:
+    """Returns the optimizer of a model; `hyper` as in `build_param_groups`."""
     return MuonAdamW(build_param_groups(model, **hyper))

@@ -1,7 +1,6 @@
 """The arithmetic of one optimizer step, on plain tensors: no parameter groups, no communication.
 
-Every function works on a stack of same-shape matrices `[K, rows, cols]`, so that K small matrices cost one batched
-matrix product instead of K.
+Muon's functions take a stack of K matrices of one shape, `[K, rows, cols]`: one batched matrix product instead of K.
 """
 
 from collections.abc import Sequence
@@ -23,9 +22,9 @@ NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
 
 def equilibrate_rows(x: Tensor) -> Tensor:
-    """Gives every row the root mean square of all rows' norms (MuonEq, arXiv 2603.28254). `x`: [..., rows, cols].
+    """Scales every row to the root mean square of all rows' norms (MuonEq, arXiv 2603.28254). `x`: [..., rows, cols].
 
-    A matrix with even rows has a better conditioned spectrum, so that the polar iteration gets closer to its limit.
+    A matrix whose rows have one norm has a better conditioned spectrum: the polar iteration gets closer to its limit.
     """
     row_norms = x.float().norm(dim=-1, keepdim=True)  # [..., rows, 1]
     mean_norm = row_norms.norm(dim=-2, keepdim=True) / x.size(-2) ** 0.5
@@ -33,10 +32,14 @@ def equilibrate_rows(x: Tensor) -> Tensor:
 
 
 def orthogonalize(x: Tensor, coefficients: Sequence[tuple[float, float, float]], margin: float, eps: float) -> Tensor:
-    """Approximates the polar factor U Vᵀ of every matrix in `x` ([..., rows, cols]) by odd quintic polynomials.
+    """Approximates the polar factor U Vᵀ of every matrix in `x` by odd quintic polynomials.
 
-    `margin` is the factor by which the Frobenius norm is overestimated before the first polynomial, so that rounding
-    never pushes the largest singular value beyond 1.
+    Args:
+        x: [..., rows, cols].
+        coefficients: (a, b, c) of each polynomial aX + b(XXᵀ)X + c(XXᵀ)²X, in order.
+        margin: factor by which the Frobenius norm is overestimated before the first polynomial, so that rounding never
+            pushes the largest singular value beyond 1.
+        eps: added to that norm, against division by zero.
     """
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * margin + eps)
     tall = x.size(-2) > x.size(-1)
@@ -56,13 +59,16 @@ def _add_product(base: Tensor, left: Tensor, right: Tensor, beta: float, alpha: 
 
 
 def renormalize(x: Tensor) -> Tensor:
-    """Sets every matrix's Frobenius norm to √min(rows, cols), that of an exactly orthogonal one (arXiv 2602.21545)."""
+    """Scales every matrix [..., rows, cols] to the Frobenius norm √min(rows, cols) of an exactly orthogonal one.
+
+    Source: arXiv 2602.21545.
+    """
     norm = x.float().norm(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
     return x * (min(x.size(-2), x.size(-1)) ** 0.5 / norm).to(x.dtype)
 
 
 def normalize_neurons(x: Tensor, second_moment: Tensor, beta2: float | Tensor) -> Tensor:
-    """NorMuon (arXiv 2510.05491): divides rows (or columns) by a running mean square, keeping the Frobenius norm.
+    """Divides rows (or columns) by the root of a running mean square, keeping the norm (NorMuon, arXiv 2510.05491).
 
     Args:
         x: orthogonalized updates `[K, rows, cols]`.
@@ -86,9 +92,10 @@ def modern_update(
     beta2: float | Tensor,
     matmul_dtype: torch.dtype,
 ) -> Tensor:
-    """The July 2026 Muon's direction for a stack of matrices, `[K, rows, cols]` like all arguments.
+    """Returns the update direction of the July 2026 Muon, [K, rows, cols] like the tensor arguments.
 
-    Nesterov momentum → row equilibration → Polar Express → renormalization → NorMuon. `grads` is used as scratch.
+    Nesterov momentum → row equilibration → Polar Express → renormalization → NorMuon. The state is updated in place,
+    and `grads` is overwritten.
     """
     momentum_buffer.lerp_(grads, 1 - momentum)
     update = grads.lerp_(momentum_buffer, momentum).to(matmul_dtype)
@@ -99,20 +106,20 @@ def modern_update(
 def classic_update(
     grads: Tensor, momentum_buffer: Tensor, momentum: float | Tensor, matmul_dtype: torch.dtype
 ) -> Tensor:
-    """The October 2025 Muon's direction: Nesterov momentum, fixed Newton-Schulz coefficients."""
+    """Returns the update direction of the October 2025 Muon: Nesterov momentum, fixed Newton-Schulz coefficients."""
     momentum_buffer.lerp_(grads, 1 - momentum)
     update = grads.lerp_(momentum_buffer, momentum).to(matmul_dtype)
     return orthogonalize(update, NEWTON_SCHULZ, margin=1.0, eps=1e-7).to(grads.dtype)
 
 
 def modern_step(params: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float | Tensor) -> None:
-    """Cautious decay (only where update and weight have the same sign, arXiv 2510.12402) and update, elementwise."""
+    """Applies an update with cautious weight decay, in place: only where both agree in sign (arXiv 2510.12402)."""
     agrees = (update * params) >= 0
     params.sub_(lr * (update + weight_decay * params * agrees))
 
 
 def classic_step(params: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float | Tensor) -> None:
-    """Plain decay and update, elementwise."""
+    """Applies an update with plain weight decay, in place."""
     params.sub_(lr * (update + weight_decay * params))
 
 
@@ -157,10 +164,10 @@ def adamw(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One AdamW step on lists of tensors, in place; `steps` are 0-D tensors that count up.
+    """One AdamW step on lists of tensors of any shape, in place, by PyTorch's fused kernel.
 
-    Full-precision parameters go through PyTorch's fused kernel. Half-precision ones keep fp32 moments and are rounded
-    once, at the end: bf16 moments with β2 = 0.995 drop increments smaller than 1/256 of the average.
+    Half-precision parameters keep fp32 moments and are rounded once, at the end: bf16 moments with β2 = 0.995 would
+    drop increments smaller than 1/256 of the average. `steps` are 0-D tensors that count up.
     """
     from torch.optim.adamw import adamw as fused_adamw
 

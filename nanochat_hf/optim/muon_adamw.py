@@ -1,7 +1,11 @@
-"""The optimizer: Muon for matrices, AdamW for the rest, its work and state shared out over all processes."""
+"""The optimizer: Muon for matrices, AdamW for the rest, its work and state divided over all processes.
+
+The arithmetic is in `kernels.py`, the communication in `buckets.py` and `sharded.py`; this file puts them together.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,13 +20,16 @@ from .sharded import ShardedElementBucket, ShardedMatrixBucket, sharing_ranks
 class MuonAdamW(torch.optim.Optimizer):
     """Muon and AdamW in one `torch.optim.Optimizer`, for one process and for many.
 
-    With an initialized process group, `step` itself averages the gradients over the ranks: each rank gets only the
-    gradients whose update it owns, updates those, and the new weights are gathered. So the model must *not* be wrapped
-    in `DistributedDataParallel` (its all-reduce would be paid on top); `NanochatTrainer` takes care of that.
+    With an initialized process group, `step` itself averages the gradients over the ranks. Each rank gets only the
+    gradients whose update it owns and updates those weights; then all ranks gather the new weights. So the model must
+    *not* be wrapped in `DistributedDataParallel`, whose all-reduce would come on top; `NanochatTrainer` sees to that.
 
-    A step has three phases, so that communication runs behind computation: all reductions are launched, then each
-    bucket is updated as its gradients arrive and its weights are sent off, then the weights are awaited. With
-    `overlap_backward` the reductions are launched even earlier, as soon as a bucket's gradients are complete.
+    A step has three phases, so that communication runs behind computation:
+
+    1. all reductions of gradients are launched (with `overlap_backward`: during the backward pass, as soon as the
+       gradients of a bucket are complete);
+    2. each bucket is updated when its gradients have arrived, and its new weights are sent;
+    3. the new weights of the other ranks are awaited.
 
     Parameters that FSDP2 has sharded work too: see `nanochat_hf.optim.sharded`.
 
@@ -31,16 +38,20 @@ class MuonAdamW(torch.optim.Optimizer):
             (name, parameter) pairs, and the hyper-parameters of the kind.
         process_group: the ranks that share the step; default: all of them.
         matmul_dtype: precision of Muon's matrix products; default bf16 on GPUs that have it, else fp32.
-        compile: compile Muon's kernel, once per shape; hyper-parameters are tensors, so they never cause a
-            recompilation. Default: on CUDA only.
-        bucket_mb: size of a communication bucket of matrices, with more than one rank.
+        compile: whether to compile Muon's kernel, once per shape of matrices; default: on CUDA only.
+        bucket_mb: MiB of fp32 matrices per bucket, with more than one rank.
 
-    With `measure_norms` set, a step leaves the norms of the averaged gradient and of the update in `norms`, by group.
+    Attributes:
+        measure_norms: whether `step` measures the norms of the averaged gradient and of the update.
+        norms: what the last step measured, as "grad_norm/GROUP" and "update_norm/GROUP".
+
+    Raises:
+        ValueError: the kind of a group is unknown.
     """
 
     def __init__(
         self,
-        params: Iterable[dict],
+        params: Iterable[dict[str, Any]],
         *,
         process_group: dist.ProcessGroup | None = None,
         matmul_dtype: torch.dtype | None = None,
@@ -58,25 +69,32 @@ class MuonAdamW(torch.optim.Optimizer):
         self._buckets: list[MatrixBucket | ElementBucket] | None = None
         self._pending: dict[int, set[int]] = {}
         self._launched: set[int] = set()
-        self._hooks: list = []
+        self._hooks: list[Any] = []
         self._armed = False
         self.measure_norms = False
         self.norms: dict[str, float] = {}
 
     @property
     def buckets(self) -> list[MatrixBucket | ElementBucket]:
-        """Made on first use, when parameters are on their device and the process group exists."""
+        """The buckets, in the order of reduction.
+
+        They are made on first use, when parameters are on their device and the process group exists.
+        """
         if self._buckets is None:
             ranks = Ranks.current(self._process_group)
             self._buckets = []
             for group in self.param_groups:
-                self._buckets += self._split(group, ranks)
+                self._buckets += self._make_buckets(group, ranks, first=len(self._buckets))
             self._buckets.sort(key=_readiness)
         return self._buckets
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Averages the gradients over the ranks and updates all weights. Every rank must call it."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Averages the gradients over the ranks and updates all weights; every rank must call it.
+
+        Returns:
+            What `closure` returns, which is called first; None without one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -106,10 +124,8 @@ class MuonAdamW(torch.optim.Optimizer):
         for name, (gradient, update) in zip(measured, sums.sqrt().tolist(), strict=True):
             self.norms |= {f"grad_norm/{name}": gradient, f"update_norm/{name}": update}
 
-    # -- overlap with the backward pass --------------------------------------------------------------------------
-
     def overlap_backward(self) -> None:
-        """Lets reductions start during the backward pass; `arm` has to precede the last backward of each step."""
+        """Lets reductions start during the backward pass; call `arm` before the last backward of each step."""
         sharded = any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"])
         if self._hooks or sharded or Ranks.current(self._process_group).world_size == 1:
             return  # FSDP2 reduces gradients itself, as they appear
@@ -134,18 +150,16 @@ class MuonAdamW(torch.optim.Optimizer):
             self.buckets[following].launch()
             self._launched.add(following)
 
-    # -- state -------------------------------------------------------------------------------------------------------
-
     def state_pieces(self) -> list[StatePiece]:
-        """This rank's part of the optimizer state. The parts of all ranks together hold every element once or more."""
+        """This rank's part of the optimizer state; the parts of all ranks hold every element at least once."""
         return [piece for bucket in self.buckets for piece in bucket.pieces()]
 
     @torch.no_grad()
     def load_state_pieces(self, saved: Mapping[str, list[tuple[int, int, Callable[[], Tensor]]]]) -> None:
-        """Fills this rank's state from pieces saved by any number of ranks.
+        """Fills this rank's state from pieces that any number of ranks have saved.
 
         Args:
-            saved: "parameter|state" → list of (start, stop, function that reads that flat part).
+            saved: "parameter|state" → list of (start, stop, function that reads that flat part); see `index_pieces`.
 
         Raises:
             KeyError: a needed element is in none of the pieces.
@@ -162,32 +176,38 @@ class MuonAdamW(torch.optim.Optimizer):
             if filled < target.numel():
                 raise KeyError(f"the saved optimizer state lacks {name}[{piece.start}:{piece.stop}]")
 
-    def state_dict(self) -> dict:
-        """Plain tensors and values. On several ranks it holds this rank's part; see `nanochat_hf.optim.checkpoint`."""
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and values; on several ranks only this rank's part.
+
+        `nanochat_hf.trainers.checkpoints` saves the parts of all ranks.
+        """
         state = {piece.key: piece.tensor.clone() for piece in self.state_pieces()} if self._buckets else {}
         hyper = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         return {"state": state, "param_groups": hyper}
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Loads what `state_dict` returned, on any number of ranks if the parts of all ranks were merged."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` has returned, on any number of ranks if the parts of all ranks were merged.
+
+        Raises:
+            ValueError: the saved groups are not those of this optimizer.
+            KeyError: a needed element of the state is missing.
+        """
         if state_dict["state"]:
-            self.load_state_pieces(index_pieces({key: lambda t=t: t for key, t in state_dict["state"].items()}))
+            readers = {key: functools.partial(_itself, tensor) for key, tensor in state_dict["state"].items()}
+            self.load_state_pieces(index_pieces(readers))
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             if group["name"] != saved["name"]:
                 raise ValueError(f"the saved optimizer has group {saved['name']!r} where this has {group['name']!r}")
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
 
-    # -- construction ------------------------------------------------------------------------------------------------
-
-    def _split(self, group: dict, ranks: Ranks) -> list[MatrixBucket | ElementBucket]:
+    def _make_buckets(self, group: dict[str, Any], ranks: Ranks, first: int) -> list[MatrixBucket | ElementBucket]:
+        """The buckets of one parameter group; `first` is the number of buckets before them."""
         everything = list(range(len(group["params"])))
         holders = sharing_ranks(group["param_names"][0], group["params"][0])
         if group["kind"] == "adamw":
-            return [
-                ShardedElementBucket(group, everything, holders)
-                if holders
-                else ElementBucket(group, everything, ranks)
-            ]
+            if holders:
+                return [ShardedElementBucket(group, everything, holders)]
+            return [ElementBucket(group, everything, ranks)]
         kernel = self._muon_kernel(group["variant"], group["params"][0].device, update_only=holders is not None)
         make, ranks = (ShardedMatrixBucket, holders) if holders else (MatrixBucket, ranks)
         if ranks.world_size == 1 and not holders:
@@ -197,14 +217,14 @@ class MuonAdamW(torch.optim.Optimizer):
         size = rounds * ranks.world_size
         order = everything[::-1]  # the backward pass reaches the last layer first
         cuts = [order[start : start + size] for start in range(0, len(order), size)]
-        return [make(group, cut, ranks, len(self._buckets), kernel) for cut in cuts]
+        return [make(group, cut, ranks, first, kernel) for cut in cuts]
 
-    def _muon_kernel(self, variant: str, device: torch.device, update_only: bool) -> Callable:
+    def _muon_kernel(self, variant: str, device: torch.device, update_only: bool) -> Callable[..., Any]:
         dtype = self._matmul_dtype
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-        whole = {"modern": kernels.muon_modern, "classic": kernels.muon_classic}
-        updates = {"modern": kernels.modern_update, "classic": kernels.classic_update}
+        whole: dict[str, Callable[..., Any]] = {"modern": kernels.muon_modern, "classic": kernels.muon_classic}
+        updates: dict[str, Callable[..., Any]] = {"modern": kernels.modern_update, "classic": kernels.classic_update}
         kernel = (updates if update_only else whole)[variant]
         if self._compile if self._compile is not None else device.type == "cuda":
             return _compiled(kernel, dtype)
@@ -220,8 +240,8 @@ def _readiness(bucket: MatrixBucket | ElementBucket) -> tuple[int, int]:
 
 
 @functools.cache
-def _compiled(kernel: Callable, dtype: torch.dtype) -> Callable:
-    """Compiles a Muon kernel; numbers are handed over as 0-D tensors so that a new value is not a new graph."""
+def _compiled(kernel: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """Compiles a Muon kernel; numbers are passed as 0-D tensors, so that a new value does not compile again."""
     compiled = torch.compile(functools.partial(kernel, matmul_dtype=dtype), dynamic=False, fullgraph=True)
 
     def call(*arguments: Tensor | float) -> Tensor | None:
@@ -230,8 +250,19 @@ def _compiled(kernel: Callable, dtype: torch.dtype) -> Callable:
     return call
 
 
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def index_pieces(read: Mapping[str, Callable[[], Tensor]]) -> dict[str, list[tuple[int, int, Callable[[], Tensor]]]]:
-    """Sorts saved pieces by parameter and state, each range once. Keys are those of `StatePiece.key`."""
+    """Sorts saved pieces by parameter and state, each range once.
+
+    Args:
+        read: `StatePiece.key` → function that reads the piece.
+
+    Returns:
+        "parameter|state" → list of (start, stop, function), as `MuonAdamW.load_state_pieces` takes it.
+    """
     found: dict[str, dict[tuple[int, int], Callable[[], Tensor]]] = {}
     for key, function in read.items():
         parameter, state, start, stop, _ = key.rsplit("|", 4)

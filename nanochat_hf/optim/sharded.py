@@ -1,13 +1,14 @@
-"""Parameters that FSDP2 has sharded: each rank holds some rows of every matrix, and so of its gradient.
+"""The buckets' counterparts for FSDP2, where each rank holds some rows of every parameter and of its gradient.
 
-FSDP2 has already averaged the gradients. AdamW works on whatever rows there are. Muon needs whole matrices: for a
-bucket of them, one all-to-all brings the rows of every gradient to its owner, and a second one takes the rows of the
-update back, where they are applied. So a rank sends its gradients and its share of the updates once each. State is
-stored per matrix as without sharding, so checkpoints are interchangeable.
+FSDP2 has averaged the gradients already, and AdamW updates whatever rows are here. Muon needs whole matrices: one
+all-to-all brings the rows of every gradient to the matrix's owner, a second one takes the rows of the update back. So
+a rank sends its gradients once and its share of the updates once per step. State is stored per matrix as without
+sharding, so checkpoints are interchangeable.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from . import kernels
-from .buckets import ElementBucket, MatrixBucket, Ranks, StatePiece
+from .buckets import NO_BUFFER, ElementBucket, MatrixBucket, Ranks, StatePiece
 
 
 def sharing_ranks(name: str, p: Tensor) -> Ranks | None:
@@ -36,15 +37,20 @@ def sharing_ranks(name: str, p: Tensor) -> Ranks | None:
 
 
 def rows_of(rank: int, world_size: int, rows: int) -> tuple[int, int]:
-    """First and last-plus-one row that FSDP2 gives a rank: chunks of equal size, the last ones shorter or empty."""
+    """The rows `start:stop` that FSDP2 gives a rank: chunks of one size, the last ones shorter or empty."""
     chunk = math.ceil(rows / world_size)
     return min(rows, rank * chunk), min(rows, (rank + 1) * chunk)
 
 
 class ShardedMatrixBucket(MatrixBucket):
-    """Same-shape matrices of one Muon group, of which every rank holds rows; `kernel` is an update kernel."""
+    """Matrices of one shape, of one Muon group, of which every rank holds rows.
 
-    def __init__(self, group: dict, indices: list[int], ranks: Ranks, rotation: int, kernel: Callable):
+    The arguments are those of `MatrixBucket`, but `kernel` is `kernels.modern_update` or `kernels.classic_update`.
+    """
+
+    def __init__(
+        self, group: dict[str, Any], indices: list[int], ranks: Ranks, rotation: int, kernel: Callable[..., Tensor]
+    ):
         self.group, self.ranks, self.kernel = group, ranks, kernel
         self.params = [group["params"][index] for index in indices]
         self.names = [group["param_names"][index] for index in indices]
@@ -57,6 +63,7 @@ class ShardedMatrixBucket(MatrixBucket):
         self.rows = [rows_of(rank, ranks.world_size, rows) for rank in range(ranks.world_size)]
         start, stop = self.rows[ranks.rank]
         self.held = (stop - start) * self.cols  # elements of each matrix here
+        self.measured: Tensor | None = None
         self.step = kernels.modern_step if group["variant"] == "modern" else kernels.classic_step
 
     def launch(self) -> None:
@@ -66,7 +73,10 @@ class ShardedMatrixBucket(MatrixBucket):
         self.received = self._exchange(self.sent, back=False)
 
     def update(self, measured: Tensor | None = None) -> None:
-        """Computes the owned matrices' updates and starts sending their rows to where they belong."""
+        """Computes the owned matrices' updates and starts sending their rows to the ranks that hold them.
+
+        `measured` as in `MatrixBucket`.
+        """
         self._wait()
         self.measured = measured
         parts = self.received.split([len(self.owned) * (stop - start) * self.cols for start, stop in self.rows])
@@ -92,10 +102,11 @@ class ShardedMatrixBucket(MatrixBucket):
             if self.measured is not None:
                 self.measured[1] += (params - torch.stack(held)).square().sum()
             torch._foreach_copy_(held, list(params.unbind(0)))
-        self.received = self.sent = self.measured = None
+        self.received = self.sent = NO_BUFFER
+        self.measured = None
 
     def _exchange(self, sent: Tensor, back: bool) -> Tensor:
-        """All-to-all between the holders of rows and the owners of matrices; `back`: from owners to holders."""
+        """Starts an all-to-all from the holders of rows to the owners of matrices; `back`: the other way round."""
         by_owner = [len(owned) * self.held for owned in self.owned_by]
         by_holder = [len(self.owned) * (stop - start) * self.cols for start, stop in self.rows]
         sizes_in, sizes_out = (by_holder, by_owner) if back else (by_owner, by_holder)
@@ -107,19 +118,21 @@ class ShardedMatrixBucket(MatrixBucket):
 
 
 class ShardedElementBucket(ElementBucket):
-    """The rows of one AdamW group that are here; nothing has to be sent."""
+    """The rows of one AdamW group that are here; nothing has to be sent. The arguments are `MatrixBucket`'s."""
 
-    def __init__(self, group: dict, indices: list[int], ranks: Ranks):
+    def __init__(self, group: dict[str, Any], indices: list[int], ranks: Ranks):
         local = [group["params"][index].to_local() for index in indices]
         super().__init__({**group, "params": local, "param_names": group["param_names"]}, indices, Ranks())
         self.group, self.holders = group, ranks
         self.sharded = [group["params"][index] for index in indices]
 
     def launch(self) -> None:
+        """Takes the gradients that FSDP2 has left on this rank."""
         self.params = [p.to_local() for p in self.sharded]
         self.grads = [_local_gradient(self.sharded[index]).reshape(-1) for index, _, _ in self.spans]
 
     def pieces(self) -> Iterator[StatePiece]:
+        """This rank's part of the optimizer state, placed within the whole parameters."""
         for piece in super().pieces():
             if piece.state == "step":
                 yield piece
@@ -131,4 +144,5 @@ class ShardedElementBucket(ElementBucket):
 
 
 def _local_gradient(p: DTensor) -> Tensor:
-    return p.grad.to_local() if p.grad is not None else torch.zeros_like(p.to_local())
+    grad = p.grad
+    return grad.to_local() if isinstance(grad, DTensor) else torch.zeros_like(p.to_local())

@@ -1,14 +1,27 @@
-"""The depth dial: one number decides shape, tokens, batch, learning rates, weight decay and iterations.
+"""The depth dial: one number decides shape, tokens, batch, learning rates, weight decay and steps.
 
 Everything here is arithmetic on shapes: no model is built. Values and exponents are upstream's (July 2026 for the
-modern preset, October 2025 for the classic one); `tests/parity/test_scaling.py` checks them against its own figures.
+modern preset, October 2025 for the classic one). `tests/parity/test_scaling.py` compares the results with upstream's.
 """
 
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from nanochat_hf.model.shape_nanochat_hf import (
+    SMEAR_GATE_CHANNELS,
+    VALUE_GATE_CHANNELS,
+    WINDOW_PATTERN,
+    check_preset,
+    default_sliding_window,
+    layer_has_value_embedding,
+    width_and_heads,
+    window_pattern_to_layer_types,
+)
 
 REFERENCE_DEPTH = 12  # the depth at which the learning rates and the weight decay were tuned
-REFERENCE_BATCH = 2**19  # tokens; the best batch of the reference depth, measured upstream
+REFERENCE_BATCH = 2**19  # tokens per step; the best batch of the reference depth, measured upstream
+SMALLEST_RATE_BATCH = 2**17  # tokens per step; smaller batches train with the learning rates of this one
 REFERENCE_WIDTH = 768  # hidden size of the reference depth
 BATCH_EXPONENT = 0.383  # best batch ∝ tokens^0.383: "Power Lines", arXiv 2505.13738
 BASE_WEIGHT_DECAY = 0.28  # Muon's decay at the reference depth
@@ -16,9 +29,37 @@ VOCAB_MULTIPLE = 64  # tables are padded to it, for tensor cores and for shardin
 DEFAULT_RATIO = {"modern": 12, "classic": 20}  # tokens per (scaling) parameter
 
 
+def lr_scale(total_batch_size: int, preset: str = "modern") -> float:
+    """Returns the factor on the learning rates that follow the batch: √(max(batch, 2^17) / 2^19), classic 1.
+
+    The square root is Adam's rule, taken for Muon too (upstream). Upstream's own batches are 2^17 tokens or more at
+    every depth with its vocabulary of 32,768. Below that the square root makes the rates too small. Measured with
+    2^13 tokens per step at depths 2 and 4: the rates of 2^17 gained 0.11 bits per byte over the square root's, and
+    twice as much was worse again (docs/log.md).
+
+    Args:
+        total_batch_size: tokens per optimizer step over all processes, chosen by the dial or asked for.
+        preset: "modern" or "classic".
+    """
+    if preset == "classic":
+        return 1.0
+    return (max(total_batch_size, SMALLEST_RATE_BATCH) / REFERENCE_BATCH) ** 0.5
+
+
 @dataclass(frozen=True)
 class Shape:
-    """What the arithmetic needs to know of a model. `windows` are upstream's: how many earlier keys a query sees."""
+    """The sizes of a model that its parameters, FLOPs and memory follow from.
+
+    Attributes:
+        depth: number of layers.
+        hidden_size: width of the residual stream.
+        heads, key_value_heads: number of query heads and of key/value heads.
+        head_dim: channels per head.
+        vocab_size: tokens of the tokenizer, not padded.
+        sequence_length: tokens per row.
+        windows: per layer, how many earlier keys a query sees (upstream's count, the query itself left out).
+        preset: "modern" or "classic".
+    """
 
     depth: int
     hidden_size: int
@@ -32,15 +73,21 @@ class Shape:
 
     @property
     def padded_vocab(self) -> int:
+        """Rows of the vocabulary tables."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
     def value_embedding_layers(self) -> int:
-        """Every second layer, the last always: layers i with i ≡ depth - 1 (mod 2)."""
-        return (self.depth + 1) // 2 if self.preset == "modern" else 0
+        """Number of layers with a value embedding."""
+        if self.preset == "classic":
+            return 0
+        return sum(layer_has_value_embedding(layer, self.depth) for layer in range(self.depth))
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters by part; `scaling` (blocks and head) gives the flattest best tokens:parameters ratio."""
+        """Parameters by part, their `total`, and `scaling`: those of the blocks and the head.
+
+        Counting only these gives the flattest best ratio of tokens to parameters over the depths (upstream).
+        """
         query, key_value, width = self.heads * self.head_dim, self.key_value_heads * self.head_dim, self.hidden_size
         attention = 2 * width * query + 2 * width * key_value
         modern = self.preset == "modern"
@@ -49,22 +96,23 @@ class Shape:
             "value_embeddings": self.value_embedding_layers * self.padded_vocab * key_value,
             "head": self.padded_vocab * width,
             "matrices": self.depth * (attention + 8 * width * width),
-            "scalars": 2 * self.depth + 24 + 1 + 1 if modern else 0,  # lambdas, smear gate and lambda, backout lambda
+            # two scalars per layer, smear's gate and scalar, backout's scalar
+            "scalars": 2 * self.depth + SMEAR_GATE_CHANNELS + 1 + 1 if modern else 0,
         }
         if modern:
-            counts["matrices"] += self.value_embedding_layers * 12 * self.key_value_heads  # gates of 12 channels
+            counts["matrices"] += self.value_embedding_layers * VALUE_GATE_CHANNELS * self.key_value_heads
         counts["total"] = sum(counts.values())
         counts["scaling"] = counts["matrices"] + counts["head"]
         return counts
 
     def flops_per_token(self) -> int:
-        """Floating point operations of forward and backward for one token.
+        """Floating point operations of forward and backward per token.
 
-        6 per matrix parameter (PaLM, arXiv 2204.02311, appendix B) plus 12 · heads · head_dim · (keys seen) per layer;
-        embedding look-ups are free, elementwise work is left out.
+        6 per matrix parameter (PaLM, arXiv 2204.02311, appendix B) plus 12 · heads · head_dim · (keys seen) per layer.
+        Embedding look-ups and elementwise work are left out.
         """
         counts = self.parameter_counts()
-        smear_gate = 24 if self.preset == "modern" else 0
+        smear_gate = SMEAR_GATE_CHANNELS if self.preset == "modern" else 0
         matmul = counts["matrices"] + counts["head"] + smear_gate
         keys = sum(min(window, self.sequence_length) for window in self.windows)
         return 6 * matmul + 12 * self.heads * self.head_dim * keys
@@ -79,30 +127,28 @@ def shape_from_depth(
     aspect_ratio: int = 64,
     head_dim: int = 128,
     key_value_heads: int | None = None,
-    window_pattern: str = "SSSL",
+    window_pattern: str | None = None,
 ) -> Shape:
-    """Modern: width depth · aspect_ratio, rounded up to whole heads. Classic: ⌈width / head_dim⌉ heads."""
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, not {depth}")
-    base = depth * aspect_ratio
-    heads = math.ceil(base / head_dim)
-    if preset == "modern":
-        width, windows = heads * head_dim, _windows(depth, window_pattern, sequence_length)
-    else:
-        if base % heads:
-            raise ValueError(f"depth {depth} gives width {base}, which {heads} heads do not divide; use an even depth")
-        width, head_dim, windows = base, base // heads, (sequence_length,) * depth
-    return Shape(depth, width, heads, key_value_heads or heads, head_dim, vocab_size, sequence_length, windows, preset)
+    """Returns the shape that `NanochatHFConfig.from_depth` gives a model; the arguments are the same.
 
-
-def _windows(depth: int, pattern: str, sequence_length: int) -> tuple[int, ...]:
-    """Tiles the pattern over the layers: L is the whole context, S a quarter in whole blocks of 128; the last is L."""
-    pattern = pattern.upper()
-    if not pattern or set(pattern) - {"S", "L"}:
-        raise ValueError(f"window_pattern {pattern!r} may only hold the letters S and L, such as SSSL")
-    short = 128 * math.ceil(sequence_length / 4 / 128)
-    sizes = [short if pattern[layer % len(pattern)] == "S" else sequence_length for layer in range(depth)]
-    return (*sizes[:-1], sequence_length)
+    Raises:
+        ValueError: the preset or the pattern is unknown, or the classic width cannot be split over its heads.
+    """
+    width, heads = width_and_heads(depth, preset=preset, aspect_ratio=aspect_ratio, head_dim=head_dim)
+    pattern = WINDOW_PATTERN[preset] if window_pattern is None else window_pattern
+    sizes = {"sliding_attention": default_sliding_window(sequence_length) - 1, "full_attention": sequence_length}
+    windows = tuple(sizes[kind] for kind in window_pattern_to_layer_types(pattern, depth))
+    return Shape(
+        depth=depth,
+        hidden_size=width,
+        heads=heads,
+        key_value_heads=key_value_heads or heads,
+        head_dim=width // heads,
+        vocab_size=vocab_size,
+        sequence_length=sequence_length,
+        windows=windows,
+        preset=preset,
+    )
 
 
 @dataclass(frozen=True)
@@ -110,14 +156,16 @@ class DepthDial:
     """All that follows from depth. The first fields carry the names of upstream's figures in `scaling_modern.json`.
 
     Attributes:
+        depth, hidden_size, heads: number of layers, width of the residual stream, number of query heads.
+        ratio: tokens per parameter.
         params, scaling_params: all parameters; those that count for the horizon.
         target_tokens: ratio · scaling_params (classic: ratio · params).
-        total_batch_size: tokens per optimizer step, over all devices.
+        total_batch_size: tokens per optimizer step, over all processes.
         num_iterations: optimizer steps.
-        lr_scale: factor on every learning rate, √(batch / 2^19).
+        lr_scale: factor on the learning rates that follow the batch; see the function `lr_scale`.
         adam_dim_scale: factor on the rates of embeddings and head, (hidden_size / 768)^-0.5; applied by the optimizer.
-        weight_decay: Muon's, at the start of its schedule.
-        flops_per_token: forward and backward.
+        weight_decay: Muon's, at the start of its schedule; it follows √batch at every size, as upstream.
+        flops_per_token: floating point operations of forward and backward per token.
         shape: the model's shape.
     """
 
@@ -138,33 +186,43 @@ class DepthDial:
 
     @property
     def total_tokens(self) -> int:
+        """Tokens of the whole run."""
         return self.num_iterations * self.total_batch_size
 
     @property
     def total_flops(self) -> float:
+        """Floating point operations of the whole run."""
         return float(self.flops_per_token) * self.total_tokens
 
     def describe(self) -> str:
+        """Two lines for a log."""
         return (
             f"d{self.depth}: width {self.hidden_size}, {self.heads} heads, {self.params:,} parameters "
-            f"({self.scaling_params:,} scaling), {self.flops_per_token:.3g} FLOPs a token\n"
+            f"({self.scaling_params:,} scaling), {self.flops_per_token:.3g} FLOPs per token\n"
             f"{self.num_iterations:,} steps, {self.total_tokens:,} tokens, {self.total_flops:.3g} FLOPs; Muon weight "
             f"decay {self.weight_decay:.4f}"
         )
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
+        """All attributes and totals, as `run.json` records them."""
         return asdict(self) | {"total_tokens": self.total_tokens, "total_flops": self.total_flops}
 
     def with_batch(self, total_batch_size: int) -> "DepthDial":
-        """The same run with a batch that the devices can make; the horizon in tokens is kept, the rates follow."""
+        """The same run with another batch, in tokens per step.
+
+        The number of tokens is kept; steps, learning rates and weight decay follow the batch.
+        """
         if total_batch_size == self.total_batch_size:
             return self
-        steps = max(1, round(self.total_tokens / total_batch_size))
+        classic = self.shape.preset == "classic"
         factor = total_batch_size / self.total_batch_size
-        changes = {"lr_scale": self.lr_scale * factor**0.5, "weight_decay": self.weight_decay * factor**0.5}
-        if self.shape.preset == "classic":
-            changes = {}
-        return replace(self, total_batch_size=total_batch_size, num_iterations=steps, **changes)
+        return replace(
+            self,
+            total_batch_size=total_batch_size,
+            num_iterations=max(1, round(self.total_tokens / total_batch_size)),
+            lr_scale=lr_scale(total_batch_size, self.shape.preset),
+            weight_decay=self.weight_decay if classic else self.weight_decay * factor**0.5,
+        )
 
 
 def depth_dial(
@@ -177,47 +235,63 @@ def depth_dial(
     aspect_ratio: int = 64,
     head_dim: int = 128,
     key_value_heads: int | None = None,
-    window_pattern: str = "SSSL",
+    window_pattern: str | None = None,
     num_iterations: int = -1,
     target_flops: float = -1.0,
     total_batch_size: int = -1,
     base_weight_decay: float | None = None,
 ) -> DepthDial:
-    """Turns the dial.
+    """Returns every number of a run, from the depth of its model.
 
-    The horizon is the first of these that is given: `num_iterations`, `target_flops`, `param_data_ratio`. Batch size
-    and weight decay follow from the ratio's token count even where one of the others decides the length of the run.
+    The length of the run is the first of these that is given: `num_iterations`, `target_flops`, `param_data_ratio`.
+    Batch size and weight decay follow from the ratio's token count even where one of the others decides the length.
 
     Args:
+        depth: number of layers.
         preset: "modern" (July 2026) or "classic" (October 2025: fixed batch, no scaling of rates or decay).
         param_data_ratio: tokens per scaling parameter; default 12 (classic: 20 per parameter).
-        total_batch_size: tokens per step; -1 chooses it.
+        vocab_size: tokens of the tokenizer.
+        sequence_length: tokens per row.
+        aspect_ratio, head_dim, key_value_heads, window_pattern: as in `NanochatHFConfig.from_depth`.
+        num_iterations: optimizer steps; -1 leaves them to the others.
+        target_flops: floating point operations of the whole run; -1 leaves them to the ratio.
+        total_batch_size: tokens per step; -1 chooses a power of two.
         base_weight_decay: Muon's decay at the reference depth; default 0.28 (classic: 0).
+
+    Raises:
+        ValueError: the preset is unknown, nothing says how long to train, or the depth has no shape.
     """
-    if preset not in DEFAULT_RATIO:
-        raise ValueError(f"unknown preset {preset!r}: use 'modern' or 'classic'")
+    check_preset(preset)
     ratio = DEFAULT_RATIO[preset] if param_data_ratio is None else param_data_ratio
     if ratio <= 0 and num_iterations <= 0 and target_flops <= 0:
-        raise ValueError("no horizon: give num_iterations, target_flops or param_data_ratio")
-    flags = {"preset": preset, "vocab_size": vocab_size, "sequence_length": sequence_length}
-    flags |= {"aspect_ratio": aspect_ratio, "head_dim": head_dim, "window_pattern": window_pattern}
-    shape = shape_from_depth(depth, key_value_heads=key_value_heads, **flags)
+        raise ValueError("nothing says how long to train: give num_iterations, target_flops or param_data_ratio")
+
+    def shape_at(depth: int, key_value_heads: int | None = None) -> Shape:
+        return shape_from_depth(
+            depth,
+            preset=preset,
+            vocab_size=vocab_size,
+            sequence_length=sequence_length,
+            aspect_ratio=aspect_ratio,
+            head_dim=head_dim,
+            key_value_heads=key_value_heads,
+            window_pattern=window_pattern,
+        )
+
+    shape = shape_at(depth, key_value_heads)
     counts = shape.parameter_counts()
     horizon_ratio = ratio if ratio > 0 else DEFAULT_RATIO[preset]  # only to place batch size and decay
 
     if preset == "classic":
         target_tokens = int(horizon_ratio * counts["total"])
         batch = total_batch_size if total_batch_size > 0 else REFERENCE_BATCH
-        lr_scale, weight_decay = 1.0, base_weight_decay or 0.0
+        weight_decay = base_weight_decay or 0.0
     else:
         target_tokens = int(horizon_ratio * counts["scaling"])
-        reference = shape_from_depth(REFERENCE_DEPTH, **flags)
-        reference_tokens = horizon_ratio * reference.parameter_counts()["scaling"]
+        reference_tokens = horizon_ratio * shape_at(REFERENCE_DEPTH).parameter_counts()["scaling"]
         batch = total_batch_size
         if batch <= 0:  # the nearest power of two
             batch = 2 ** round(math.log2(REFERENCE_BATCH * (target_tokens / reference_tokens) ** BATCH_EXPONENT))
-        # Adam's square-root rule, taken for Muon too: √(batch / batch_ref).
-        lr_scale = (batch / REFERENCE_BATCH) ** 0.5
         # Keeps batch / (lr · decay · tokens) constant, AdamW's time scale of forgetting: arXiv 2405.13698.
         base = BASE_WEIGHT_DECAY if base_weight_decay is None else base_weight_decay
         weight_decay = base * math.sqrt(batch / REFERENCE_BATCH) * (reference_tokens / target_tokens)
@@ -239,7 +313,7 @@ def depth_dial(
         target_tokens=target_tokens,
         total_batch_size=batch,
         num_iterations=iterations,
-        lr_scale=lr_scale,
+        lr_scale=lr_scale(batch, preset),
         adam_dim_scale=(shape.hidden_size / REFERENCE_WIDTH) ** -0.5,
         weight_decay=weight_decay,
         flops_per_token=flops,
@@ -249,7 +323,15 @@ def depth_dial(
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a batch is made: `world_size` devices · `accumulation_steps` · `device_batch_size` rows of one sequence."""
+    """How a batch is made: processes · micro-batches per process · rows per micro-batch · tokens per row.
+
+    Attributes:
+        device_batch_size: rows per micro-batch.
+        accumulation_steps: micro-batches per process and optimizer step.
+        world_size: number of processes.
+        sequence_length: tokens per row.
+        wanted: tokens per step that were asked for; `total_batch_size` is as near as this division gets.
+    """
 
     device_batch_size: int
     accumulation_steps: int
@@ -259,13 +341,16 @@ class BatchPlan:
 
     @property
     def total_batch_size(self) -> int:
+        """Tokens per optimizer step."""
         return self.device_batch_size * self.accumulation_steps * self.world_size * self.sequence_length
 
     @property
     def exact(self) -> bool:
+        """Whether the batch has the size that was asked for."""
         return self.total_batch_size == self.wanted
 
     def describe(self) -> str:
+        """One line for a log."""
         text = f"batch of {self.total_batch_size:,} tokens = {self.world_size} processes × {self.accumulation_steps}"
         text += f" micro-batches × {self.device_batch_size} rows × {self.sequence_length}"
         if not self.exact:
@@ -277,8 +362,17 @@ class BatchPlan:
 def fit_batch(total_batch_size: int, sequence_length: int, world_size: int, max_device_batch: int) -> BatchPlan:
     """Splits a batch over any number of processes: exactly where possible, else as near as possible.
 
-    The micro-batch is at most `max_device_batch` rows and, to keep devices busy, never less than about half of what
-    the fewest possible accumulation steps would allow.
+    A micro-batch has at most `max_device_batch` rows. To keep devices busy, there are at most twice as many
+    micro-batches per step as the fewest possible.
+
+    Args:
+        total_batch_size: tokens per step.
+        sequence_length: tokens per row.
+        world_size: number of processes.
+        max_device_batch: most rows per micro-batch.
+
+    Raises:
+        ValueError: one of the numbers is less than 1.
     """
     if min(total_batch_size, sequence_length, world_size, max_device_batch) < 1:
         raise ValueError("batch size, sequence length, processes and device batch must all be at least 1")
@@ -294,9 +388,12 @@ def fit_batch(total_batch_size: int, sequence_length: int, world_size: int, max_
 def fit_dial(
     dial: DepthDial, world_size: int, max_device_batch: int, keep_steps: bool = False
 ) -> tuple[DepthDial, BatchPlan]:
-    """The dial with the batch that `world_size` devices can make, and how they make it.
+    """Returns the dial with the batch that `world_size` processes can make, and how they make it.
 
     Args:
+        dial: the dial, whose batch may not divide by the processes.
+        world_size: number of processes.
+        max_device_batch: most rows per micro-batch.
         keep_steps: keep the number of steps, where it was asked for, instead of the number of tokens.
     """
     batch = fit_batch(dial.total_batch_size, dial.shape.sequence_length, world_size, max_device_batch)

@@ -1,17 +1,18 @@
-"""What a run will need before it is started: parameters, tokens, FLOPs, memory by part, time and money."""
+"""What a run will need, before it is started: parameters, tokens, FLOPs, memory, time and money."""
 
 import bisect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nanochat_hf.model.shape_nanochat_hf import tokens_per_chunk
 from nanochat_hf.scaling import BatchPlan, DepthDial, depth_dial, fit_dial
 
 if TYPE_CHECKING:
     import torch
 
-# Dense bf16 matrix throughput in FLOP/s, memory in GB and a customary price in dollars an hour. Throughputs are the
-# vendors' data sheets without sparsity; longer names stand before the shorter ones they contain.
+# Dense bf16 matrix throughput in FLOP/s, memory in GB and a usual price in dollars per hour. Throughputs are from the
+# vendors' data sheets, without sparsity. Longer names stand before the shorter ones that they contain.
 DEVICES = {
     "gb200": (2500e12, 186, 8.0),
     "b200": (2250e12, 180, 6.0),
@@ -33,7 +34,7 @@ DEVICES = {
 
 
 def device_facts(name: str) -> tuple[float, float, float] | None:
-    """(peak FLOP/s, memory GB, dollars an hour) of a device by its name, or None where it is unknown."""
+    """Returns (peak FLOP/s, memory in GB, dollars per hour) of a device by its name; None for an unknown one."""
     name = name.lower().replace("-", " ")
     words = set(name.split())
     for known, facts in DEVICES.items():
@@ -43,21 +44,26 @@ def device_facts(name: str) -> tuple[float, float, float] | None:
 
 
 def peak_flops(name: str) -> float:
-    """Dense bf16 FLOP/s of one device; 0 where unknown."""
+    """Returns the dense bf16 FLOP/s of a device by its name; 0 for an unknown one."""
     facts = device_facts(name)
     return facts[0] if facts else 0.0
 
 
 def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int, fp8: bool = False) -> dict[str, float]:
-    """Bytes on one device by part, for fp32 weights, bf16 activations and the sharded optimizer.
+    """Returns the bytes on one device by part, for fp32 weights, bf16 activations and the sharded optimizer.
 
-    Weights, gradients, optimizer state and what the loss by parts has at hand are counted: for each logit of a part
-    two fp32 numbers and a temporary one, for the head its gradient and two copies in bf16. Activations are an
-    estimate, 18 bytes · width a token and layer, and so are the 7 bytes a logit with `fp8`, where the loss holds all
-    logits: fitted to upstream's published peaks for the classic d20.
+    Weights, gradients, optimizer state and the chunked loss are counted. Per logit of a chunk the loss holds two fp32
+    numbers and a temporary one; for the head it holds a gradient and two copies in bf16.
+
+    Activations are an estimate: 18 bytes per token, layer and channel of the width. So are the 7 bytes per logit with
+    `fp8`, where the loss holds all logits. Both are fitted to upstream's published peaks for the classic d20.
+
+    Args:
+        dial: the run.
+        world_size: number of devices.
+        device_batch_size: rows per micro-batch.
+        fp8: whether matrix products run in 8 bits.
     """
-    from nanochat_hf.model.loss_nanochat_hf import tokens_at_once
-
     shape, counts = dial.shape, dial.shape.parameter_counts()
     matrices = counts["matrices"]
     others = counts["total"] - matrices
@@ -65,7 +71,7 @@ def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int, fp8: b
     if fp8:
         loss = 7.0 * shape.padded_vocab * tokens
     else:
-        loss = 12.0 * shape.padded_vocab * tokens_at_once(tokens, shape.padded_vocab)
+        loss = 12.0 * shape.padded_vocab * tokens_per_chunk(tokens, shape.padded_vocab)
         loss += 8.0 * shape.padded_vocab * shape.hidden_size
     return {
         "weights": 4.0 * counts["total"],
@@ -77,9 +83,10 @@ def memory_plan(dial: DepthDial, world_size: int, device_batch_size: int, fp8: b
 
 
 def data_needs(dial: DepthDial) -> tuple[float, int]:
-    """Gigabytes of text and shards of 250 million characters that a run reads once, at 4.8 characters a token.
+    """Returns the text that a run reads, in gigabytes and in shards of 250 million characters.
 
-    Upstream's estimate for English web text and vocabularies of 32,768 to 65,536; cropped documents are not counted.
+    It takes 4.8 characters per token, upstream's estimate for English web text and vocabularies of 32,768 to 65,536.
+    What packing crops of documents is not counted.
     """
     characters = dial.total_tokens * 4.8
     return characters / 1e9, math.ceil(characters / 250e6)
@@ -88,10 +95,17 @@ def data_needs(dial: DepthDial) -> tuple[float, int]:
 def largest_device_batch(
     dial: DepthDial, world_size: int, device: "torch.device", make_model: "Callable[[], torch.nn.Module]", bf16: bool
 ) -> int:
-    """The most rows of which forward and backward fit beside weights, gradients and optimizer state, for all ranks.
+    """Returns the most rows per micro-batch whose forward and backward pass fit into the memory of every device.
 
-    On a GPU it is tried out, doubling until memory is exhausted; on a CPU, where exhausting it would hurt, it is
-    worked out from the free memory. Every process has to call it: the smallest answer counts.
+    On a GPU it is tried out, doubling until memory is exhausted. On a CPU, where that would stop other programs, it is
+    computed from the free memory. Every process has to call it: the smallest answer counts.
+
+    Args:
+        dial: the run.
+        world_size: number of processes.
+        device: this process's device.
+        make_model: makes the model, with fp32 weights.
+        bf16: whether training runs under bf16 autocast.
     """
     import torch
     import torch.distributed as dist
@@ -108,7 +122,7 @@ def largest_device_batch(
 
 
 def _rows_in_memory(dial: DepthDial, world_size: int, needed: int) -> int:
-    """Rows for which four fifths of the free memory, shared by the processes of this machine, are enough."""
+    """Rows that need four fifths of the free memory, divided over the processes of this machine."""
     import psutil
 
     def bytes_for(rows: int) -> float:
@@ -122,7 +136,7 @@ def _rows_in_memory(dial: DepthDial, world_size: int, needed: int) -> int:
 def _try_rows(
     dial: DepthDial, world_size: int, device: "torch.device", model: "torch.nn.Module", bf16: bool, needed: int
 ) -> int:
-    """Doubles the rows while they fit, then halves the interval between what fitted and what did not."""
+    """Doubles the rows while they fit, then bisects between the most that fitted and the fewest that did not."""
     import torch
 
     model = model.to(device)
@@ -142,6 +156,13 @@ def _try_rows(
     return max(1, fits)
 
 
+def _known_device(name: str) -> tuple[float, float, float]:
+    facts = device_facts(name)
+    if facts is None:
+        raise ValueError(f"no figures for the device {name!r}; known are {', '.join(sorted(DEVICES))}")
+    return facts
+
+
 def plan(
     depth: int,
     *,
@@ -150,26 +171,31 @@ def plan(
     mfu: float = 0.5,
     device_batch_size: int = 16,
     fp8: bool = False,
-    **dial,
+    **dial_options: Any,
 ) -> str:
-    """The plan as text; `dial` goes to `depth_dial`.
+    """Returns the plan as text.
+
+    Args:
+        depth: number of layers.
+        gpus, gpu: number and kind of devices, such as "h100".
+        mfu: share of the peak FLOP/s that training reaches.
+        device_batch_size: most rows per micro-batch.
+        fp8: whether matrix products run in 8 bits.
+        dial_options: go to `depth_dial`.
 
     Raises:
-        ValueError: the device is not in the table.
+        ValueError: the device is not in the table, or the dial's options do not fit together.
     """
-    facts = device_facts(gpu)
-    if facts is None:
-        raise ValueError(f"no figures for the device {gpu!r}; known are {', '.join(sorted(DEVICES))}")
-    turned, batch = fit_dial(depth_dial(depth, **dial), gpus, device_batch_size)
-    peak, memory_gb, price = facts
-    memory = memory_plan(turned, gpus, device_batch_size, fp8)
-    hours = turned.total_flops / (peak * gpus * mfu) / 3600
+    peak, memory_gb, price = _known_device(gpu)
+    dial, batch = fit_dial(depth_dial(depth, **dial_options), gpus, device_batch_size)
+    memory = memory_plan(dial, gpus, device_batch_size, fp8)
+    hours = dial.total_flops / (peak * gpus * mfu) / 3600
     total_gb = sum(memory.values()) / 1e9
-    lines = [f"depth {depth}: width {turned.hidden_size}, {turned.heads} heads", "", "parameters"]
-    lines += [f"  {part:18s}{count:>18,}" for part, count in turned.shape.parameter_counts().items()]
-    lines += ["", "run", f"  {batch.describe()}", f"  {turned.num_iterations:,} steps, {turned.total_tokens:,} tokens"]
-    lines += [f"  {turned.flops_per_token:.4g} FLOPs a token, {turned.total_flops:.3g} FLOPs in all"]
-    gigabytes, shards = data_needs(turned)
+    lines = [f"depth {depth}: width {dial.hidden_size}, {dial.heads} heads", "", "parameters"]
+    lines += [f"  {part:18s}{count:>18,}" for part, count in dial.shape.parameter_counts().items()]
+    lines += ["", "run", f"  {batch.describe()}", f"  {dial.num_iterations:,} steps, {dial.total_tokens:,} tokens"]
+    lines += [f"  {dial.flops_per_token:.4g} FLOPs per token, {dial.total_flops:.3g} FLOPs in all"]
+    gigabytes, shards = data_needs(dial)
     lines += [
         f"  data: about {gigabytes:.1f} GB of text, {shards:,} shards of ClimbMix or FineWeb-Edu as shuffled upstream"
     ]
@@ -183,8 +209,12 @@ def plan(
 
 
 def table_row(name: str, dial: DepthDial, batch: BatchPlan, gpu: str, mfu: float, fp8: bool) -> str:
-    """A line of the table of recipes in docs/pretraining.md."""
-    peak, _, price = device_facts(gpu)
+    """Returns one line of the table of recipes in docs/pretraining.md.
+
+    Raises:
+        ValueError: the device is not in the table.
+    """
+    peak, _, price = _known_device(gpu)
     gigabytes, shards = data_needs(dial)
     memory = sum(memory_plan(dial, batch.world_size, batch.device_batch_size, fp8).values()) / 1e9
     hours = dial.total_flops / (peak * batch.world_size * mfu) / 3600

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, NanoChatForCausalLM
 
-from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, cli
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.cli import main as cli
 from nanochat_hf.conversion import convert_folder
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import train
@@ -163,7 +164,7 @@ def test_upstreams_pickled_tokenizer_is_read_without_running_it(folders, tmp_pat
 
 
 PICKLES = {
-    "code": (pickle.dumps({"x": len}), "asks for builtins.len"),
+    "code": (pickle.dumps({"x": len}), "needs builtins.len"),
     "no encoding": (pickle.dumps({"x": 1}), "not upstream's tokenizer"),
     "truncated": (pickle.dumps(list(range(999)))[:500], "not upstream's tokenizer"),
     "other control tokens": (
@@ -283,7 +284,7 @@ def test_faults_of_our_folder_are_named(fault, ours, tmp_path):
 def test_what_a_form_cannot_say_is_refused(ours, folders, tmp_path):
     refused(ours / "modern", tmp_path / "x", "no value_embeddings.*only classic", to="transformers")
     refused(ours / "modern", tmp_path / "x", "320 tokens and the model only 300", tokenizer=ours / "classic")
-    refused(ours / "modern", tmp_path / "x", "the forms are", to="gguf")
+    refused(ours / "modern", tmp_path / "x", "the formats are", to="gguf")
     refused(ours, tmp_path / "x", "neither")
     refused(folders["modern"][0].parent, tmp_path / "x", "it holds d4: name one of these")
     refused(tmp_path / "nowhere", tmp_path / "x", "not a folder .*hf download")
@@ -292,7 +293,7 @@ def test_what_a_form_cannot_say_is_refused(ours, folders, tmp_path):
 def test_nothing_is_written_over(ours, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "precious").write_text("kept")
-    refused(ours / "classic", tmp_path / "made", "is there already")
+    refused(ours / "classic", tmp_path / "made", "exists already")
     assert (tmp_path / "made" / "precious").read_text() == "kept"
     (tmp_path / "empty").mkdir()
     convert_folder(ours / "classic", tmp_path / "empty")

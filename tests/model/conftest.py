@@ -1,4 +1,4 @@
-"""The model and the text that this room's tests share."""
+"""The model and the text that these tests share."""
 
 import pytest
 import torch

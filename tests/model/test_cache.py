@@ -174,7 +174,7 @@ def test_generate_equals_generate_without_cache(model, tokens, options):
 
 def test_generation_past_the_trained_length_goes_on_and_says_so(model, tokens, caplog):
     """64 positions were trained; there is no table of angles that ends there."""
-    logging.get_logger().warning_once.cache_clear()  # it is said once a process
+    logging.get_logger().warning_once.cache_clear()  # it is said once per process
     with caplog.at_level("WARNING", logger="transformers"):
         generated = model.generate(tokens[:1, :60], max_new_tokens=40, min_new_tokens=40, do_sample=False)
     assert generated.shape == (1, 100)

@@ -7,15 +7,16 @@ from tiny_models import randomized, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat_hf.model import loss_nanochat_hf as losses
+from nanochat_hf.model import shape_nanochat_hf
 
 IGNORED = losses.IGNORE_INDEX
 
 
 @pytest.fixture
-def many_parts(monkeypatch):
-    """Parts of 7 tokens, the last one of another size."""
-    monkeypatch.setattr(losses, "MOST_PARTS", 1000)
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 7 * 128)
+def many_chunks(monkeypatch):
+    """Chunks of 7 tokens, the last one of another size."""
+    monkeypatch.setattr(shape_nanochat_hf, "MAX_CHUNKS", 1000)
+    monkeypatch.setattr(shape_nanochat_hf, "LOGITS_PER_CHUNK", 7 * 128)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def assert_same_step(model, tokens, **arguments):
 
 @pytest.mark.parametrize("cap", [15.0, 0.5, None])
 @pytest.mark.parametrize("num_items", [None, 40, torch.tensor(40)], ids=["counted", "int", "tensor"])
-def test_loss_and_every_gradient_are_the_plain_ones(tokens, labels, many_parts, cap, num_items):
+def test_loss_and_every_gradient_are_the_plain_ones(tokens, labels, many_chunks, cap, num_items):
     model = randomized(tiny_config(final_logit_softcapping=cap)).train()
     assert_same_step(model, tokens, labels=labels, num_items_in_batch=num_items)
 
@@ -55,13 +56,13 @@ def test_shifted_labels_and_whole_batches_at_once(tokens, labels):
 
 
 @pytest.mark.parametrize("frozen", ["lm_head", "model"])
-def test_frozen_parts_get_no_gradient(tokens, labels, many_parts, frozen):
+def test_frozen_parts_get_no_gradient(tokens, labels, many_chunks, frozen):
     model = randomized(tiny_config()).train()
     model.get_submodule(frozen).requires_grad_(False)
     assert_same_step(model, tokens, labels=labels)
 
 
-def test_nothing_supervised_is_zero(tokens, many_parts):
+def test_nothing_supervised_is_zero(tokens, many_chunks):
     model = randomized(tiny_config()).train()
     output, gradients = step(model, tokens, labels=torch.full_like(tokens, IGNORED))
     assert output.loss == 0
@@ -69,7 +70,7 @@ def test_nothing_supervised_is_zero(tokens, many_parts):
 
 
 @pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16], ids=["fp32 weights", "bf16 weights"])
-def test_bfloat16_errs_no_more_than_the_plain_loss(tokens, labels, many_parts, masters):
+def test_bfloat16_errs_no_more_than_the_plain_loss(tokens, labels, many_chunks, masters):
     exact_model = randomized(tiny_config()).to(masters).float().train()
     _, exact = step(exact_model, tokens, labels=labels)
     model = exact_model.to(masters)
@@ -110,7 +111,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16])
-def test_training_never_holds_all_logits(many_parts, masters):
+def test_training_never_holds_all_logits(many_chunks, masters):
     model = randomized(tiny_config(vocab_size=2048)).to(masters).train()
     tokens = torch.randint(0, 2048, (2, 100))
     every_logit = tokens.numel() * 2048

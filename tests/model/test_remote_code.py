@@ -31,7 +31,7 @@ sys.meta_path = [finder for finder in sys.meta_path if finder is not PathFinder]
 RUN = """
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 folder = sys.argv[1]
 try:
@@ -48,6 +48,12 @@ with torch.no_grad():
     seen = {"logits": model(tokens).logits}
     seen["generated"] = model.generate(tokens[:, :30], max_new_tokens=20, do_sample=False)
     seen["states"] = AutoModel.from_pretrained(folder, trust_remote_code=True)(tokens).last_hidden_state
+batching = ContinuousBatchingConfig(num_blocks=40, page_size=8, max_batch_tokens=24)
+settings = GenerationConfig(max_new_tokens=20, eos_token_id=-1, pad_token_id=0)
+prompts = tokens[:, :30].tolist()
+answers = model.generate_batch(prompts, generation_config=settings, continuous_batching_config=batching)
+assert not any(answer.error for answer in answers.values())
+seen["batched"] = torch.tensor([answer.generated_tokens for answer in answers.values()])
 model.save_pretrained(f"{folder}/../again")
 save_file(seen, f"{folder}/../seen.safetensors")
 installed = {getattr(module, "__name__", "").split(".")[0] for module in list(sys.modules.values())}
@@ -86,6 +92,7 @@ def test_a_fresh_environment_runs_it(model, tokens, tmp_path):
         assert torch.equal(seen["states"], model.model(tokens).last_hidden_state)
     generated = model.generate(tokens[:, :30], max_new_tokens=20, do_sample=False)
     assert torch.equal(seen["generated"], generated)
+    assert torch.equal(seen["batched"], generated[:, 30:])
     files = sorted(path.name for path in folder.iterdir())
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())  # a copy can be published again
 
@@ -93,7 +100,8 @@ def test_a_fresh_environment_runs_it(model, tokens, tmp_path):
 def test_the_folder_holds_no_pickle_and_its_code_imports_two_packages(model, tmp_path):
     model.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    code = {"configuration_nanochat_hf.py", "modeling_nanochat_hf.py", "loss_nanochat_hf.py"}
+    parts = {f"{part}_nanochat_hf" for part in ("configuration", "loss", "modeling", "shape", "smear_state")}
+    code = {f"{part}.py" for part in parts}
     assert names == code | {"config.json", "generation_config.json", "model.safetensors"}
     imported = set()
     for name in code:
@@ -103,4 +111,6 @@ def test_the_folder_holds_no_pickle_and_its_code_imports_two_packages(model, tmp
             elif isinstance(node, ast.ImportFrom):
                 imported.add("." * node.level + node.module.split(".")[0])
     others = imported - sys.stdlib_module_names
-    assert others == {"torch", "transformers", "huggingface_hub", ".configuration_nanochat_hf", ".loss_nanochat_hf"}
+    assert others == {"torch", "transformers", "huggingface_hub"} | {
+        f".{part}" for part in parts - {"modeling_nanochat_hf"}
+    }

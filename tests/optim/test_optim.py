@@ -160,7 +160,7 @@ def test_ranks_share_the_step_and_the_state(world=3):
     workers = [context.Process(target=_rank, args=(rank, world, port, queue)) for rank in range(world)]
     for worker in workers:
         worker.start()
-    found = sorted((queue.get(timeout=120) for _ in workers), key=lambda item: item[0])
+    found = sorted((queue.get(timeout=240) for _ in workers), key=lambda item: item[0])
     for worker in workers:
         worker.join()
     model = toy()

@@ -60,7 +60,7 @@ class Trajectory:
         losses = []
         for step in range(steps):
             inputs, targets = self.batch(step)
-            # As upstream, from all logits: the loss by parts is as exact, but rounds otherwise, and noise counts here.
+            # As upstream, from all logits: the chunked loss is as exact, but rounds differently, which counts here.
             loss = model(input_ids=inputs, shift_labels=targets, return_logits=True).loss
             loss.backward()
             set_learning_rates(optimizer, schedule.lr_factor(step))

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
-from nanochat_hf.scaling import depth_dial, fit_batch
+from nanochat_hf.scaling import depth_dial, fit_batch, fit_dial, lr_scale
+from nanochat_hf.settings import read_recipe
 
 
 def test_horizon_precedence():
@@ -32,6 +35,52 @@ def test_counts_are_those_of_the_model(preset):
         model = NanochatHFForCausalLM(NanochatHFConfig.from_depth(6, preset=preset, vocab_size=8192))
     counted = depth_dial(6, preset=preset, vocab_size=8192)
     assert sum(p.numel() for p in model.parameters()) == counted.params
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 12, 24])
+@pytest.mark.parametrize("vocab_size", [1536, 8192, 32768])
+@pytest.mark.parametrize("preset", ["modern", "classic"])
+def test_a_batch_trains_the_same_whether_chosen_or_asked_for(depth, vocab_size, preset):
+    if preset == "classic" and depth % 2:
+        depth += 1
+    chosen = depth_dial(depth, vocab_size=vocab_size, preset=preset)
+    assert depth_dial(depth, vocab_size=vocab_size, preset=preset, total_batch_size=chosen.total_batch_size) == chosen
+    for batch in (2**10, 2**13 - 96, 2**17, 2**19 + 96):
+        fitted = chosen.with_batch(batch)
+        asked = depth_dial(depth, vocab_size=vocab_size, preset=preset, total_batch_size=batch)
+        assert fitted.lr_scale == asked.lr_scale
+        assert fitted.weight_decay == pytest.approx(asked.weight_decay, rel=1e-12)
+
+
+def test_rates_stop_falling_where_upstreams_batches_end():
+    assert [lr_scale(2**power) for power in (10, 16, 17, 19, 21)] == [0.5, 0.5, 0.5, 1.0, 2.0]
+    assert lr_scale(2**18) == 0.5**0.5 and lr_scale(2**10, "classic") == 1.0
+    for ratio in (8, 12, 20):  # so upstream's own runs are not touched
+        assert min(depth_dial(depth, param_data_ratio=ratio).total_batch_size for depth in range(1, 33)) == 2**17
+
+
+@pytest.mark.parametrize(("recipe", "vocab_size", "factor"), [("quickstart", 1536, 0.5), ("smoke", 512, 0.5)])
+def test_recipes_keep_their_factor(recipe, vocab_size, factor):
+    path = Path(__file__).parents[2] / "training" / "recipes" / f"{recipe}.yaml"
+    run = read_recipe(path, "pretrain")
+    names = ("aspect_ratio", "head_dim", "window_pattern", "sequence_length", "num_iterations", "total_batch_size")
+    assert read_recipe(path, "tokenizer")["vocab_size"] == vocab_size and "lr_scale" not in run
+    dial = depth_dial(run["depth"], vocab_size=vocab_size, **{name: run[name] for name in names if name in run})
+    assert fit_dial(dial, 1, run["device_batch_size"])[0].lr_scale == factor
+
+
+@pytest.mark.parametrize("fields", [{}, {"window_pattern": "SL"}, {"preset": "classic"}, {"num_key_value_heads": 1}])
+def test_the_shape_is_that_of_the_configuration(fields):
+    from nanochat_hf import NanochatHFConfig
+
+    config = NanochatHFConfig.from_depth(6, vocab_size=8192, **fields)
+    fields = {name.replace("num_key", "key"): value for name, value in fields.items()}
+    shape = depth_dial(6, vocab_size=8192, **fields).shape
+    assert (shape.hidden_size, shape.head_dim) == (config.hidden_size, config.head_dim)
+    assert (shape.heads, shape.key_value_heads) == (config.num_attention_heads, config.num_key_value_heads)
+    full = ["full_attention" if window == 2048 else "sliding_attention" for window in shape.windows]
+    assert full == config.layer_types
+    assert {window + 1 for window in shape.windows} - {2049} <= {config.sliding_window}
 
 
 def test_any_number_of_processes_gets_a_batch():
@@ -85,11 +134,7 @@ ASSUMED = {  # recipe: GPUs, kind, share of the peak, rows where the recipe leav
 
 @pytest.mark.parametrize("recipe", ASSUMED)
 def test_the_table_of_recipes_is_what_the_plan_says(recipe):
-    from pathlib import Path
-
-    from nanochat_hf.scaling import fit_dial
     from nanochat_hf.scaling.plan import table_row
-    from nanochat_hf.settings import read_recipe
 
     root = Path(__file__).parents[2]
     path = root / "training" / "recipes" / f"{recipe}.yaml"

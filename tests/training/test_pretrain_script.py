@@ -131,16 +131,17 @@ def test_dry_run_draws_the_schedules_and_trains_nothing(script, tokenizer, tmp_p
 @pytest.mark.parametrize(
     ("options", "used"),
     [
-        ([], "0.354 (upstream's rule: 0.354)"),  # depth alone decides: upstream's recipe
-        (["--total_batch_size", "8192"], "0.500 (upstream's rule: 0.125)"),
-        (["--total_batch_size", "524288"], "1.000 (upstream's rule: 1.000)"),
-        (["--total_batch_size", "8192", "--lr_scale", "0.125"], "0.125 (upstream's rule: 0.125)"),
-        (["--total_batch_size", "8192", "--preset", "classic"], "1.000 (upstream's rule: 1.000)"),
+        ([], "0.500"),  # this vocabulary's batch is 2^16
+        (["--total_batch_size", "65536"], "0.500"),
+        (["--total_batch_size", "8192"], "0.500"),
+        (["--total_batch_size", "524288"], "1.000"),
+        (["--total_batch_size", "8192", "--lr_scale", "0.125"], "0.125"),
+        (["--total_batch_size", "8192", "--preset", "classic"], "1.000"),
     ],
 )
-def test_a_small_batch_that_is_given_keeps_larger_rates(script, tokenizer, options, used, capsys, tmp_path):
+def test_rates_follow_the_batch_down_to_131072_tokens(script, tokenizer, options, used, capsys, tmp_path):
     script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--dry_run", "true", *options)
-    assert f"learning rates × {used}" in capsys.readouterr().out
+    assert f"learning rates × {used}\n" in capsys.readouterr().out
 
 
 def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
