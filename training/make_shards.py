@@ -24,9 +24,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nanochat_hf.data.sources import open_documents
+from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError, run_main
 
 ROW_GROUP = 1024  # documents; the unit in which loaders deal out a shard
@@ -82,7 +81,7 @@ def scatter(documents: Iterator[str], folder: Path, buckets: int, rng: random.Ra
         writers[index].write_batch(pa.record_batch([pa.array(waiting[index], pa.large_string())], schema=schema))
         waiting[index].clear()
 
-    for text in tqdm(documents, desc="reading", unit=" documents", mininterval=1):
+    for text in progress_bar(documents, desc="reading", unit=" documents"):
         index = rng.randrange(buckets)
         waiting[index].append(text)
         count, chars = count + 1, chars + len(text)
@@ -140,7 +139,7 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
         wanted = max(1, min(arguments.shard_chars, int(chars * arguments.validation_fraction)))
         held_out = write_shard(folder / "validation_00000.parquet", documents, wanted)
         shards = 0
-        with tqdm(total=count, initial=held_out[0], desc="writing", unit=" documents") as bar:
+        with progress_bar(total=count, initial=held_out[0], desc="writing", unit=" documents") as bar:
             path = folder / "train_00000.parquet"
             while (written := write_shard(path, documents, arguments.shard_chars))[0]:
                 bar.update(written[0])

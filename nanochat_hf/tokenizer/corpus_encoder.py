@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import _rustbpe
+from nanochat_hf.progress import progress_bar
 
 from .vocabulary import mergeable_ranks, merges_and_pattern, thread_count
 
@@ -68,7 +68,7 @@ class CorpusEncoder:
 
         ids, offsets = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
         columns = (column for path in find_files(paths) for column in read_columns(path, text_column))
-        with tqdm(unit="B", unit_scale=True, desc="encoding", disable=not progress) as bar:
+        with progress_bar(unit="B", unit_scale=True, desc="encoding", disable=not progress) as bar:
             for column in _read_ahead(columns):
                 some, ends = self.encode_column(column)
                 ids.append(some)

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import _rustbpe
+from nanochat_hf.progress import progress_bar
 
 from .template import CHAT_TEMPLATE, RESPONSE_TEMPLATE
 
@@ -254,7 +254,7 @@ class _Bars:
         if stage != self.stage:
             self.__exit__()
             counting = stage == "count"
-            self.bar = tqdm(
+            self.bar = progress_bar(
                 total=total or None,
                 unit="B" if counting else " merges",
                 unit_scale=counting,

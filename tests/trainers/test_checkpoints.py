@@ -6,13 +6,12 @@ from nanochat_hf.trainers import checkpoints
 
 
 def sealed(folder, step):
-    staging = folder / "incomplete"
-    (staging / "inner").mkdir(parents=True)
-    (staging / "model.safetensors").write_bytes(bytes(range(200)))
-    (staging / "inner" / "state.json").write_text("{}")
-    final = folder / f"checkpoint-{step}"
-    checkpoints.seal(staging, final)
-    return final
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "inner").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(bytes(range(200)))
+    (checkpoint / "inner" / "state.json").write_text("{}")
+    checkpoints.seal(checkpoint)
+    return checkpoint
 
 
 def truncate(path):

@@ -86,7 +86,7 @@ def test_evaluation_is_exact_and_the_checkpoint_plain(tmp_path):
     inputs = batch()
     with torch.no_grad():
         expected = plain(**inputs).logits
-        with fp8.switched_off(model):
+        with fp8.full_precision(model):
             assert torch.equal(model(**inputs).logits, expected)
         assert not torch.equal(model(**inputs).logits, expected)
     model.save_pretrained(tmp_path)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nanochat_hf import NanochatHFForCausalLM
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers.chat_rows import collate, make_rows, pad_with_empty_rows
-from nanochat_hf.trainers.stage import StageConfig, start_like
+from nanochat_hf.trainers.stage import StageConfig, initialize_control_tokens
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def stage_arguments(base, chats, output, **changes):
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def test_a_control_token_starts_like_a_word(base, tokenizer):
+def test_a_control_token_gets_the_embeddings_of_a_word(base, tokenizer):
     model = NanochatHFForCausalLM.from_pretrained(base)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start_like(model, tokenizer, ["<|assistant_start|>=4 apples?"])
+    initialize_control_tokens(model, tokenizer, ["<|assistant_start|>=4 apples?"])
     token, word = tokenizer.convert_tokens_to_ids(["<|assistant_start|>", "?"])
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if "embed" in name} and len(changed) > 1
@@ -68,8 +68,8 @@ def test_a_control_token_starts_like_a_word(base, tokenizer):
         assert torch.equal(table[token], before[name][word])
         assert torch.equal(table[torch.arange(len(table)) != token], before[name][torch.arange(len(table)) != token])
     for pair in ("apples=?", "<|assistant_start|>"):
-        with pytest.raises(UserError, match="start_like has"):
-            start_like(model, tokenizer, [pair])
+        with pytest.raises(UserError, match="initialize_control_tokens has"):
+            initialize_control_tokens(model, tokenizer, [pair])
 
 
 def test_sft_trains_on_what_the_assistant_says_and_midtraining_on_everything(tokenizer):
@@ -176,7 +176,7 @@ def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, toke
     from datasets import Dataset
     from trl import SFTConfig
 
-    from nanochat_hf.trainers.stage import load_model, trainer_arguments
+    from nanochat_hf.trainers.stage import chat_arguments, load_model
     from nanochat_hf.trainers.supervised import PackedRowsTrainer
 
     model, _ = load_model(base)
@@ -184,7 +184,7 @@ def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, toke
     row = {"input_ids": np.arange(1, 10), "labels": np.full(9, -100)}
     trainer = PackedRowsTrainer(
         model=model,
-        args=SFTConfig(**trainer_arguments(config, 1), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
+        args=SFTConfig(**chat_arguments(config, 1), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
         train_dataset=Dataset.from_list([row]).with_format("numpy"),
         processing_class=tokenizer,
         hyper=config.hyper(),

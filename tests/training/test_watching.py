@@ -148,7 +148,7 @@ def test_nothing_is_saved_before_the_last_step_is_judged(tmp_path):
     batch = make_batch(torch.arange(9)[None].numpy())
     for save in (
         lambda: trainer._save_checkpoint(trainer.model, None),
-        lambda: trainer.save_checkpoint_folder(tmp_path / "last"),
+        lambda: trainer.save_model(str(tmp_path / "last")),
     ):
         trainer._unchecked.append((6, [(torch.tensor(torch.nan), batch)]))
         with pytest.raises(UserError, match="stopped at step 6: the loss is nan"):
