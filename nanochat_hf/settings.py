@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 RUN_FILE = "run.json"
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
@@ -31,7 +31,10 @@ MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 # torchao is imported with transformers, TRL and peft, and makes torch warn of what only torchao can change.
@@ -125,7 +128,7 @@ def save_run(folder: str | os.PathLike, stage: str, config: Any, **facts: Any) -
     Usual facts: `seconds`, `peak_memory_mb`, `metrics` (flat name → number), `history` (rows with `step`).
     """
     facts.setdefault("peak_memory_mb", peak_memory_mb())
-    settings = asdict(config) if is_dataclass(config) else dict(config)
+    settings = dict(config) if isinstance(config, dict) else asdict(config)
     write_json(Path(folder) / RUN_FILE, {"stage": stage, "config": settings, "environment": environment(), **facts})
 
 
@@ -159,7 +162,11 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    found = {"python": platform.python_version(), "platform": platform.platform(), "cpu_cores": os.cpu_count()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+    }
     found |= {"world_size": int(os.environ.get("WORLD_SIZE", "1")), "command": sys.argv, "git_commit": _git_commit()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -180,7 +180,7 @@ class CoreMetric(PeriodicEvaluation):
         max_per_task: examples of each task; -1 takes all.
     """
 
-    def __init__(self, tokenizer: Any, bundle: str | None, every: int, max_per_task: int = 500) -> None:
+    def __init__(self, tokenizer: Any, bundle: str, every: int, max_per_task: int = 500) -> None:
         super().__init__(every)
         self.tokenizer, self.bundle, self.max_per_task = tokenizer, bundle, max_per_task
         self.tasks: list[Any] | None = None

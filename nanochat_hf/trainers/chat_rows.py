@@ -46,9 +46,12 @@ def render_all(
         yield from pool.imap(_render_shared, range(len(mixture)), chunksize=CHUNK)
 
 
-def _start_worker(*shared) -> None:
-    global _shared  # of the worker process, which does nothing else
-    _shared = shared
+_shared: tuple[TaskMixture, Any, int, TrainOn]  # of a rendering process, which does nothing else
+
+
+def _start_worker(mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn) -> None:
+    global _shared
+    _shared = mixture, tokenizer, max_length, train_on
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

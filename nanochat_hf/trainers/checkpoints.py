@@ -115,7 +115,7 @@ def checkpoints(folder: str | os.PathLike) -> list[Path]:
 
 def newest_intact(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that passes its checksums, and a sentence on each newer one that does not."""
-    complaints = []
+    complaints: list[str] = []
     for checkpoint in checkpoints(folder):
         damage = damage_in(checkpoint)
         if damage is None:

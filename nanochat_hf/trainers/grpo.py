@@ -132,7 +132,7 @@ class LeftAligned:
         )
 
 
-def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list]:
+def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list | None]:
     """TRL's rollout function. `prompts` are conversations as JSON, each repeated once per sample of its group."""
     group = trainer.num_generations
     conversations = [json.loads(prompt) for prompt in prompts[::group]]
@@ -214,7 +214,7 @@ class PassAtK(TrainerCallback):
 
     def __init__(self, tasks: Sequence[Any], sampling: Sampling, every: int):
         self.tasks, self.sampling, self.every = tasks, sampling, every
-        self.trainer: RolloutTrainer | None = None
+        self.trainer: Any = None  # the RolloutTrainer, set once it is built
         self.latest: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -264,7 +264,11 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         print(f"{steps:,} steps of {config.prompts_per_step} prompts × {config.num_generations} answers{note}")
     rows = config.prompts_per_step * config.num_generations // world  # per process and step
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
-    how = {"temperature": config.temperature, "top_k": config.top_k, "max_new_tokens": config.max_new_tokens}
+    how: dict[str, Any] = {
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "max_new_tokens": config.max_new_tokens,
+    }
     how["batch_size"] = config.rollout_batch_size
     sampling = Sampling(num_samples=config.num_generations, **how)
     held_out = Sampling(num_samples=config.val_samples, **how)

@@ -40,6 +40,10 @@ class MuonAdamWMixin(_Base):
         schedule: learning rate factor, momentum and weight decay by step; default the modern one over all steps.
     """
 
+    optimizer: Any  # MuonAdamW, and accelerate's wrapper around it once training has begun
+    control: Any
+    schedule: Any  # a Schedule; None until training begins, where none is given
+
     def __init__(self, *args, hyper: dict[str, Any] | None = None, schedule: Schedule | None = None, **kwargs):
         self.optimizer_hyper, self.schedule, self.log_norms = dict(hyper or {}), schedule, False
         self.uses_fsdp = fsdp.requested()
@@ -194,10 +198,9 @@ class Checkpointing(TrainerCallback):
             self.resume_from = None
 
     def on_save(self, args, state, control, **kwargs):
-        folder = self.unfinished
         self.trainer.accelerator.wait_for_everyone()
-        if args.should_save:
-            checkpoints.seal(folder)
+        if args.should_save and self.unfinished is not None:
+            checkpoints.seal(self.unfinished)
             checkpoints.rotate(args.output_dir, self.keep)
         self.unfinished = None
         self.trainer.accelerator.wait_for_everyone()
