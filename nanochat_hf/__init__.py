@@ -5,6 +5,7 @@ the model as soon as this package is imported: `AutoModelForCausalLM.from_pretra
 """
 
 import importlib
+import logging
 import sys
 from importlib.abc import MetaPathFinder
 from typing import Any
@@ -15,6 +16,9 @@ _LAZY = {
     "NanochatHFForCausalLM": "nanochat_hf.model.modeling_nanochat_hf",
 }
 __all__ = [*_LAZY]
+
+# transformers, TRL and peft import torchao, which makes torch warn of what only torchao can change.
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in record.getMessage())
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ as ``run.json``, the last file of all: where it is, the stage is finished.
 
 import argparse
 import json
-import logging
 import os
 import platform
 import re
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
-
-
-# torchao is imported with transformers, TRL and peft, and makes torch warn of what only torchao can change.
-logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in record.getMessage())
 
 
 class UserError(Exception):

@@ -1,17 +1,17 @@
-"""Turns any text into shards that pretraining reads well: shuffled as a whole, with a pinned validation shard.
+"""Turns any text into shards for pretraining: shuffled as a whole, with a fixed validation shard.
 
     # a folder of .jsonl.gz files
     python training/make_shards.py my_corpus/ shards/
 
-    # a data set of the Hub, published again as shards
+    # a data set of the Hub, published as shards
     python training/make_shards.py HuggingFaceFW/fineweb-edu:sample/10BT shards/ --push_to_hub me/fineweb-edu-shards
 
     # then
     python training/pretrain.py --data shards/ ...
 
-The shuffle is of the whole data, not of a window, and needs memory for one part in --buckets of it: each document
-first goes into a bucket chosen at random, then each bucket is shuffled on its own. Exact duplicates are dropped, so
-that no validation document is also a training document. The same input and seed give the same shards.
+The whole data is shuffled, not a window of it. Each document goes into a bucket chosen at random, then each bucket is
+shuffled in memory: of N buckets (--buckets), one Nth of the data at a time. Exact duplicates are dropped, so no
+validation document is also a training document. The same input and seed give the same shards.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from nanochat_hf.data.sources import open_documents
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError, run_main
 
-ROW_GROUP = 1024  # documents; the unit in which loaders deal out a shard
+ROW_GROUP = 1024  # documents; loaders assign a shard to processes in these units
 COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
@@ -40,12 +40,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("source", help="folder, file, Hub data set (owner/name[:config]), or several: a:0.7,b:0.3")
     parser.add_argument("output_dir", type=Path, help="folder for the shards; must be new or empty")
     parser.add_argument("--text_column", help="column that holds the text; default: found")
-    parser.add_argument("--shard_chars", type=int, default=250_000_000, help="characters a shard, 100 MB on disk")
-    parser.add_argument("--validation_fraction", type=float, default=0.01, help="of all text, at most one shard")
-    parser.add_argument("--max_chars", type=int, help="stop reading after so many characters; default: read all")
-    parser.add_argument("--buckets", type=int, default=64, help="more need less memory")
-    parser.add_argument("--seed", type=int, default=42, help="of the shuffle")
-    parser.add_argument("--on_bad_file", choices=("stop", "skip"), default="stop", help="at a file that is damaged")
+    parser.add_argument("--shard_chars", type=int, default=250_000_000, help="characters per shard, 100 MB on disk")
+    parser.add_argument(
+        "--validation_fraction", type=float, default=0.01, help="share of the text for validation, at most one shard"
+    )
+    parser.add_argument("--max_chars", type=int, help="largest number of characters to read; default: all")
+    parser.add_argument(
+        "--buckets", type=int, default=64, help="parts that are shuffled one at a time; more need less memory"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of the shuffle")
+    parser.add_argument("--on_bad_file", choices=("stop", "skip"), default="stop", help="what a damaged file does")
     parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the shards as this data set")
     parser.add_argument("--private", action="store_true", help="make the uploaded data set private")
     return parser.parse_args(argv)
@@ -69,7 +73,7 @@ def read_documents(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def scatter(documents: Iterator[str], folder: Path, buckets: int, rng: random.Random) -> tuple[int, int]:
-    """Deals the documents out to files at random; returns the numbers of documents and of characters."""
+    """Distributes the documents to files at random; returns the numbers of documents and of characters."""
     import pyarrow as pa
 
     schema = pa.schema([("text", pa.large_string())])
@@ -125,16 +129,16 @@ def write_shard(path: Path, documents: Iterator[str], chars: int) -> tuple[int, 
 
 
 def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Makes all shards; returns their numbers for the card."""
+    """Makes all shards; returns counts for the card."""
     folder: Path = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder, or empty it to make the shards again")
+        raise UserError(f"{folder} is not empty; give a new folder, or empty it to make the shards again")
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".scattered-") as scattered:
         count, chars = scatter(read_documents(arguments), Path(scattered), arguments.buckets, rng)
         if count < 2:
-            raise UserError(f"{arguments.source} has {count} documents; shards need at least two")
+            raise UserError(f"{arguments.source} has {count} documents, and shards need at least two; give more text")
         documents = gather(Path(scattered), arguments.buckets, rng)
         wanted = max(1, min(arguments.shard_chars, int(chars * arguments.validation_fraction)))
         held_out = write_shard(folder / "validation_00000.parquet", documents, wanted)
@@ -146,12 +150,15 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
                 shards += 1
                 path = folder / f"train_{shards:05d}.parquet"
     if not shards:
-        raise UserError(f"{arguments.source} is too small: the validation shard took all {count} documents")
+        raise UserError(
+            f"{arguments.source} is too small: the validation shard took all {count} documents; "
+            "lower --validation_fraction or give more text"
+        )
     return {"documents": count, "characters": chars, "shards": shards, "validation_documents": held_out[0]}
 
 
 def write_card(arguments: argparse.Namespace, numbers: dict[str, Any]) -> None:
-    """Writes the data set's README.md; its head is what the Hub and `datasets` read."""
+    """Writes the data set's README.md; the Hub and `datasets` read its YAML header."""
     name = arguments.push_to_hub or arguments.output_dir.name
     (arguments.output_dir / "README.md").write_text(
         f"""---
@@ -179,7 +186,7 @@ groups of {ROW_GROUP:,} documents.
 | documents | {numbers["documents"]:,} |
 | characters | {numbers["characters"]:,} |
 | training shards | {numbers["shards"]:,} |
-| documents of the pinned validation shard | {numbers["validation_documents"]:,} |
+| documents of the validation shard | {numbers["validation_documents"]:,} |
 
 ```bash
 python training/pretrain.py --data {arguments.push_to_hub or arguments.output_dir} ...
@@ -205,9 +212,9 @@ def push(arguments: argparse.Namespace) -> str:
             commit_message="Add shuffled shards",
         )
     except Exception as error:
-        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the shards are complete in {arguments.output_dir}, but could not be uploaded ({fault}); log in with "
+            f"the shards are complete in {arguments.output_dir}, but could not be uploaded ({reason}); log in with "
             f"`hf auth login` and run `hf upload {arguments.push_to_hub} {arguments.output_dir} --repo-type dataset`"
         ) from None
     return f"{api.endpoint}/datasets/{arguments.push_to_hub}"

@@ -3,7 +3,7 @@
     python training/tokenizer.py --output_dir runs/mine/tokenizer --data my_texts/ --vocab_size 32768
     python training/tokenizer.py --config training/recipes/quickstart.yaml --output_dir runs/quickstart/tokenizer
 
-The folder it leaves behind loads with `AutoTokenizer.from_pretrained`.
+The folder that it writes loads with `AutoTokenizer.from_pretrained`.
 """
 
 import time
@@ -20,14 +20,14 @@ class TokenizerConfig:
     output_dir: str = field(default="", metadata={"help": "folder that receives the tokenizer"})
     data: list[str] = field(
         default_factory=lambda: ["karpathy/climbmix-400b-shuffle"],
-        metadata={"help": "text: Hub ids, folders, files or microworld, each with =WEIGHT if wanted"},
+        metadata={"help": "text: Hub ids, folders, files or microworld; a:0.7 b:0.3 mixes several"},
     )
     text_column: str | None = field(default=None, metadata={"help": "column that holds the text; default: found"})
-    vocab_size: int = field(default=32768, metadata={"help": "tokens in all, control tokens included"})
-    sequence_length: int = field(default=2048, metadata={"help": "context that the tokenizer's files name"})
-    max_chars: int = field(default=2_000_000_000, metadata={"help": "characters to train on"})
-    doc_cap: int = field(default=10_000, metadata={"help": "characters taken of one document"})
-    num_threads: int | None = field(default=None, metadata={"help": "default: all cores"})
+    vocab_size: int = field(default=32768, metadata={"help": "number of tokens, control tokens included"})
+    sequence_length: int = field(default=2048, metadata={"help": "context length in the tokenizer's files"})
+    max_chars: int = field(default=2_000_000_000, metadata={"help": "largest number of characters to train on"})
+    doc_cap: int = field(default=10_000, metadata={"help": "largest number of characters per document"})
+    num_threads: int | None = field(default=None, metadata={"help": "threads; default: all cores"})
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ LENGTH = 32
 
 
 class Rows:
-    """Row k is an arithmetic sequence seeded by k; ranks take turns, so any world size sees the same rows a step."""
+    """Row k is an arithmetic sequence seeded by k; ranks take turns, so any world size sees the same rows per step."""
 
     sequence_length = LENGTH
 

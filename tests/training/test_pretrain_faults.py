@@ -33,7 +33,7 @@ def result(run):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Six rows a step on one process, undisturbed."""
+    """Six rows per step on one process, without a fault."""
     folder = tmp_path_factory.mktemp("plain")
     return folder, result(launch(folder, 6, 1))
 
