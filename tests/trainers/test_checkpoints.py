@@ -1,6 +1,10 @@
 """Torn and altered checkpoints are named and passed over; rotation keeps the newest."""
 
+import random
+
+import numpy as np
 import pytest
+import torch
 
 from nanochat_hf.trainers import checkpoints
 
@@ -49,3 +53,17 @@ def test_rotation_keeps_the_newest_by_number(tmp_path):
         sealed(tmp_path, step)
     checkpoints.rotate(tmp_path, 2)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10"]
+
+
+def test_random_generators_continue_where_they_were(tmp_path):
+    random.gauss(0, 1)  # leaves a second value in store
+    checkpoints.save_random_state(tmp_path, 3)
+
+    def draw():
+        return random.gauss(0, 1), random.random(), np.random.normal(size=3).tolist(), torch.rand(3).tolist()
+
+    expected = draw()
+    checkpoints.load_random_state(tmp_path, 4)  # no file of this rank: nothing changes
+    assert draw() != expected
+    checkpoints.load_random_state(tmp_path, 3)
+    assert draw() == expected

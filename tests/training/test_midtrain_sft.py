@@ -1,8 +1,10 @@
 """Midtraining and SFT: what is trained on, invariances of the whole command, and that nothing becomes NaN."""
 
 import json
+import os
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -159,6 +161,28 @@ def test_a_resumed_run_ends_with_the_same_bits(base, chats, tmp_path):
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     history = json.loads((resumed / "run.json").read_text())["history"]
     assert [row["step"] for row in history if "loss" in row] == [1, 2, 3, 4, 5]
+
+
+def test_sigterm_saves_and_ends_with_143_and_the_same_command_continues(base, chats, tmp_path, monkeypatch, capsys):
+    from nanochat_hf.trainers.callbacks import TrainingProgress
+
+    def interrupt(self, args, state, control, **_):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run_stage("sft", *stage_arguments(base, chats, tmp_path / "whole", num_iterations=4))
+    arguments = stage_arguments(base, chats, tmp_path / "out", num_iterations=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "on_step_end", interrupt)
+        with pytest.raises(SystemExit) as stopped:
+            run_stage("sft", *arguments)
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM after step 2" in capsys.readouterr().err
+    assert (tmp_path / "out" / "checkpoint-2").exists() and not (tmp_path / "out" / "run.json").exists()
+    run_stage("sft", *arguments)
+    assert "resuming from" in capsys.readouterr().out
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
 @pytest.mark.parametrize("length, device_batch_size", [(24, 1), (40, 3)])
