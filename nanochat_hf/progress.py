@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, one line every ten seconds in a file."""
+"""Progress of long work: a bar on a terminal, one line every 30 seconds in a file."""
 
 import sys
 from collections.abc import Iterable
@@ -6,13 +6,13 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-SECONDS_PER_LINE = 10.0
+SECONDS_PER_LINE = 30.0  # the quickstart's whole output is some 150 lines
 LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """tqdm on a terminal. Where stderr is no terminal, it prints lines, and nothing for work of less than 10 seconds.
+    """tqdm on a terminal. Where stderr is no terminal, it prints lines, and nothing for work of less than 30 seconds.
 
     Args:
         iterable: what to count; None where the caller counts with `update`.

@@ -226,6 +226,8 @@ class PassAtK(TrainerCallback):
             self.measure(state)
 
     def measure(self, state: Any) -> None:
+        if not self.tasks:
+            return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
         subject = Subject("policy", model, self.trainer.processing_class)

@@ -34,7 +34,7 @@ MAY_CHANGE = {"model", "output_dir", "save_every", "save_total_limit", "eval_eve
 def base_arguments(
     output_dir: str, *, save_every: int, save_total_limit: int, seed: int, dtype: str = "auto"
 ) -> dict[str, Any]:
-    """The values of `TrainingArguments` that all stages share. Some of TRL's defaults would slow a small model down.
+    """The values of `TrainingArguments` that all stages share.
 
     Args:
         save_every: steps between two checkpoints; 0 or less writes none.
@@ -46,7 +46,6 @@ def base_arguments(
         "output_dir": output_dir,
         "use_cpu": device.type == "cpu",
         "bf16": bf16,
-        "gradient_checkpointing": False,
         "max_grad_norm": 0.0,  # upstream: never active where it was on, and not free
         "save_strategy": "steps" if save_every > 0 else "no",
         "save_steps": max(1, save_every),
@@ -237,11 +236,12 @@ def initialize_control_tokens(model: Any, tokenizer: Any, pairs: Sequence[str]) 
 
 
 def chat_arguments(config: StageConfig, num_iterations: int) -> dict[str, Any]:
-    """What TRL's `SFTConfig` and `GRPOConfig` are both given."""
+    """The values of TRL's `SFTConfig` and `GRPOConfig` that the chat stages share."""
     shared = base_arguments(
         config.output_dir, save_every=config.save_every, save_total_limit=config.save_total_limit, seed=config.seed
     )
-    return shared | {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
+    own = {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
+    return shared | own | {"gradient_checkpointing": False}  # TRL's default is True, which slows a small model down
 
 
 def distributed_state() -> Any:
