@@ -39,7 +39,6 @@ def alter(path):
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, name, damage, complaint):
     before, newest = sealed(tmp_path, 20), sealed(tmp_path, 100)
-    (tmp_path / "incomplete" / "checkpoint-120").mkdir(parents=True)  # what a crash while writing leaves behind
     assert checkpoints.to_resume(tmp_path) == str(newest)
     damage(newest / name)
     assert checkpoints.to_resume(tmp_path) == str(before)
