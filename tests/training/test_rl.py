@@ -108,7 +108,7 @@ def test_rollouts_repeat_for_a_seed_and_differ_in_their_first_token(base, tmp_pa
     assert all(
         len(ids) == len(mask) <= 6 for ids, mask in zip(first["completion_ids"], first["env_mask"], strict=True)
     )
-    with pytest.raises(UserError, match="spread over several processes"):
+    with pytest.raises(UserError, match="are on several processes"):
         _rollout(prompts[1:] + prompts[:1], trainer)
 
 
