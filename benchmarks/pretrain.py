@@ -141,7 +141,7 @@ def trainer_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, s
         spike_threshold=100.0,
         schedule=schedule,
         optimizers=(optimizer, None),
-        callbacks=[callbacks.Progress(), callbacks.QuietGarbageCollector(), callbacks.StopOnSignal(), times],
+        callbacks=[callbacks.TrainingProgress(), callbacks.QuietGarbageCollector(), callbacks.StopOnSignal(), times],
     )
     trainer.train()
     return times.ends

@@ -8,6 +8,7 @@ would import transformers and the model at once. Measured in fresh processes (CP
 """
 
 import importlib
+import logging
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -21,6 +22,9 @@ _MODULE_OF = {
     "NanochatHFForCausalLM": _MODELING,
 }
 __all__ = [*_MODULE_OF]
+
+# transformers, TRL and peft import torchao, which makes torch warn of what only torchao can change.
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in record.getMessage())
 
 
 def __getattr__(name: str) -> Any:

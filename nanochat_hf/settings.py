@@ -2,47 +2,58 @@
 
 A stage is one dataclass. Its values come from, in rising order of authority: the dataclass defaults, the recipe
 (``--config recipe.yaml``: the sections ``common`` and the stage's own name) and the command line. A recipe can leave
-paths open as ``${name}``, filled from ``--set name=value``. What was resolved is written beside the weights as
-``run.json``, last of all files, so that its presence means that the stage is finished.
+paths as variables, ``${name}``, filled from ``--set name=value``. The resolved values are written beside the weights
+as ``run.json``, the last file of all: where it is, the stage is finished.
 """
 
 import argparse
 import json
-import logging
 import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 RUN_FILE = "run.json"
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
 # Each training stage and its folder in a run, in the order of training.
 STAGE_FOLDERS = {"tokenizer": "tokenizer", "pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
 MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage != "tokenizer")
-OPENING = re.compile(r"\$\{(\w+)\}")
+VARIABLE = re.compile(r"\$\{(\w+)\}")
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message is one sentence that names the thing and the remedy."""
+    """A mistake that the user can correct. The message is one sentence that names the thing and the remedy."""
 
 
 def read_recipe(
-    path: str | os.PathLike, stage: str, known: set[str] | None = None, openings: dict[str, str] | None = None
+    path: str | os.PathLike, stage: str, known: set[str] | None = None, variables: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the values that the recipe at `path` gives the stage, with `${name}` filled from `openings`.
+    """Returns the values that a recipe gives a stage, with `${name}` filled from `variables`.
 
-    `common` holds values that several stages share: a stage takes from it the names in `known` (its own fields) and
-    leaves the rest, while a name in its own section that it does not have is an error.
+    Args:
+        path: YAML file of sections. The section `common` holds values that several stages share.
+        stage: name of the stage's own section.
+        known: the stage's field names. From `common` only these are taken; any other name in the stage's own section
+            is an error. None accepts every name.
+        variables: name → value.
+
+    Raises:
+        UserError: the file cannot be read, is not such a recipe, or has an unknown name or an unset variable.
     """
     import yaml
 
@@ -53,9 +64,9 @@ def read_recipe(
     try:
         recipe = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        fault = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} is not valid YAML ({fault}); mend it or start from a file of training/recipes"
+            f"{path} is not valid YAML ({reason}); correct it or start from a file in training/recipes"
         ) from None
     if not isinstance(recipe, dict) or not all(isinstance(section or {}, dict) for section in recipe.values()):
         raise UserError(f"{path} must hold sections such as {stage}:, each with 'name: value' lines below it")
@@ -65,7 +76,7 @@ def read_recipe(
         if unknown:
             raise UserError(f"{path}: the section {stage}: has no setting named {', '.join(unknown)}; see --help")
         common = {name: value for name, value in common.items() if name in known}
-    return {name: _fill(value, openings or {}, path) for name, value in {**common, **own}.items()}
+    return {name: _fill(value, variables or {}, path) for name, value in {**common, **own}.items()}
 
 
 def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -75,16 +86,19 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
         stage: the name of the stage's section in a recipe, such as `"pretrain"`.
         config_class: a dataclass; every field needs a default, for `--help` and recipes that leave it out.
         argv: command line without the program's name; default `sys.argv[1:]`.
+
+    Raises:
+        UserError: an option or a setting of the recipe is unknown.
     """
     from trl import TrlParser
 
-    recipe_path, openings, argv = take_recipe_options(argv)
+    recipe_path, variables, argv = take_recipe_options(argv)
     parser = TrlParser(config_class, description=sys.modules["__main__"].__doc__, formatter_class=_HelpFormat)
     _add_recipe_options(parser)
     values = {}
     if recipe_path:
         known = {field.name for field in fields(config_class) if field.init}
-        values = read_recipe(recipe_path, stage, known, openings)
+        values = read_recipe(recipe_path, stage, known, variables)
     parser.set_defaults_with_config(**values)
     config, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
@@ -93,7 +107,7 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
 
 
 def take_recipe_options(argv: Sequence[str] | None) -> tuple[str | None, dict[str, str], list[str]]:
-    """Takes `--config RECIPE` and `--set NAME=VALUE …` out of a command line; returns them and what is left."""
+    """Takes `--config RECIPE` and `--set NAME=VALUE …` out of a command line: (recipe, variables, other words)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_recipe_options(parser)
     taken, rest = parser.parse_known_args(argv)
@@ -106,10 +120,10 @@ def take_recipe_options(argv: Sequence[str] | None) -> tuple[str | None, dict[st
 def save_run(folder: str | os.PathLike, stage: str, config: Any, **facts: Any) -> None:
     """Writes `run.json`: the stage, its resolved configuration, the environment, and `facts`.
 
-    Customary facts: `seconds`, `peak_memory_mb`, `metrics` (flat name → number), `history` (rows with `step`).
+    Usual facts: `seconds`, `peak_memory_mb`, `metrics` (flat name → number), `history` (rows with `step`).
     """
     facts.setdefault("peak_memory_mb", peak_memory_mb())
-    settings = asdict(config) if is_dataclass(config) else dict(config)
+    settings = dict(config) if isinstance(config, dict) else asdict(config)
     write_json(Path(folder) / RUN_FILE, {"stage": stage, "config": settings, "environment": environment(), **facts})
 
 
@@ -125,7 +139,7 @@ def load_run(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one, never a part."""
+    """Writes JSON so that a reader sees either the old file or the complete new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
@@ -136,14 +150,18 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What has to be known to run the same thing again."""
+    """What is needed to run the same thing again: versions, hardware, command, git commit."""
     versions = {}
     for name in RECORDED_PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    found = {"python": platform.python_version(), "platform": platform.platform(), "cpu_cores": os.cpu_count()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+    }
     found |= {"world_size": int(os.environ.get("WORLD_SIZE", "1")), "command": sys.argv, "git_commit": _git_commit()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -158,39 +176,44 @@ def peak_memory_mb() -> float:
 
 
 def run_main(main: Callable[[], Any]) -> None:
-    """Runs a script's `main`; the user's own mistakes end in one line and exit status 2, not in a traceback."""
-    # torchao 0.18 under torch 2.13 warns twice a process of what only torchao can change
-    logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in record.getMessage())
+    """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
 
 
-def _fill(value: Any, openings: dict[str, str], path: str | os.PathLike) -> Any:
-    """Puts `openings` in place of `${name}` in every string of a recipe's value."""
+def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any:
+    """Replaces `${name}` in every string of a recipe's value."""
     if isinstance(value, list):
-        return [_fill(item, openings, path) for item in value]
+        return [_fill(item, variables, path) for item in value]
     if isinstance(value, dict):
-        return {name: _fill(item, openings, path) for name, item in value.items()}
+        return {name: _fill(item, variables, path) for name, item in value.items()}
     if not isinstance(value, str):
         return value
-    missing = [name for name in OPENING.findall(value) if name not in openings]
+    missing = [name for name in VARIABLE.findall(value) if name not in variables]
     if missing:
-        raise UserError(f"{path} leaves ${{{missing[0]}}} open; give it on the command line: --set {missing[0]}=VALUE")
-    return OPENING.sub(lambda match: openings[match[1]], value)
+        raise UserError(
+            f"{path} has the variable ${{{missing[0]}}}; set it on the command line: --set {missing[0]}=VALUE"
+        )
+    return VARIABLE.sub(lambda match: variables[match[1]], value)
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", metavar="RECIPE.yaml", help="recipe whose sections common: and this stage's are read"
+        "--config", metavar="RECIPE.yaml", help="recipe; the sections common: and this stage's own are read"
     )
     parser.add_argument(
-        "--set", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="fills ${NAME} in the recipe"
+        "--set",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="sets the variable ${NAME} of the recipe",
     )
 
 

@@ -24,9 +24,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nanochat_hf.data.sources import open_documents
+from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError, run_main
 
 ROW_GROUP = 1024  # documents per row group, the unit in which loaders divide a shard among readers
@@ -93,7 +92,7 @@ def scatter(documents: Iterator[str], folder: Path, buckets: int, rng: random.Ra
         writers[index].write_batch(pa.record_batch([pa.array(waiting[index], pa.large_string())], schema=schema))
         waiting[index].clear()
 
-    for text in tqdm(documents, desc="reading", unit=" documents", mininterval=1):
+    for text in progress_bar(documents, desc="reading", unit=" documents"):
         index = rng.randrange(buckets)
         waiting[index].append(text)
         count, chars = count + 1, chars + len(text)
@@ -154,24 +153,27 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
     folder: Path = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder, or empty it to make the shards again")
+        raise UserError(f"{folder} is not empty; give a new folder, or empty it to make the shards again")
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".scattered-") as scattered:
         count, chars = scatter(read_documents(arguments), Path(scattered), arguments.buckets, rng)
         if count < 2:
-            raise UserError(f"{arguments.source} has {count} documents; shards need at least two")
+            raise UserError(f"{arguments.source} has {count} documents, and shards need at least two; give more text")
         documents = gather(Path(scattered), arguments.buckets, rng)
         wanted = max(1, min(arguments.shard_chars, int(chars * arguments.validation_fraction)))
         held_out = write_shard(folder / "validation_00000.parquet", documents, wanted)
         shards = 0
-        with tqdm(total=count, initial=held_out[0], desc="writing", unit=" documents") as bar:
+        with progress_bar(total=count, initial=held_out[0], desc="writing", unit=" documents") as bar:
             path = folder / "train_00000.parquet"
             while (written := write_shard(path, documents, arguments.shard_chars))[0]:
                 bar.update(written[0])
                 shards += 1
                 path = folder / f"train_{shards:05d}.parquet"
     if not shards:
-        raise UserError(f"{arguments.source} is too small: the validation shard took all {count} documents")
+        raise UserError(
+            f"{arguments.source} is too small: the validation shard took all {count} documents; "
+            "lower --validation_fraction or give more text"
+        )
     return {"documents": count, "characters": chars, "shards": shards, "validation_documents": held_out[0]}
 
 

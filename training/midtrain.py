@@ -1,19 +1,19 @@
-"""Midtraining: the base model learns what a conversation looks like, from every token of it.
+"""Midtraining: the base model learns what a conversation looks like, from all of its tokens.
 
     python training/midtrain.py --config training/recipes/quickstart.yaml --model runs/quickstart/base \\
         --output_dir runs/quickstart/mid                                                          # CPU or one GPU
     accelerate launch --config_file accelerate_config.yaml training/midtrain.py \\
         --config training/recipes/classic-d20.yaml --model runs/d20/base --output_dir runs/d20/mid   # 8×H100
 
-The mixture is one's own choice: --tasks smoltalk gsm8k*2 conversations=my_chats.jsonl. Running the same command again
-goes on from the newest checkpoint (--save_every).
+--tasks chooses another mixture: --tasks smoltalk gsm8k*2 conversations=my_chats.jsonl. Run the same command again to
+resume from the newest checkpoint (--save_every).
 """
 
 import time
 from dataclasses import dataclass, field
 
 from nanochat_hf import settings
-from nanochat_hf.trainers.stage import finish_stage, last_checkpoint, load_model, open_stage, start_like
+from nanochat_hf.trainers.stage import finish, initialize_control_tokens, load_model, open_stage, train
 from nanochat_hf.trainers.supervised import SupervisedConfig, make_trainer
 
 
@@ -25,9 +25,9 @@ class MidtrainConfig(SupervisedConfig):
         default_factory=lambda: ["smoltalk", "mmlu", "gsm8k", "spelling@200000", "spelling-bee@80000"],
         metadata={"help": "what to train on: name[/split][=source][@limit][*repeat] …"},
     )
-    start_like: list[str] = field(
+    initialize_control_tokens: list[str] = field(
         default_factory=list,
-        metadata={"help": "token=text …: the control token, new to the model, starts like the text's last token"},
+        metadata={"help": "token=text …: the control token gets the embeddings of the text's last token"},
     )
 
 
@@ -36,11 +36,11 @@ def main() -> None:
     started = time.time()
     open_stage(config)
     model, tokenizer = load_model(config.model)
-    start_like(model, tokenizer, config.start_like)
+    initialize_control_tokens(model, tokenizer, config.initialize_control_tokens)
     trainer = make_trainer(config, model, tokenizer, train_on="all")
-    trainer.train(resume_from_checkpoint=last_checkpoint(config))
+    train(trainer)
     metrics = trainer.evaluate() if config.val_tasks else {}
-    finish_stage(config, "midtrain", trainer, started, metrics)
+    finish(trainer, "midtrain", config, started, metrics)
 
 
 if __name__ == "__main__":

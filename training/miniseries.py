@@ -1,11 +1,11 @@
-"""A sweep over depths: one base model a depth, each by the dial alone, and how they compare.
+"""A sweep over depths: one base model per depth with the depth's own settings, compared in a table and a plot.
 
     python training/miniseries.py --depths 8 10 12 14 --run_dir runs/miniseries --tokenizer RUN/tokenizer
     python training/miniseries.py --depths 2 4 --run_dir runs/mini --tokenizer RUN/tokenizer -- --data microworld
 
-Every model is trained by training/pretrain.py, whose options follow after `--`; a finished one is not trained again.
-What comes out: a table and a plot of loss, bits per byte and CORE against the FLOPs of each run. A recipe that is
-right gives a smooth curve: a model that lies above it was trained with the wrong settings for its depth.
+training/pretrain.py trains each model; its options follow after `--`. Finished models are not trained again. The table
+and the plot show loss, bits per byte and CORE against the FLOPs of each run. With good settings the curve is smooth. A
+model above it was trained with settings that do not fit its depth.
 """
 
 import argparse
@@ -20,8 +20,8 @@ PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="layers of each")
-    parser.add_argument("--run_dir", type=Path, default=Path("runs/miniseries"), help="receives a folder a depth")
+    parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="numbers of layers")
+    parser.add_argument("--run_dir", type=Path, default=Path("runs/miniseries"), help="receives one folder per depth")
     return parse_sweep_arguments(parser)
 
 
@@ -37,7 +37,7 @@ def table(rows: list[dict[str, float]]) -> str:
 
 
 def draw(rows: list[dict[str, float]], path: Path) -> None:
-    """Each score against FLOPs, one panel a score."""
+    """Each score against FLOPs, one panel per score."""
     from matplotlib.figure import Figure
 
     names = [name for name in ("loss", "val_bpb", "core") if all(name in one for one in rows)]
@@ -59,8 +59,7 @@ def main() -> None:
     rows = []
     for number, depth in enumerate(sorted(options.depths), start=1):
         print(f"\n[{number}/{len(options.depths)}] d{depth}", flush=True)
-        arguments = ["--depth", str(depth), *passed]
-        run = train_one_model(PRETRAIN, options.run_dir / f"d{depth}", options, arguments)
+        run = train_one_model(PRETRAIN, options.run_dir / f"d{depth}", options, ["--depth", str(depth), *passed])
         rows.append(summarize_run(run))
     settings.write_json(options.run_dir / "miniseries.json", rows)
     draw(rows, options.run_dir / "miniseries.png")

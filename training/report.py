@@ -2,7 +2,7 @@
 
     python training/report.py --run_dir runs/quickstart
 
-Reads what the stages and evaluations left in the run folder; what is missing shows as "–".
+Reads the results of stages and evaluations in the run folder; a missing one is shown as "–".
 """
 
 from dataclasses import dataclass, field

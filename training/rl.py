@@ -1,4 +1,4 @@
-"""Reinforcement learning: the model answers problems, calculator in hand, and learns from which answers were right.
+"""Reinforcement learning: the model answers problems, with the calculator, and learns from the rewards.
 
     python training/rl.py --config training/recipes/quickstart.yaml --model runs/quickstart/sft \\
         --output_dir runs/quickstart/rl                                                           # CPU or one GPU
@@ -6,7 +6,7 @@
         --model runs/speedrun/sft --output_dir runs/speedrun/rl                                   # 8×H100
 
 Each step samples `num_generations` answers to each of `prompts_per_step` prompts; an answer's advantage is its reward
-less the mean of its group. Running the same command again goes on from the newest checkpoint (--save_every).
+minus the mean of its group. Run the same command again to resume from the newest checkpoint (--save_every).
 """
 
 import time
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from nanochat_hf import settings
 from nanochat_hf.trainers.grpo import RolloutConfig, make_trainer
-from nanochat_hf.trainers.stage import finish_stage, last_checkpoint, load_model, open_stage
+from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
 
 
 @dataclass
@@ -33,8 +33,8 @@ def main() -> None:
     open_stage(config)
     model, tokenizer = load_model(config.model)
     trainer = make_trainer(config, model, tokenizer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(config))
-    finish_stage(config, "rl", trainer, started, trainer.pass_at_k.latest)
+    train(trainer)
+    finish(trainer, "rl", config, started, trainer.pass_at_k.latest)
 
 
 if __name__ == "__main__":

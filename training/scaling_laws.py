@@ -1,14 +1,14 @@
-"""FLOP budgets × depths: which model is best at each budget, and how the best size and horizon grow.
+"""FLOP budgets × depths: which model is best at each budget, and how its size and number of tokens grow.
 
     python training/scaling_laws.py --budgets 1e18 2e18 5e18 --depths 8 10 12 14 --run_dir runs/scaling \
         --tokenizer RUN/tokenizer
     python training/scaling_laws.py --budgets 1e11 2e11 --depths 1 2 3 --run_dir runs/tiny --tokenizer RUN/tokenizer \
         -- --data microworld --sequence_length 128 --total_batch_size 1024
 
-After Chinchilla (arXiv 2203.15556, approach 2): at each budget a parabola in log(parameters) is laid through the
-scores, and its lowest point is the best size; straight lines through these points in log-log space give the
-exponents of parameters and tokens, and their ratio is what `--param_data_ratio` should be. Models are trained by
-training/pretrain.py, whose options follow after `--`; a finished one is not trained again.
+After Chinchilla (arXiv 2203.15556, approach 2). At each budget a parabola in log(parameters) is fitted to the scores;
+its lowest point is the best size. Straight lines through these points in log-log space give the exponents of
+parameters and tokens; the ratio of tokens to parameters is the value for `--param_data_ratio`. training/pretrain.py
+trains the models; its options follow after `--`. Finished models are not trained again.
 """
 
 import argparse
@@ -28,8 +28,10 @@ PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="+", default=[1e18, 2.15e18, 4.64e18, 1e19], help="in FLOPs")
-    parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="layers of each")
-    parser.add_argument("--run_dir", type=Path, default=Path("runs/scaling_laws"), help="receives a folder a model")
+    parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="numbers of layers")
+    parser.add_argument(
+        "--run_dir", type=Path, default=Path("runs/scaling_laws"), help="receives one folder per model"
+    )
     return parse_sweep_arguments(parser)
 
 
@@ -40,8 +42,8 @@ def score(one: dict[str, float]) -> float:
 def best_of_budget(rows: list[dict[str, float]]) -> dict[str, float] | None:
     """The lowest point of a parabola through score against log(parameters), or None where there is none.
 
-    Needs three sizes, a parabola that opens upwards, and its lowest point within the sizes that were trained: beyond
-    them the fit says nothing.
+    Needs three sizes, a parabola that opens upwards, and a lowest point within the trained sizes: beyond them the fit
+    says nothing.
     """
     if len({one["params"] for one in rows}) < 3:
         return None
@@ -78,7 +80,7 @@ def describe(bests: list[dict[str, float]], missing: list[float]) -> str:
 
 
 def draw(rows: list[dict[str, float]], bests: list[dict[str, float]], path: Path) -> None:
-    """Left: a curve a budget. Right: best parameters and tokens against the budget."""
+    """Left: one curve per budget. Right: best parameters and tokens against the budget."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")

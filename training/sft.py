@@ -1,12 +1,12 @@
-"""Supervised fine-tuning: the model learns to answer, from what the assistant says and nothing else.
+"""Supervised fine-tuning: the model learns to answer, from the tokens of the assistant only.
 
     python training/sft.py --config training/recipes/quickstart.yaml --model runs/quickstart/mid \\
         --output_dir runs/quickstart/sft                                                          # CPU or one GPU
     accelerate launch --config_file accelerate_config.yaml training/sft.py --config training/recipes/speedrun.yaml \\
         --model runs/speedrun/base --output_dir runs/speedrun/sft                                 # 8×H100
 
-Starts from a midtrained model, or straight from the base model with a larger mixture and rates. The mixture is one's
-own choice: --tasks smoltalk@10000 conversations=my_chats.jsonl*2. Running the same command again goes on from the
+Starts from a midtrained model, or directly from the base model with a larger mixture and larger rates. --tasks chooses
+another mixture: --tasks smoltalk@10000 conversations=my_chats.jsonl*2. Run the same command again to resume from the
 newest checkpoint (--save_every).
 """
 
@@ -14,12 +14,12 @@ import time
 from dataclasses import dataclass, field
 
 from nanochat_hf import settings
-from nanochat_hf.trainers.stage import finish_stage, last_checkpoint, load_model, open_stage
+from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
 from nanochat_hf.trainers.supervised import SupervisedConfig, make_trainer
 
 
 @dataclass
-class SFTConfig(SupervisedConfig):
+class SFTStageConfig(SupervisedConfig):
     """Defaults: upstream's learning rates of July 2026 (base → SFT); see SupervisedConfig and StageConfig."""
 
     tasks: list[str] = field(
@@ -34,14 +34,14 @@ class SFTConfig(SupervisedConfig):
 
 
 def main() -> None:
-    config = settings.parse_stage("sft", SFTConfig)
+    config = settings.parse_stage("sft", SFTStageConfig)
     started = time.time()
     open_stage(config)
     model, tokenizer = load_model(config.model)
     trainer = make_trainer(config, model, tokenizer, train_on="assistant")
-    trainer.train(resume_from_checkpoint=last_checkpoint(config))
+    train(trainer)
     metrics = trainer.evaluate() if config.val_tasks else {}
-    finish_stage(config, "sft", trainer, started, metrics)
+    finish(trainer, "sft", config, started, metrics)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The whole road, one stage after the other: text → tokenizer → base → mid → SFT → RL → evaluation → report → chat.
+"""The whole pipeline: text → tokenizer → base → mid → SFT → RL → evaluation → report → chat.
 
     python training/speedrun.py --config training/recipes/quickstart.yaml                   # 2 CPU cores, 20 minutes
     python training/speedrun.py --config training/recipes/speedrun.yaml                     # 8×H100, GPT-2's CORE
     python training/speedrun.py --config training/recipes/local.yaml --set pretrain=DIR …   # your own files
 
-Each stage is a process of its own and leaves a checkpoint folder behind; a stage that has finished is skipped, so the
-same command goes on after an interruption. What a stage is asked to do stands in the recipe's section of its name.
+Each stage is a process of its own and writes a checkpoint folder. Finished stages are skipped: run the same command
+again after an interruption. The recipe's section with the stage's name holds its settings.
 """
 
 import shutil
@@ -25,7 +25,7 @@ SPACE_APP = TRAINING.parent / "space" / "app.py"
 
 @dataclass(frozen=True)
 class Stage:
-    """One script: it reads the recipe's section `name`, fills `folder`, and takes what the stage before has made."""
+    """One script: it reads the recipe's section `name`, writes `folder`, and starts from an earlier stage's folder."""
 
     name: str
     folder: str
@@ -36,7 +36,7 @@ class Stage:
 
     @property
     def takes(self) -> str | None:
-        """The option that names the stage before."""
+        """The option that names the earlier stage's folder."""
         return {"tokenizer": None, "pretrain": "tokenizer"}.get(self.name, "model")
 
     @property
@@ -54,23 +54,24 @@ class SpeedrunConfig:
     )
     stages: list[str] = field(
         default_factory=lambda: [stage.name for stage in STAGES],
-        metadata={"help": "training stages to run, in the road's order; a later recipe may leave some out"},
+        metadata={"help": "training stages to run, in the pipeline's order"},
     )
     accelerate_config: str | None = field(
-        default=None, metadata={"help": "file for `accelerate launch`; without it every stage is one plain process"}
+        default=None, metadata={"help": "file for `accelerate launch`; default: every stage is one process"}
     )
     first_words: list[str] = field(
-        default_factory=lambda: ["Hello! Who are you?"], metadata={"help": "what the finished model is asked first"}
+        default_factory=lambda: ["Hello! Who are you?"],
+        metadata={"help": "questions for the finished model"},
     )
     fresh: bool = field(default=False, metadata={"help": "delete the run folder and start over"})
 
 
 def main() -> None:
     config = settings.parse_stage("speedrun", SpeedrunConfig)
-    recipe, openings, _ = settings.take_recipe_options(None)
+    recipe, variables, _ = settings.take_recipe_options(None)
     recipe_options = ["--config", recipe] if recipe else []
-    if openings:
-        recipe_options += ["--set", *(f"{name}={value}" for name, value in openings.items())]
+    if variables:
+        recipe_options += ["--set", *(f"{name}={value}" for name, value in variables.items())]
     run_dir = Path(config.run_dir)
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
@@ -82,7 +83,7 @@ def main() -> None:
         folder = run_dir / stage.folder
         title = f"[{number}/{len(stages) + 1}] {stage.name} → {folder}"
         if settings.load_run(folder):
-            check_unchanged(folder, stage, recipe, openings)
+            check_unchanged(folder, stage, recipe, variables)
             print(f"{title}: finished already", flush=True)
         else:
             print(f"\n{title}", flush=True)
@@ -97,8 +98,8 @@ def main() -> None:
         [sys.executable, str(EVALUATION / "stages.py"), *recipe_options, "--run_dir", str(run_dir)], title="evaluation"
     )
     run([sys.executable, str(TRAINING / "report.py"), *recipe_options, "--run_dir", str(run_dir)], title="report")
-    say_hello(config, run_dir / stages[-1].folder)
-    print_directions(run_dir, run_dir / stages[-1].folder, time.time() - started)
+    ask_first_questions(config, run_dir / stages[-1].folder)
+    print_summary(run_dir, run_dir / stages[-1].folder, time.time() - started)
 
 
 def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
@@ -108,10 +109,10 @@ def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
         raise UserError(f"speedrun has no stage named {', '.join(unknown) or 'nothing'}; the stages are {known}")
 
 
-def check_unchanged(folder: Path, stage: Stage, recipe: str | None, openings: dict[str, str]) -> None:
-    """A finished stage that the recipe now describes differently must not be passed off as the recipe's result."""
+def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: dict[str, str]) -> None:
+    """Raises UserError where a finished stage was made with other settings than the recipe now has."""
     made_with = settings.load_run(folder)["config"]
-    wanted = settings.read_recipe(recipe, stage.name, set(made_with), openings) if recipe else {}
+    wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
     changed = [name for name, value in wanted.items() if not same_value(made_with[name], value)]
     if changed:
         name = changed[0]
@@ -122,14 +123,14 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, openings: di
 
 
 def same_value(made_with: object, wanted: object) -> bool:
-    """Compares a resolved setting with a recipe's, where YAML may spell a number as text (`1e-3`)."""
+    """Compares a resolved setting with a recipe's. YAML reads some numbers as text (`1e-3`)."""
     if isinstance(made_with, float) and isinstance(wanted, str | int | float):
         return made_with == float(wanted)
     return made_with == wanted
 
 
 def predecessor(run_dir: Path, stage: Stage) -> Path:
-    """The folder a stage starts from: the tokenizer's, or the newest checkpoint of the stages before it."""
+    """The folder a stage starts from: the tokenizer's, or that of the last finished stage before it."""
     before = [
         one for one in STAGES[: STAGES.index(stage)] if (one.name == "tokenizer") == (stage.takes == "tokenizer")
     ]
@@ -147,14 +148,18 @@ def launcher(config: SpeedrunConfig, stage: Stage) -> list[str]:
 
 
 def run(command: list[str], title: str) -> None:
-    """Runs one stage in the foreground; its failure ends the road here, with the way to go on."""
+    """Runs one stage in the foreground; its failure ends the pipeline."""
     status = subprocess.run(command).returncode
+    if status == settings.STOPPED_BY_SIGTERM:
+        sys.exit(status)  # the stage has said what to do
     if status:
-        raise UserError(f"{title} stopped with exit status {status} (see above); run the same command again to go on")
+        raise UserError(
+            f"{title} stopped with exit status {status} (see above); run the same command again to continue"
+        )
 
 
 def delete_checkpoints(folder: Path) -> None:
-    """What a stage kept to go on after an interruption; once it has finished, only the model is wanted."""
+    """Deletes the checkpoints to resume from: a finished stage keeps only its model."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
@@ -163,21 +168,21 @@ def delete_run(run_dir: Path) -> None:
     if not run_dir.exists():
         return
     names = {stage.folder for stage in STAGES} | {"report.md", "plots"}
-    strangers = sorted(path.name for path in run_dir.iterdir() if path.name not in names)
-    if strangers:
+    unknown = sorted(path.name for path in run_dir.iterdir() if path.name not in names)
+    if unknown:
         raise UserError(
-            f"{run_dir} holds {strangers[0]}, which no stage made: move it away or delete the folder yourself"
+            f"{run_dir} holds {unknown[0]}, which no stage made; move it away or delete the folder yourself"
         )
     shutil.rmtree(run_dir)
 
 
-def say_hello(config: SpeedrunConfig, checkpoint: Path) -> None:
+def ask_first_questions(config: SpeedrunConfig, checkpoint: Path) -> None:
     for words in config.first_words:
         print(f"\nYou: {words}", flush=True)
         run([sys.executable, "-m", "nanochat_hf.cli", "chat", str(checkpoint), "--prompt", words], title="chat")
 
 
-def print_directions(run_dir: Path, checkpoint: Path, seconds: float) -> None:
+def print_summary(run_dir: Path, checkpoint: Path, seconds: float) -> None:
     print(f"\nDone in {seconds / 60:.1f} minutes.")
     made = [str(run_dir / stage.folder) for stage in STAGES if settings.load_run(run_dir / stage.folder)]
     print(f"  report       {run_dir / 'report.md'}")

@@ -5,7 +5,6 @@ and `evaluation/`.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable
 
@@ -40,8 +39,6 @@ examples
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
     argv = sys.argv[1:] if argv is None else argv
-    # torchao, where it is installed, makes torch warn about its own internals at every start.
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     run_main(lambda: dispatch(argv))
 
 
@@ -91,7 +88,8 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument("--fp8", action="store_true", help="matrix products in 8 bits: the loss then holds all logits")
     parser.add_argument("--preset", choices=("modern", "classic"), default="modern", help="architecture")
     parser.add_argument("--vocab-size", type=int, default=32768, help="rows of the token tables (default 32768)")
-    parser.add_argument("--param-data-ratio", type=float, help="tokens per scaling parameter (record run: 8)")
+    ratio = ("--param_data_ratio", "--param-data-ratio")
+    parser.add_argument(*ratio, type=float, help="tokens per scaling parameter (record run: 8)")
     named = [word.removeprefix("--depth=") for word in argv if word != "--depth"]  # as training/pretrain.py has it
     options = vars(parser.parse_args(named))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
@@ -25,6 +24,7 @@ from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_mod
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.scoring import context_length, distributed_rank
 from nanochat_hf.generation import Sampling
+from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
 MICROWORLD = "microworld"
@@ -98,8 +98,8 @@ class EvaluationConfig:
     seed: int = field(default=0, metadata={"help": "seed of the sampling"})
 
 
-def show_progress(total: int, title: str) -> tqdm:
-    return tqdm(total=total, desc=title, unit="item", disable=distributed_rank()[0] != 0, leave=False)
+def show_progress(total: int, title: str) -> Any:
+    return progress_bar(total=total, desc=title, unit=" items", disable=distributed_rank()[0] != 0, leave=False)
 
 
 def input_limit(evaluated: EvaluatedModel, config: EvaluationConfig) -> int | None:

@@ -32,8 +32,10 @@ def load_checkpoint(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import nanochat_hf  # noqa: F401  registers the model with the Auto classes
+    from nanochat_hf.progress import quiet_transformers
 
     check_checkpoint(checkpoint)
+    quiet_transformers()
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), **options)

@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import _rustbpe
+from nanochat_hf.progress import progress_bar
 
 from .fast_tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, wrap
 from .threads import thread_count
@@ -102,7 +102,7 @@ class _ProgressBars:
         if stage != self.stage:
             self.__exit__()
             counting = stage == "count"
-            self.bar = tqdm(
+            self.bar = progress_bar(
                 total=total or None,
                 unit="B" if counting else " merges",
                 unit_scale=counting,

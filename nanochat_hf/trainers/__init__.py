@@ -1,5 +1,6 @@
-"""What the chat stages share: settings, packed conversation rows, and TRL's trainers with nanochat's optimizer.
+"""Trainers of all stages: transformers' and TRL's, with nanochat's optimizer, schedules and checkpoints.
 
-`stage` holds settings and the steps every stage takes, `supervised` trains on conversations (midtraining and SFT),
-`rollouts` lets the model answer and learn from the reward. Importing `supervised` or `rollouts` imports TRL.
+`pretraining` trains on packed text; its docstring tells the order of a training step. `supervised` trains on
+conversations (midtraining and SFT), `grpo` lets the model answer and learns from the rewards; importing these two
+imports TRL. `mixin` is the optimizer for any Trainer, `stage` what all stages share.
 """

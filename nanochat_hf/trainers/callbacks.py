@@ -1,15 +1,17 @@
-"""What happens beside training: progress bar, garbage collection, stopping on SIGTERM, samples and CORE on the way."""
+"""What happens beside training: progress, garbage collection, stopping on SIGTERM, samples and CORE during the run."""
 
 import gc
 import signal
+import sys
 import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import TrainerCallback
 
+from nanochat_hf.progress import progress_bar
 from nanochat_hf.trainers import fp8, fsdp
 
 SAMPLE_PROMPTS = ("The capital of France is", "If yesterday was Friday, then tomorrow is", "My favourite colour is")
@@ -22,15 +24,26 @@ def seconds_since_start() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-class Progress(TrainerCallback):
-    """One bar with loss, bits per byte, speed and MFU; prints the time to the first step."""
+class TrainingProgress(TrainerCallback):
+    """Progress with the figures that matter of all that is logged; prints the time to the first step."""
+
+    FIGURES = {
+        "loss": ("loss", "{:.3f}"),
+        "val_bpb": ("val bpb", "{:.4f}"),
+        "tokens_per_second": ("tok/s", "{:,.0f}"),
+        "mfu": ("MFU", "{:.1%}"),
+        "reward": ("reward", "{:.3f}"),
+        "completions/mean_length": ("length", "{:.3f}"),
+    }
 
     def __init__(self) -> None:
-        self.bar, self.shown = None, {}
+        self.bar: tqdm | None = None
+        self.shown: dict[str, str] = {}
+        self.first_step = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+            self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
         self.first_step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -42,10 +55,13 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.bar is None:
             return
-        forms = {"loss": ("loss", "{:.3f}"), "val_bpb": ("val bpb", "{:.4f}")}
-        forms |= {"tokens_per_second": ("tok/s", "{:,.0f}"), "mfu": ("MFU", "{:.1%}")}
-        self.shown |= {forms[name][0]: forms[name][1].format(logs[name]) for name in forms if name in logs}
-        self.bar.set_postfix(self.shown)
+        for name, value in (logs or {}).items():
+            if name in self.FIGURES:
+                title, form = self.FIGURES[name]
+                self.shown[title] = form.format(value)
+            elif name.startswith("val_"):
+                self.shown[name.removesuffix("_tokens")] = f"{value:.3f}"
+        self.bar.set_postfix(self.shown, refresh=sys.stderr.isatty())
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
@@ -53,7 +69,10 @@ class Progress(TrainerCallback):
 
 
 class QuietGarbageCollector(TrainerCallback):
-    """Python's collector scans every live object for cycles, up to half a second at a time; training makes few."""
+    """Switches Python's garbage collector off after the first step and runs it every `every` steps.
+
+    It scans every live object for reference cycles, which takes up to half a second; training makes few cycles.
+    """
 
     def __init__(self, every: int = 5000) -> None:
         self.every, self.frozen = every, False
@@ -73,10 +92,17 @@ class QuietGarbageCollector(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM: finish the step, save a checkpoint, end. All ranks agree on the step; `received` says it happened."""
+    """On SIGTERM: finishes the step, saves a checkpoint and ends training. `received` says that it happened.
+
+    With several processes, a signal to one of them stops all after the same step.
+
+    Args:
+        every: steps between two agreements of the processes; each is a reduction of one number.
+    """
 
     def __init__(self, every: int = 10) -> None:
         self.flagged, self.received, self.every = False, False, every
+        self.previous: Any = signal.SIG_DFL
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.previous = signal.signal(signal.SIGTERM, self._note)
@@ -100,8 +126,11 @@ class StopOnSignal(TrainerCallback):
         signal.signal(signal.SIGTERM, self.previous)
 
 
-class Interlude(TrainerCallback):
-    """Something that halts training at intervals; the time it takes is kept in `paused`, it is not training time."""
+class PeriodicEvaluation(TrainerCallback):
+    """Interrupts training every `every` steps and after the last step; a subclass says what to `evaluate`.
+
+    `paused` counts the seconds it took since it was last read: they are not training time.
+    """
 
     def __init__(self, every: int) -> None:
         self.every, self.paused = every, 0.0
@@ -111,23 +140,27 @@ class Interlude(TrainerCallback):
             return
         started = time.perf_counter()
         model.eval()
-        with torch.no_grad(), fp8.switched_off(model), fsdp.whole_weights(model):
-            self.play(model, state)
+        with torch.no_grad(), fp8.full_precision(model), fsdp.gathered_weights(model):
+            self.evaluate(model, state)
         model.train()
         self.paused += time.perf_counter() - started
 
-    def play(self, model: torch.nn.Module, state: Any) -> None:
+    def evaluate(self, model: Any, state: Any) -> None:
         raise NotImplementedError
 
 
-class Samples(Interlude):
-    """Greedy continuations of a few fixed prompts, to see the model learn."""
+class Samples(PeriodicEvaluation):
+    """Prints greedy continuations of a few fixed prompts.
+
+    Args:
+        length: new tokens per prompt.
+    """
 
     def __init__(self, tokenizer: Any, every: int, prompts=SAMPLE_PROMPTS, length: int = 16) -> None:
         super().__init__(every)
         self.tokenizer, self.prompts, self.length = tokenizer, prompts, length
 
-    def play(self, model, state):
+    def evaluate(self, model, state):
         if not state.is_world_process_zero and not fsdp.is_sharded(model):  # a sharded model generates on all at once
             return
         for prompt in self.prompts:
@@ -139,18 +172,24 @@ class Samples(Interlude):
                 tqdm.write(f"step {state.global_step}: {self.tokenizer.decode(found[0][1:])!r}")
 
 
-class CoreMetric(Interlude):
-    """CORE at intervals, on a bundle folder, logged as `core`."""
+class CoreMetric(PeriodicEvaluation):
+    """Measures CORE on a bundle folder and logs it as `core`.
 
-    def __init__(self, tokenizer: Any, bundle: str | None, every: int, max_per_task: int = 500) -> None:
+    Args:
+        bundle: folder of the CORE evaluation bundle.
+        max_per_task: examples of each task; -1 takes all.
+    """
+
+    def __init__(self, tokenizer: Any, bundle: str, every: int, max_per_task: int = 500) -> None:
         super().__init__(every)
-        self.tokenizer, self.bundle, self.max_per_task, self.tasks = tokenizer, bundle, max_per_task, None
+        self.tokenizer, self.bundle, self.max_per_task = tokenizer, bundle, max_per_task
+        self.tasks: list[Any] | None = None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         bos = [self.tokenizer.bos_token_id]
         return [bos + ids for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    def play(self, model, state):
+    def evaluate(self, model, state):
         from nanochat_hf.evals.core import evaluate_task, headline_metric, load_bundle, summarize
         from nanochat_hf.evals.headlines import HEADLINE_TITLES
 

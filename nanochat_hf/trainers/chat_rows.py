@@ -1,6 +1,6 @@
-"""Conversations → rows of one length, made once and kept on disk until the stage is finished.
+"""Conversations → rows of equal length, made once and kept on disk until the stage is finished.
 
-So every process reads the same rows in the same order, and so does a run that is resumed.
+So every process, and every resumed run, reads the same rows in the same order.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nanochat_hf.data.packing import IGNORED, pack_conversations
+from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.mixtures import TaskMixture
 from nanochat_hf.tokenizer import render_conversation
 
 TrainOn = Literal["all", "assistant"]
 Rendered = tuple[list[int], list[int]]
-CHUNK = 64  # conversations handed to a rendering process at a time
+CHUNK = 64  # conversations per task of a rendering process
 
 
 def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int, train_on: TrainOn) -> Rendered:
-    """Renders one conversation, cut to `max_length` tokens here and nowhere later: (ids, mask of trained tokens)."""
+    """Renders one conversation, cut to `max_length` tokens: (ids, mask of trained tokens). Later steps never cut."""
     ids, mask = render_conversation(tokenizer, mixture[position]["messages"], max_length=max_length)
     return ids, mask if train_on == "assistant" else [1] * len(ids)
 
@@ -36,7 +36,7 @@ def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int,
 def render_all(
     mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn, num_workers: int = 0
 ) -> Iterator[Rendered]:
-    """Renders a mixture in its order, on several processes where that pays (0: as many as there are CPU cores)."""
+    """Renders a mixture in its order, a large one on several processes (0: one per CPU core)."""
     num_workers = num_workers or os.cpu_count() or 1
     if num_workers == 1 or len(mixture) < 20 * CHUNK or "fork" not in multiprocessing.get_all_start_methods():
         yield from (render(mixture, at, tokenizer, max_length, train_on) for at in range(len(mixture)))
@@ -46,9 +46,12 @@ def render_all(
         yield from pool.imap(_render_shared, range(len(mixture)), chunksize=CHUNK)
 
 
-def _start_worker(*shared) -> None:
-    global _shared  # of the worker process, which does nothing else
-    _shared = shared
+_shared: tuple[TaskMixture, Any, int, TrainOn]  # of a rendering process, which does nothing else
+
+
+def _start_worker(mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn) -> None:
+    global _shared
+    _shared = mixture, tokenizer, max_length, train_on
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -73,24 +76,27 @@ def make_rows(
 
     Args:
         tasks: (task, repeat) pairs.
-        row_length: tokens a row.
-        train_on: `"assistant"` puts -100 on all that the assistant does not say; `"all"` only on padding.
-        epochs: passes over the tasks, each shuffled anew; None means as many as `num_rows` needs.
-        num_rows: stop after so many rows.
+        row_length: tokens per row.
+        train_on: `"assistant"` gives all tokens that are not the assistant's the label -100; `"all"` only padding.
+        epochs: passes over the tasks, each with its own order; None: as many as `num_rows` needs.
+        num_rows: largest number of rows; None: all.
 
     Returns:
         `input_ids` and `labels`, int32 [rows, row_length], labels not shifted. Each row has at least one label.
+
+    Raises:
+        UserError: no conversation has anything to train on within a row.
     """
 
     def conversations() -> Iterator[Rendered]:
         for epoch in range(epochs) if epochs is not None else count():
             mixture, useful = TaskMixture(tasks, seed=seed + epoch), 0
             rendered = render_all(mixture, tokenizer, row_length, train_on, num_workers)
-            for ids, mask in tqdm(rendered, total=len(mixture), desc=title, unit=" conversations", mininterval=1.0):
+            for ids, mask in progress_bar(rendered, total=len(mixture), desc=title, unit=" conversations"):
                 if any(mask[1:]):
                     useful += 1
                     yield ids, mask
-            if not useful:  # further passes would go on for ever
+            if not useful:  # with further passes this would never end
                 raise UserError(
                     f"the tasks hold nothing to train on: no answer begins within the row's {row_length} tokens; "
                     "raise max_seq_len"
@@ -101,16 +107,17 @@ def make_rows(
 
 
 def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, is_main: bool, barrier: Any) -> Any:
-    """Makes the rows on the main process, once, and opens them on all.
+    """Makes the rows once, on the main process, and opens them on all.
 
     Args:
-        folder: where they are kept, under a name made from `fingerprint`, so that other settings make other rows.
+        folder: where they are kept, under a name made from `fingerprint`.
+        fingerprint: the settings that the rows depend on; other settings make other rows.
         make: function without arguments that returns the columns.
         is_main: whether this process is the one that makes them.
         barrier: function that waits for all processes.
 
     Returns:
-        a `datasets.Dataset`, memory-mapped.
+        A `datasets.Dataset`, memory-mapped.
     """
     import datasets
 
@@ -127,10 +134,10 @@ def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, is_main: b
 
 
 def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Makes the batch for rows of T + 1 tokens: T inputs and, shifted by one, T targets.
+    """Makes the batch from rows of T + 1 tokens: T inputs and, shifted by one, T targets; int64 [rows, T].
 
-    Padding stands at a row's end, where a causal model never looks, so the attention mask is all ones (TRL counts
-    tokens by it). `labels` repeats the inputs' own labels for Trainer, which asks whether a batch has any.
+    Padding is at the end of a row, where no trained token sees it. So the attention mask is all ones; TRL counts
+    tokens with it. `labels` are the inputs' own labels: Trainer asks whether a batch has labels.
     """
     ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows])).long()
     labels = torch.from_numpy(np.stack([row["labels"] for row in rows])).long()
@@ -143,8 +150,14 @@ def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
 
 
 def pad_with_empty_rows(columns: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
-    """Adds rows without labels, so that processes share the rows evenly and no row is counted twice."""
+    """Adds rows without labels up to a multiple of `multiple`, so that no row is counted twice."""
     missing = -len(columns["input_ids"]) % multiple
     ids = np.concatenate([columns["input_ids"], np.repeat(columns["input_ids"][:1], missing, axis=0)])
     empty = np.full((missing, ids.shape[1]), IGNORED, dtype=columns["labels"].dtype)
     return {"input_ids": ids, "labels": np.concatenate([columns["labels"], empty])}
+
+
+def delete_rows(folder: str | os.PathLike) -> None:
+    """Deletes the rows that `stored_rows` made in a folder."""
+    for rows in Path(folder).glob("rows-*"):
+        shutil.rmtree(rows, ignore_errors=True)

@@ -1,9 +1,9 @@
 """Training with matrix products in 8-bit floating point, on torchao's `Float8Linear`.
 
-Input and weight are rounded to e4m3, the gradient of the output to e5m2, each with one scale a tensor that is found
-anew at every use (torchao's recipe "tensorwise", upstream's too; upstream measured rowwise scales as slower). Weights,
+Input and weight are rounded to e4m3, the gradient of the output to e5m2. Each has one scale per tensor, computed at
+every use: torchao's recipe "tensorwise", upstream's too (upstream measured rowwise scales as slower). Weights,
 optimizer and checkpoints stay as they are: a converted layer holds the same parameter under the same name. Upstream,
-d26 on 8×H100: 740 thousand tokens a second instead of 630 thousand in bf16; at d12 it was slower.
+d26 on 8×H100: 740 thousand tokens per second instead of 630 thousand in bf16; at d12 it was slower.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from torch import nn
 
 from nanochat_hf.settings import UserError
 
-# Both sides of a matrix have to be multiples of 16 for the hardware's kernel; below 128 rounding costs more than it
-# saves (upstream's rule). Of our model that leaves out the gates alone; the head is converted.
+# Both sides of a matrix must be multiples of 16 for the hardware's kernel. Below 128 rounding costs more than it saves
+# (upstream's rule). In our model only the gates are excluded by this; the head is converted.
 MULTIPLE, SMALLEST = 16, 128
 OLDEST = (8, 9)  # compute capability of the first GPUs with 8-bit matrix products: Ada Lovelace; Hopper is 9.0
 
@@ -37,7 +37,7 @@ def require_hardware(device_type: str = "cuda") -> None:
 
 
 def fits(module: nn.Module, name: str = "") -> bool:
-    """Whether a module is a projection that 8-bit products can do."""
+    """Whether a module is a projection that 8-bit products support."""
     if not isinstance(module, nn.Linear):
         return False
     sides = (module.in_features, module.out_features)
@@ -45,7 +45,7 @@ def fits(module: nn.Module, name: str = "") -> bool:
 
 
 def convert(model: nn.Module, *, emulate: bool = False) -> int:
-    """Replaces the projections that fit, in place; to be done before compiling and sharding.
+    """Replaces the projections that fit, in place. Call it before compiling and sharding.
 
     Args:
         emulate: rounds to 8 bits but multiplies in fp32, on any device: for tests, slow.
@@ -63,7 +63,7 @@ def convert(model: nn.Module, *, emulate: bool = False) -> int:
     count = sum(fits(module) for module in model.modules())
     if not count:
         raise UserError(
-            f"--fp8 finds no projection to convert: sides have to be multiples of {MULTIPLE} and at least {SMALLEST}; "
+            f"--fp8 finds no projection to convert: sides must be multiples of {MULTIPLE} and at least {SMALLEST}; "
             "take a wider model or leave out --fp8"
         )
     config = replace(Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
@@ -73,8 +73,8 @@ def convert(model: nn.Module, *, emulate: bool = False) -> int:
 
 
 @contextmanager
-def switched_off(model: nn.Module) -> Iterator[None]:
-    """Puts plain projections over the same weights in place for the time being, so that evaluations are exact."""
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Uses plain projections with the same weights within the context, so that evaluations are exact."""
     replaced = []
     if getattr(model, "uses_fp8", False):
         from torchao.float8.float8_linear import Float8Linear
@@ -98,7 +98,7 @@ def switched_off(model: nn.Module) -> Iterator[None]:
 
 
 def check_rows(rows: int, sequence_length: int) -> None:
-    """Raises UserError where the tokens of a micro-batch, an inner side of the weights' gradient, do not fit."""
+    """Raises UserError where the tokens of a micro-batch, a side of the weights' gradient, are no multiple of 16."""
     if rows * sequence_length % MULTIPLE:
         raise UserError(
             f"--fp8 multiplies in blocks of {MULTIPLE} and a micro-batch is {rows} × {sequence_length} tokens; choose "

@@ -1,9 +1,9 @@
-"""Reinforcement learning on top of TRL's `GRPOTrainer`: rollouts in which the model's tool calls are really executed.
+"""Reinforcement learning with TRL's `GRPOTrainer`: during rollouts the model's tool calls are executed.
 
-What is optimised is plain REINFORCE with the group's mean as baseline, as upstream does it (TRL's names: loss_type
-"dapo", scale_rewards "none", beta 0, num_iterations 1). The loss is −Σ advantage · log p(token) over the tokens that
-the model itself chose, divided by the number of such tokens in the whole step. Tokens that a tool forced are seen by
-the model but neither rewarded nor punished.
+The objective is REINFORCE with the group's mean as baseline, as upstream has it (TRL's names: loss_type "dapo",
+scale_rewards "none", beta 0, num_iterations 1). The loss is −Σ advantage · log p(token) over the tokens that the model
+itself chose, divided by the number of such tokens in the whole step. The tokens of a tool's result are context for the
+model, but not part of the loss.
 """
 
 import hashlib
@@ -11,13 +11,16 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from nanochat_hf.data.packing import IGNORED
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
 from nanochat_hf.evals.tasks import AnswerSampling, evaluate_generative
 from nanochat_hf.generation import Sampling, generate_with_tools
@@ -26,31 +29,33 @@ from nanochat_hf.tasks import check_code_execution
 from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.stage import (
+    ChatTrainerMixin,
     StageConfig,
-    StageTrainerMixin,
     add_callbacks,
+    chat_arguments,
     distributed_state,
     load_tasks,
-    trainer_arguments,
 )
 
 
 @dataclass
 class RolloutConfig(StageConfig):
-    prompts_per_step: int = field(default=16, metadata={"help": "prompts an optimizer step, over all processes"})
-    num_generations: int = field(default=16, metadata={"help": "answers sampled for each prompt"})
+    """The settings of RL."""
+
+    prompts_per_step: int = field(default=16, metadata={"help": "prompts per optimizer step, over all processes"})
+    num_generations: int = field(default=16, metadata={"help": "answers sampled per prompt"})
     max_new_tokens: int = field(default=256, metadata={"help": "longest answer, tool results included"})
-    rollout_batch_size: int = field(default=256, metadata={"help": "answers a process samples at the same time"})
-    temperature: float = field(default=1.0, metadata={"help": "of sampling"})
-    top_k: int = field(default=50, metadata={"help": "sample from the k likeliest tokens; 0: from all"})
+    rollout_batch_size: int = field(default=256, metadata={"help": "answers that a process samples at the same time"})
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature"})
+    top_k: int = field(default=50, metadata={"help": "sample from the k most likely tokens; 0: from all"})
     val_tasks: list[str] = field(
-        default_factory=lambda: ["gsm8k/test@400"], metadata={"help": "held-out problems for pass@k; none: []"}
+        default_factory=lambda: ["gsm8k/test@400"], metadata={"help": "held-out problems for pass@k; []: none"}
     )
-    val_samples: int = field(default=8, metadata={"help": "answers to each held-out problem: the k of pass@k"})
+    val_samples: int = field(default=8, metadata={"help": "answers per held-out problem: the k of pass@k"})
     allow_code_execution: bool = field(
-        default=False, metadata={"help": "practise tasks that run programs the model wrote, inside the sandbox"}
+        default=False, metadata={"help": "allow tasks that run programs the model wrote, inside the sandbox"}
     )
-    device_batch_size: int = field(default=8, metadata={"help": "most rows a process trains on at once"})
+    device_batch_size: int = field(default=8, metadata={"help": "largest number of rows per process at once"})
     init_lr_frac: float = field(default=0.05, metadata={"help": "factor on all learning rates"})
     warmdown_ratio: float = field(default=1.0, metadata={"help": "share of the steps in which the rates fall"})
     momentum_start: float = field(default=0.95, metadata={"help": "Muon's momentum at the first step"})
@@ -59,7 +64,7 @@ class RolloutConfig(StageConfig):
     save_every: int = field(default=60, metadata={"help": "steps between two checkpoints to resume from; 0: none"})
 
 
-class RolloutTrainer(MuonAdamWMixin, StageTrainerMixin, GRPOTrainer):
+class RolloutTrainer(MuonAdamWMixin, ChatTrainerMixin, GRPOTrainer):
     """`GRPOTrainer` whose completions come from `generate_with_tools` and are scored by tasks.
 
     Args:
@@ -76,7 +81,7 @@ class RolloutTrainer(MuonAdamWMixin, StageTrainerMixin, GRPOTrainer):
 
         super().__init__(*args, rollout_func=_rollout, reward_funcs=reward, **kwargs)
 
-    def _compute_loss(self, model, inputs):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Leaves out rollouts without an advantage: all samples of their prompt scored the same, their gradient is 0.
 
         The divisor (`num_items_in_batch`) was counted before, so the loss does not change. All processes keep the same
@@ -90,39 +95,51 @@ class RolloutTrainer(MuonAdamWMixin, StageTrainerMixin, GRPOTrainer):
         for name in ("completion_ids", "completion_mask", "tool_mask"):
             if name in by_row:
                 by_row[name] = by_row[name][:, :longest]
-        return super()._compute_loss(model, inputs | by_row)
+        return super().compute_loss(LeftAligned(model), inputs | by_row, return_outputs, num_items_in_batch)
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
-    ):
-        """Scores rows that begin at the left edge instead of TRL's left-padded ones.
 
-        So the model sees exactly what it saw while generating (nothing stands before the first token, which matters
-        for the smear), and no attention mask is needed: padding only follows.
+class LeftAligned:
+    """Calls the model on rows that begin at the left edge, where TRL pads prompts on the left.
+
+    So the model sees exactly what it saw while generating: nothing is before the first token, which matters for the
+    smear. No attention mask is needed, because padding only follows.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **options: Any) -> SimpleNamespace:
+        """Scores the tokens of rows with padding on both sides.
+
+        Args:
+            input_ids, attention_mask, labels: int64 [B, T], as TRL makes them.
 
         Returns:
-            log-probabilities and entropies [B, logits_to_keep] in TRL's layout; values at padding have no meaning.
+            `log_probs` and `entropy` [B, T] at TRL's positions; values at padding have no meaning.
         """
         total = input_ids.size(1)
         pads = (attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # [B, 1], before the prompt
         source = torch.arange(total, device=input_ids.device)[None] + pads  # [B, T]
         rows = input_ids.gather(1, source % total)[:, : int(attention_mask.sum(dim=1).max())]
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
-            model, rows, torch.ones_like(rows), rows.size(1) - 1, batch_size, compute_entropy, **kwargs
+        row_labels = rows.clone()
+        row_labels[:, 0] = IGNORED
+        outputs = self.model(input_ids=rows, attention_mask=torch.ones_like(rows), labels=row_labels, **options)
+        # Value j, the last ones of the row, belongs to token j + 1.
+        last = rows.size(1) - 1
+        wanted = (torch.arange(-1, total - 1, device=input_ids.device)[None] - pads).clamp(0, last - 1)
+        return SimpleNamespace(
+            log_probs=outputs.log_probs[:, -last:].gather(1, wanted),
+            entropy=outputs.entropy[:, -last:].gather(1, wanted),
         )
-        # Column j of `logps` belongs to token j + 1 of the row.
-        wanted = torch.arange(total - logits_to_keep - 1, total - 1, device=input_ids.device)[None] - pads
-        wanted = wanted.clamp(0, rows.size(1) - 2)
-        return logps.gather(1, wanted), None if entropies is None else entropies.gather(1, wanted), aux_loss
 
 
-def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list]:
-    """TRL's rollout function: `prompts` are conversations as JSON, each repeated for every sample of its group."""
+def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list | None]:
+    """TRL's rollout function. `prompts` are conversations as JSON, each repeated once per sample of its group."""
     group = trainer.num_generations
     conversations = [json.loads(prompt) for prompt in prompts[::group]]
     if [prompt for prompt in prompts[::group] for _ in range(group)] != list(prompts):
         raise UserError(
-            "samples of one prompt are spread over several processes: "
+            "the samples of one prompt are on several processes; "
             "make prompts_per_step a multiple of the number of processes"
         )
     with trainer.compute_loss_context_manager():  # the precision of training
@@ -146,7 +163,7 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list]:
 
 
 def rollout_seed(seed: int, step: int, rank: int) -> int:
-    """The sampling seed of one step on one process, so that a resumed run draws what it would have drawn."""
+    """The sampling seed of one step on one process, so that a resumed run samples what it would have sampled."""
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") & 0x7FFFFFFF
 
@@ -154,12 +171,12 @@ def rollout_seed(seed: int, step: int, rank: int) -> int:
 def prompt_order(
     tasks: Sequence[tuple[Any, int]], tokenizer: Any, max_prompt_length: int, count: int | None, seed: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Lays out the prompts of a run in the order in which they are used.
+    """The prompts of a run in the order in which they are used.
 
     Args:
         tasks: (task, repeat) pairs.
-        max_prompt_length: longer prompts are left out, for their answer would not fit the context.
-        count: how many prompts; every pass over the tasks has an order of its own. None means one pass.
+        max_prompt_length: in tokens; longer prompts are left out, their answer would not fit into the context.
+        count: how many prompts; every pass over the tasks has its own order. None: one pass.
 
     Returns:
         Rows `{"prompt": conversation as JSON, "task": int, "index": int}`, and how many prompts were left out.
@@ -175,7 +192,7 @@ def prompt_order(
             rows += [{"prompt": prompt, "task": number, "index": index}] * repeat
     if not rows:
         raise UserError(
-            f"no prompt of the tasks fits into {max_prompt_length} tokens: lower max_new_tokens or take another task"
+            f"no prompt of the tasks fits into {max_prompt_length} tokens; lower max_new_tokens or take another task"
         )
     ordered: list[dict[str, Any]] = []
     passes = random.Random(seed)
@@ -197,7 +214,7 @@ class PassAtK(TrainerCallback):
 
     def __init__(self, tasks: Sequence[Any], answers: AnswerSampling, every: int):
         self.tasks, self.answers, self.every = tasks, answers, every
-        self.trainer: RolloutTrainer | None = None
+        self.trainer: Any = None  # the RolloutTrainer, set once it is built
         self.latest: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -209,6 +226,8 @@ class PassAtK(TrainerCallback):
             self.measure(state)
 
     def measure(self, state: Any) -> None:
+        if not self.tasks:
+            return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
         policy = EvaluatedModel("policy", model, self.trainer.processing_class)
@@ -225,7 +244,7 @@ class PassAtK(TrainerCallback):
 
 
 def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTrainer:
-    """Lays out the prompts and builds the trainer on them."""
+    """Makes the prompts' order and builds the trainer on it."""
     tasks = load_tasks(config.tasks, "train")
     val_tasks = [task for task, _ in load_tasks(config.val_tasks, "validation")] if config.eval_every > 0 else []
     check_code_execution([*(task for task, _ in tasks), *val_tasks], config.allow_code_execution)
@@ -233,7 +252,8 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     world = state.num_processes
     if config.prompts_per_step % world:
         raise UserError(
-            f"prompts_per_step {config.prompts_per_step} cannot be shared by {world} processes: take a multiple"
+            f"prompts_per_step {config.prompts_per_step} cannot be divided among {world} processes; "
+            f"take a multiple of {world}"
         )
     room = model.config.max_position_embeddings - config.max_new_tokens
     wanted = config.num_iterations * config.prompts_per_step if config.num_iterations > 0 else None
@@ -244,19 +264,19 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     if state.is_main_process:
         note = f"; {too_long} prompts longer than {room} tokens are left out" if too_long else ""
         print(f"{steps:,} steps of {config.prompts_per_step} prompts × {config.num_generations} answers{note}")
-    rows = config.prompts_per_step * config.num_generations // world  # a process and step
+    rows = config.prompts_per_step * config.num_generations // world  # per process and step
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
     if config.num_generations > 1 and config.temperature == 0:
         raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k)
     held_out = AnswerSampling(sampling, num_samples=config.val_samples, batch_size=config.rollout_batch_size)
-    arguments = trainer_arguments(config, steps) | {
+    arguments = chat_arguments(config, steps) | {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": rows // micro,
         "num_generations": config.num_generations,
         "max_completion_length": config.max_new_tokens,
         "temperature": config.temperature,
-        "shuffle_dataset": False,  # the prompts are in order already
+        "shuffle_dataset": False,  # the prompts are shuffled already
         "loss_type": "dapo",
         "scale_rewards": "none",
         "beta": 0.0,

@@ -2,47 +2,67 @@
 
 import functools
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from accelerate import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
 
 from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
+from nanochat_hf.progress import quiet_transformers
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers import checkpoints, fsdp
 
-STAGING = "incomplete"  # a checkpoint in the making; what is left of one after a crash is overwritten
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
 
 
-class MuonAdamWMixin:
-    """Gives a `Trainer` (TRL's too) MuonAdamW, its schedules, and checkpoints that are whole and fit any world size.
+class MuonAdamWMixin(_Base):
+    """Gives a `Trainer` (TRL's too) MuonAdamW, its schedules, and checkpoints that fit any number of processes.
 
     Put it before the trainer in the bases: `class MyTrainer(MuonAdamWMixin, SFTTrainer)`.
 
-    The optimizer averages gradients itself, so with several processes the model stays unwrapped (no
-    `DistributedDataParallel`, hence no second copy of the gradients and no all-reduce on top). Gradients are never
-    clipped: upstream found clipping inactive, and local gradients are not what would have to be clipped. Where the
-    launcher's config file asks for FSDP, the model is sharded (`nanochat_hf.trainers.fsdp`).
+    The optimizer averages gradients itself. So with several processes the model stays unwrapped: no
+    `DistributedDataParallel`, no second copy of the gradients, no second all-reduce. Gradients are never clipped:
+    upstream found clipping inactive. Where the launcher's config file asks for FSDP, the model is sharded
+    (`nanochat_hf.trainers.fsdp`). docs/private-apis.md lists what this needs of the libraries beyond their public
+    interface.
 
     Args:
         hyper: arguments of `build_optimizer`.
-        schedule: learning rate factor, momentum and decay by step; default the modern one over all steps.
+        schedule: learning rate factor, momentum and weight decay by step; default the modern one over all steps.
     """
+
+    optimizer: Any  # MuonAdamW, and accelerate's wrapper around it once training has begun
+    control: Any
+    schedule: Any  # a Schedule; None until training begins, where none is given
 
     def __init__(self, *args, hyper: dict[str, Any] | None = None, schedule: Schedule | None = None, **kwargs):
         self.optimizer_hyper, self.schedule, self.log_norms = dict(hyper or {}), schedule, False
-        self._staging: Path | None = None
-        self._fsdp = fsdp.take_request()
-        super().__init__(*args, **kwargs)
-        if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-            prepare = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)  # do not wrap
-            self.accelerator.prepare_model = (
-                functools.partial(prepare, device_placement=False) if self._fsdp else prepare
-            )
+        self.uses_fsdp = fsdp.requested()
+        quiet_transformers()
+        with fsdp.hidden_from_accelerate():
+            super().__init__(*args, **kwargs)
+        self.checkpointing = Checkpointing(self, keep=self.args.save_total_limit)
+        self.add_callback(self.checkpointing)
+        # Trainer writes the model and its own state; `Checkpointing` writes the rest and deletes old checkpoints.
+        self.args.save_only_model, self.args.save_total_limit = True, None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Leaves out of accelerate what the optimizer does itself: wrapping in DDP, and norms of local gradients."""
+        super().create_accelerator_and_postprocess()
+        accelerator: Any = self.accelerator
+        accelerator.clip_grad_norm_ = lambda *_, **__: None
+        if accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+            placement = {"device_placement": False} if self.uses_fsdp else {}
+            accelerator.prepare_model = functools.partial(accelerator.prepare_model, evaluation_mode=True, **placement)
 
     # -- optimizer and schedule --------------------------------------------------------------------------------------
 
@@ -51,18 +71,18 @@ class MuonAdamWMixin:
             model = self.accelerator.unwrap_model(self.model if model is None else model)
             if dist.is_available() and dist.is_initialized():
                 fsdp.broadcast(model)
-                if self._fsdp:
+                if self.uses_fsdp:
                     fsdp.shard(model)
             self.optimizer = build_optimizer(model, **self.optimizer_hyper)
             self.optimizer.overlap_backward()
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """The learning rates' schedule, at the step that a resumed run has reached. Its only state is the step."""
         if self.schedule is None:
             self.schedule = Schedule(num_training_steps)
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.schedule.lr_factor)
-            self._created_lr_scheduler = True
+        step = self.state.global_step
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.schedule.lr_factor, last_epoch=step - 1)
         return self.lr_scheduler
 
     @property
@@ -71,6 +91,7 @@ class MuonAdamWMixin:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch. Before the last one of a step it sets the step's schedule and starts the reductions."""
         if self.accelerator.sync_gradients:  # the last micro-batch of the step
             apply_schedule(self.muon_adamw, self.schedule, self.state.global_step)
             logged = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
@@ -78,75 +99,109 @@ class MuonAdamWMixin:
             self.muon_adamw.arm()
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _clip_grad_norm(self, model: nn.Module) -> None:
-        return None
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        return None
-
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> Any:
+        """Trainer's `train`. True resumes from the newest intact checkpoint in the output folder, if there is one.
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes aside, seals with checksums, renames, then deletes what is too old."""
-        output = Path(self.args.output_dir)
-        name = f"{checkpoints.PREFIX}{self.state.global_step}"
-        staged = output / STAGING / name
-        if self.args.should_save:
-            shutil.rmtree(output / STAGING, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = output / STAGING
+        Raises:
+            UserError: a checkpoint could not be written.
+        """
+        if resume_from_checkpoint is True:
+            verbose = self.is_world_process_zero()
+            resume_from_checkpoint = checkpoints.to_resume(self.args.output_dir, verbose=verbose)
+        self.checkpointing.resume_from = resume_from_checkpoint or None
         try:
-            staged.mkdir(parents=True, exist_ok=True)
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and run.json says it all
-                checkpoints.seal(staged, output / name)
-                checkpoints.rotate(output, self.args.save_total_limit)
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
         except Exception as error:
-            if not _is_write_error(error):
+            if self.checkpointing.unfinished is None or not checkpoints.is_write_error(error):
                 raise
-            shutil.rmtree(output / STAGING, ignore_errors=True)
-            before, _ = checkpoints.newest_intact(output)
-            raise UserError(
-                f"cannot write the checkpoint of step {self.state.global_step} to {output} ({error}); make room and "
-                f"run the same command again, it goes on from {before or 'the beginning'}"
-            ) from error
-        finally:
-            self._staging = None
-        if self.args.should_save:
-            shutil.rmtree(output / STAGING, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+            raise self.checkpointing.discard(error) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not fsdp.is_sharded(self.model):
-            return super().save_model(output_dir, _internal_call)
-        weights = fsdp.full_state_dict(self.model, keep=self.args.should_save)
-        with fsdp.plain_class(self.model):
-            if self.args.should_save:
-                self._save(output_dir, state_dict=weights)
+        """Writes weights, configuration and tokenizer, for `from_pretrained`; every process has to call it.
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        checkpoints.save_optimizer(self.muon_adamw, output_dir, self.args.process_index, self.args.world_size)
+        Trainer calls it first when it writes a checkpoint; then the state of the training goes there too.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        is_checkpoint = _internal_call and output_dir is not None
+        if is_checkpoint:
+            self.checkpointing.begin(folder)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        weights = fsdp.full_state_dict(model, keep=self.args.should_save)
+        if self.args.should_save:
+            fsdp.unsharded(model).save_pretrained(folder, state_dict=weights)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+        if is_checkpoint:
+            self.save_training_state(folder)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Loads state saved by any number of processes. The schedule needs no state but the step."""
-        if checkpoint is None:
-            return
-        checkpoints.load_optimizer(self.muon_adamw, checkpoint)
-        step = self.state.global_step
-        self.lr_scheduler.last_epoch, self.lr_scheduler._step_count = step, step + 1
-        rates = [base * self.schedule.lr_factor(step) for base in self.lr_scheduler.base_lrs]
-        for group, rate in zip(self.muon_adamw.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.lr_scheduler._last_lr = rates
+    def save_training_state(self, folder: Path) -> None:
+        """Writes what resuming needs besides the weights; every process has to call it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.save_optimizer(self.muon_adamw, folder, self.args.process_index, self.args.world_size)
+        checkpoints.save_random_state(folder, self.args.process_index)
+
+    def load_training_state(self, folder: str) -> None:
+        """Loads the optimizer's state as any number of processes wrote it. The random state follows at step begin."""
+        checkpoints.load_optimizer(self.muon_adamw, folder)
+
+    def history(self) -> list[dict[str, float]]:
+        """What was logged, numbers only, as `run.json` keeps it."""
+        return [
+            {name: value for name, value in row.items() if isinstance(value, int | float)}
+            for row in self.state.log_history
+        ]
 
 
-def _is_write_error(error: Exception) -> bool:
-    """Full disks and the like; PyTorch and safetensors wrap the operating system's error in their own."""
-    words = ("No space left", "File too large", "Disk quota", "write failed", "PytorchStreamWriter")
-    return isinstance(error, OSError) or any(word in str(error) for word in words)
+class Checkpointing(TrainerCallback):
+    """Completes Trainer's checkpoints and loads them again.
+
+    Args:
+        trainer: whose `save_training_state` and `load_training_state` are used.
+        keep: how many checkpoints are kept; None keeps all.
+    """
+
+    def __init__(self, trainer: MuonAdamWMixin, keep: int | None):
+        self.trainer, self.keep = trainer, keep
+        self.resume_from: str | None = None
+        self.unfinished: Path | None = None  # the checkpoint that is being written
+        self.paused = 0.0  # seconds spent on writing since this was last read
+        self._started = 0.0
+
+    def begin(self, folder: Path) -> None:
+        """Clears the folder of what an interrupted write or an older run left there."""
+        self._started, self.unfinished = time.perf_counter(), folder
+        if self.trainer.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.trainer.accelerator.wait_for_everyone()
+
+    def discard(self, error: Exception) -> UserError:
+        """Deletes the checkpoint that could not be written; returns the error to raise."""
+        output, step = Path(self.trainer.args.output_dir), self.trainer.state.global_step
+        if self.unfinished is not None:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            self.unfinished = None
+        before, _ = checkpoints.newest_intact(output)
+        return UserError(
+            f"cannot write the checkpoint of step {step} to {output} ({error}); make room and run the same command "
+            f"again, which resumes from {before or 'the beginning'}"
+        )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.resume_from:
+            self.trainer.load_training_state(self.resume_from)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.resume_from:  # not earlier: to make the data loader's iterator takes random numbers
+            checkpoints.load_random_state(self.resume_from, args.process_index)
+            self.resume_from = None
+
+    def on_save(self, args, state, control, **kwargs):
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save and self.unfinished is not None:
+            checkpoints.seal(self.unfinished)
+            checkpoints.rotate(args.output_dir, self.keep)
+        self.unfinished = None
+        self.trainer.accelerator.wait_for_everyone()
+        self.paused += time.perf_counter() - self._started

@@ -1,4 +1,30 @@
-"""`NanochatTrainer`: transformers' `Trainer` on packed rows, with nanochat's optimizer."""
+"""`NanochatTrainer` pretrains on packed rows: transformers' `Trainer` with nanochat's data, optimizer and checks.
+
+The loop is transformers' own (`Trainer._run_epoch` in transformers/trainer.py); it calls our functions. One training
+step, in order (paths without a library's name are below nanochat_hf/):
+
+1. Rows. A thread of data/loader.py:PackedLoader tokenizes documents and packs them into rows (data/packing.py).
+   Trainer takes the step's micro-batches from it with `get_batch_samples`.
+2. Micro-batches. Trainer calls trainers/pretraining.py:NanochatTrainer.training_step once per micro-batch. Through
+   trainers/mixin.py:MuonAdamWMixin.training_step it reaches `Trainer.training_step`. That moves the batch to the
+   device, calls trainers/pretraining.py:NanochatTrainer.compute_loss, divides the loss by the number of micro-batches
+   and runs the backward pass. The forward pass is model/modeling_nanochat_hf.py, the loss model/loss_nanochat_hf.py.
+3. Schedule. Before the last micro-batch, MuonAdamWMixin.training_step sets momentum and weight decay
+   (optim/schedules.py:apply_schedule). The learning rates were set after the step before: Trainer calls the scheduler
+   that trainers/mixin.py:MuonAdamWMixin.create_scheduler made.
+4. Reductions. During the last backward pass, optim/muon_adamw.py:MuonAdamW starts averaging gradients over the
+   processes, one bucket at a time (optim/buckets.py); `arm` allows it.
+5. Muon and AdamW. Trainer calls `optimizer.step`: optim/muon_adamw.py:MuonAdamW.step waits for the reductions,
+   updates each bucket with the kernels in optim/kernels.py and sends the new weights to all processes. Then Trainer
+   advances the scheduler and clears the gradients.
+6. Checks. trainers/pretraining.py:NanochatTrainer._check_losses stops the run at a loss that is not finite or far
+   above its mean. It is called at the end of training_step, before the optimizer's step (on a GPU one step later).
+7. Log, evaluation, checkpoint. Trainer calls the callbacks (trainers/callbacks.py), then as the intervals say
+   trainers/pretraining.py:NanochatTrainer.log and `evaluate`, and MuonAdamWMixin.save_model for a checkpoint, which
+   trainers/mixin.py:Checkpointing completes.
+
+trainers/pretraining_setup.py builds the model and this trainer from the settings of training/pretrain.py.
+"""
 
 import math
 import statistics
@@ -21,12 +47,13 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
     """Pretraining on packed rows.
 
     Args:
-        loader: an endless iterator of batches with `state_dict` and `load_state_dict` (`PackedLoader`).
-        validation: batches to measure bits per byte on, re-iterable; None switches evaluation off.
-        byte_lengths: bytes of each token of the vocabulary.
-        flops_per_token: forward and backward, for MFU.
-        peak_flops: of one device, in the dtype of the matrix products; 0 where unknown, then MFU is left out.
-        spike_threshold: nats by which a loss may exceed the running mean before the run is stopped; 0 never stops.
+        loader: an endless iterator of batches with `state_dict` and `load_state_dict` (`PackedLoader`). A batch holds
+            `input_ids` and `shift_labels`, int64 [rows, tokens].
+        validation: batches to measure bits per byte on, an iterable that can be read again; None: no evaluation.
+        byte_lengths: bytes of each token of the vocabulary, [tokens].
+        flops_per_token: of forward and backward pass, for MFU.
+        peak_flops: per second, of one device, in the dtype of the matrix products; 0: unknown, MFU is not logged.
+        spike_threshold: nats by which a loss may exceed the running mean before the run is stopped; 0: never.
     """
 
     def __init__(
@@ -44,15 +71,15 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.spike_threshold = spike_threshold
         super().__init__(*args, eval_dataset=validation, **kwargs)  # Trainer insists on it; `evaluate` is our own
-        self.remove_callback(PrinterCallback)  # `callbacks.Progress` shows the same on one line
-        if byte_lengths is not None:  # the vocabulary is padded to a multiple of 64: those rows stand for no bytes
+        self.remove_callback(PrinterCallback)  # `callbacks.TrainingProgress` shows the same on one line
+        if byte_lengths is not None:  # the vocabulary is padded to a multiple of 64: the added rows have no bytes
             lengths = torch.as_tensor(byte_lengths)
             byte_lengths = lengths.new_zeros(self.model.config.vocab_size)
             byte_lengths[: len(lengths)] = lengths
         self.byte_lengths = byte_lengths
         self.loss_is_scaled_for_ga = False  # rows are full, so the mean of the micro-batches' means is exact
         self._mean_loss: float | None = None
-        self._micro_batches: list[tuple[torch.Tensor, dict]] = []  # of the step in the making
+        self._micro_batches: list[tuple[torch.Tensor, dict]] = []  # of the current step
         self._unchecked: deque[tuple[int, list[tuple[torch.Tensor, dict]]]] = deque()
         self._clock: tuple[int, float] | None = None
         self._paused = 0.0
@@ -61,12 +88,9 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         return self.loader
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean loss in nats a token over a micro-batch."""
+        """Mean loss in nats per token over a micro-batch."""
         outputs = model(input_ids=inputs["input_ids"], shift_labels=inputs["shift_labels"], use_cache=False)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
-        return None  # every row is full: nothing to count, nothing to gather
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         return self.flops_per_token * inputs["input_ids"].numel()
@@ -77,19 +101,22 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         if self.accelerator.sync_gradients:
             self._unchecked.append((self.state.global_step, self._micro_batches))
             self._micro_batches = []
-            # On a GPU the newest losses are still being computed: look at an older step, so as not to wait.
-            self._check_losses(but=0 if loss.device.type == "cpu" else 1)
+            # On a GPU the newest losses are still being computed. To look at them would wait for them.
+            self._check_losses(unchecked=0 if loss.device.type == "cpu" else 1)
         return loss
 
-    def _check_losses(self, but: int = 0) -> None:
-        """Judges the steps that have not been, `but` so many of the last: all of them before anything is saved."""
-        while len(self._unchecked) > but:
+    def _check_losses(self, unchecked: int = 0) -> None:
+        """Checks the losses of all steps but the newest `unchecked`. Before anything is saved, all are checked."""
+        while len(self._unchecked) > unchecked:
             self._check_loss(*self._unchecked.popleft())
 
     def _check_loss(self, step: int, micro_batches: list[tuple[torch.Tensor, dict]]) -> None:
-        """Stops on a loss that is not finite or far above the running mean, and keeps the step's rows for study.
+        """Stops at a loss that is not finite or far above the running mean, and writes the step's rows to a file.
 
-        A step is judged as a whole: a single row may well be two nats harder than the mean.
+        The mean over the step's micro-batches counts, because a single row may be two nats harder than the mean.
+
+        Raises:
+            UserError: names the step, the loss and the file.
         """
         value = float(torch.stack([loss for loss, _ in micro_batches]).sum())  # each is divided by their number
         mean = value if self._mean_loss is None else self._mean_loss
@@ -103,21 +130,22 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
             save_file(rows, path)
             what = f"rose to {value:.3f} from a mean of {mean:.3f}" if math.isfinite(value) else f"is {value}"
             raise UserError(
-                f"stopped at step {step}: the loss {what}; the batch is in {path}. Run again to go on from the last "
-                "checkpoint, with a lower learning rate or a higher --spike_threshold if it happens again"
+                f"stopped at step {step}: the loss {what}; the batch is in {path}; run the same command again to "
+                "resume from the last checkpoint; if it happens again, lower the learning rate or raise "
+                "--spike_threshold"
             )
         self._mean_loss = 0.95 * mean + 0.05 * value
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Bits per byte on the validation batches; the time it takes does not count as training."""
+        """Bits per byte on the validation batches. The time it takes does not count as training time."""
         from nanochat_hf.evals.bits_per_byte import packed_bits_per_byte
 
         started = time.perf_counter()
         model = self.model_wrapped if self.is_in_train else self.model
         model.eval()
-        with self.compute_loss_context_manager(), fp8.switched_off(self.model), fsdp.whole_weights(self.model):
+        with self.compute_loss_context_manager(), fp8.full_precision(self.model), fsdp.gathered_weights(self.model):
             value = packed_bits_per_byte(model, self.validation, self.byte_lengths)
         model.train()
         metrics = {"val_bpb": value}
@@ -126,19 +154,13 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._check_losses()
-        started = time.perf_counter()
-        super()._save_checkpoint(model, trial)
-        self._paused += time.perf_counter() - started
-
     @property
     def tokens_per_step(self) -> int:
         rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return rows * self.loader.sequence_length
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds tokens seen, tokens a second, MFU and the time left to a row of training losses."""
+        """Adds tokens seen, tokens per second, MFU and the seconds left to a row of training losses."""
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
             for callback in self.callback_handler.callbacks:
@@ -155,27 +177,20 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
             logs |= self.muon_adamw.norms
         super().log(logs)
 
-    def save_checkpoint_folder(self, folder: str | Path) -> None:
-        """Writes the trained model with its tokenizer, for `from_pretrained`; every process has to call it."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self._check_losses()
-        model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
-        weights = fsdp.full_state_dict(model, keep=self.accelerator.is_main_process)
-        if self.accelerator.is_main_process:
-            control = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            model.generation_config.update(**control)
-            with fsdp.plain_class(model):
-                model.save_pretrained(folder, state_dict=weights)
-            tokenizer.save_pretrained(folder)
+        super().save_model(output_dir, _internal_call)
 
-    def history(self) -> list[dict[str, float]]:
-        """What was logged, numbers only, as `run.json` keeps it."""
-        return [
-            {name: value for name, value in row.items() if isinstance(value, int | float)}
-            for row in self.state.log_history
-        ]
+    def save_training_state(self, folder: Path) -> None:
+        super().save_training_state(folder)
+        checkpoints.save_loader(self.loader.state_dict(), folder, self.args.process_index)
+
+    def load_training_state(self, folder: str) -> None:
+        super().load_training_state(folder)
+        self.loader.load_state_dict(checkpoints.load_loaders(folder))
 
     def scores(self) -> dict[str, float]:
-        """What the run came to: last loss, last and best bits per byte, last CORE, median speed; those there are."""
+        """The run's results: last loss, last and best bits per byte, last CORE, median speed; what was measured."""
         found: dict[str, list[float]] = {}
         for row in self.history():
             for name in ("loss", "val_bpb", "core", "tokens_per_second"):
@@ -187,14 +202,3 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         if "tokens_per_second" in found:
             scores["tokens_per_second"] = statistics.median_high(found["tokens_per_second"])
         return scores
-
-    # -- the loader's place in the data ------------------------------------------------------------------------------
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        checkpoints.save_loader(self.loader.state_dict(), output_dir, self.args.process_index)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.loader.load_state_dict(checkpoints.load_loaders(checkpoint))

@@ -16,33 +16,35 @@ from nanochat_hf.tokenizer import token_byte_lengths
 from nanochat_hf.trainers.chat_rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.stage import (
+    ChatTrainerMixin,
     StageConfig,
-    StageTrainerMixin,
     add_callbacks,
+    chat_arguments,
     distributed_state,
     load_tasks,
-    trainer_arguments,
 )
 
 
 @dataclass
 class SupervisedConfig(StageConfig):
-    max_seq_len: int = field(default=0, metadata={"help": "tokens a row; 0: the model's context length"})
-    total_batch_size: int = field(default=524288, metadata={"help": "tokens an optimizer step, over all processes"})
-    epochs: int = field(default=1, metadata={"help": "passes over the tasks, where num_iterations does not decide"})
+    """The settings of midtraining and SFT."""
+
+    max_seq_len: int = field(default=0, metadata={"help": "tokens per row; 0: the model's context length"})
+    total_batch_size: int = field(default=524288, metadata={"help": "tokens per optimizer step, over all processes"})
+    epochs: int = field(default=1, metadata={"help": "passes over the tasks, where num_iterations is not given"})
     val_tasks: list[str] = field(
         default_factory=list, metadata={"help": "held-out tasks for the validation loss, written like tasks"}
     )
 
 
-class PackedRowsTrainer(MuonAdamWMixin, StageTrainerMixin, SFTTrainer):
-    """`SFTTrainer` on ready-made rows.
+class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
+    """`SFTTrainer` on packed rows.
 
     TRL divides the summed loss of a step by the number of trained tokens over all micro-batches and processes (at
-    least 1), so a micro-batch in which nothing is trained adds nothing, and no average of averages arises.
+    least 1). So every trained token counts the same, and a micro-batch without any adds nothing.
 
     Args:
-        mask_name: what the validation metrics are named by, since losses over different tokens do not compare.
+        mask_name: suffix of the validation metrics' names; losses over different tokens cannot be compared.
     """
 
     def __init__(self, *args, mask_name: str, **kwargs):
@@ -51,14 +53,14 @@ class PackedRowsTrainer(MuonAdamWMixin, StageTrainerMixin, SFTTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Mean loss (nats a token) and bits per byte over the trained tokens of the validation rows."""
+        """Mean loss (nats per token) and bits per byte over the trained tokens of the validation rows."""
         device = self.args.device
         bytes_of = torch.as_tensor(token_byte_lengths(self.processing_class)).to(device, torch.float64)
         sums = torch.zeros(4, dtype=torch.float64, device=device)  # nats, tokens, nats of tokens with bytes, bytes
         was_training = self.model.training
         self.model.eval()
         for batch in self.get_eval_dataloader():
-            batch = self._prepare_inputs(batch)
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with self.compute_loss_context_manager():
                 nats = -self.model(**batch, fused_lm_head=True).log_probs.double()  # [B, T], 0 where not trained
             targets = batch["shift_labels"]
@@ -76,6 +78,7 @@ class PackedRowsTrainer(MuonAdamWMixin, StageTrainerMixin, SFTTrainer):
 
 
 def sequence_length(config: SupervisedConfig, model_config: PretrainedConfig) -> int:
+    """Tokens per row. Raises UserError where `max_seq_len` is more than the model's context."""
     longest = model_config.max_position_embeddings
     if config.max_seq_len > longest:
         raise UserError(f"max_seq_len {config.max_seq_len} is more than the {longest} tokens the model was built for")
@@ -88,7 +91,7 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
     state = distributed_state()
     plan = fit_batch(config.total_batch_size, length, state.num_processes, config.device_batch_size)
     train_rows, val_rows, steps = load_rows(config, tokenizer, length, train_on, plan, state)
-    arguments = trainer_arguments(config, steps) | {
+    arguments = chat_arguments(config, steps) | {
         "per_device_train_batch_size": plan.device_batch_size,
         "per_device_eval_batch_size": plan.device_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
@@ -118,7 +121,11 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
 def load_rows(
     config: SupervisedConfig, tokenizer: Any, length: int, train_on: TrainOn, plan: BatchPlan, state: Any
 ) -> tuple[Any, Any, int]:
-    """Makes or opens the rows: (training rows, validation rows or None, optimizer steps)."""
+    """Makes or opens the rows: (training rows, validation rows or None, optimizer steps).
+
+    Raises:
+        UserError: the tasks do not fill the rows of one step.
+    """
     per_step = plan.device_batch_size * plan.accumulation_steps * plan.world_size
     wanted = config.num_iterations * per_step if config.num_iterations > 0 else None
     folder = Path(config.output_dir)

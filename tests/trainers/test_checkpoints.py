@@ -1,18 +1,21 @@
 """Torn and altered checkpoints are named and passed over; rotation keeps the newest."""
 
+import random
+
+import numpy as np
 import pytest
+import torch
 
 from nanochat_hf.trainers import checkpoints
 
 
 def sealed(folder, step):
-    staging = folder / "incomplete"
-    (staging / "inner").mkdir(parents=True)
-    (staging / "model.safetensors").write_bytes(bytes(range(200)))
-    (staging / "inner" / "state.json").write_text("{}")
-    final = folder / f"checkpoint-{step}"
-    checkpoints.seal(staging, final)
-    return final
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "inner").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(bytes(range(200)))
+    (checkpoint / "inner" / "state.json").write_text("{}")
+    checkpoints.seal(checkpoint)
+    return checkpoint
 
 
 def truncate(path):
@@ -36,7 +39,6 @@ def alter(path):
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, name, damage, complaint):
     before, newest = sealed(tmp_path, 20), sealed(tmp_path, 100)
-    (tmp_path / "incomplete" / "checkpoint-120").mkdir(parents=True)  # what a crash while writing leaves behind
     assert checkpoints.to_resume(tmp_path) == str(newest)
     damage(newest / name)
     assert checkpoints.to_resume(tmp_path) == str(before)
@@ -50,3 +52,17 @@ def test_rotation_keeps_the_newest_by_number(tmp_path):
         sealed(tmp_path, step)
     checkpoints.rotate(tmp_path, 2)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10"]
+
+
+def test_random_generators_continue_where_they_were(tmp_path):
+    random.gauss(0, 1)  # leaves a second value in store
+    checkpoints.save_random_state(tmp_path, 3)
+
+    def draw():
+        return random.gauss(0, 1), random.random(), np.random.normal(size=3).tolist(), torch.rand(3).tolist()
+
+    expected = draw()
+    checkpoints.load_random_state(tmp_path, 4)  # no file of this rank: nothing changes
+    assert draw() != expected
+    checkpoints.load_random_state(tmp_path, 3)
+    assert draw() == expected

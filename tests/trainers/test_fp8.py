@@ -39,7 +39,7 @@ def test_large_projections_and_the_head_are_converted_and_gates_are_not():
 
 
 def test_products_are_rounded_to_eight_bits_in_all_three_directions():
-    """Against the same computed by hand: one scale a tensor, e4m3 forwards, e5m2 for the gradient that comes back."""
+    """Against the same computed by hand: one scale per tensor, e4m3 forwards, e5m2 for the gradient of the output."""
 
     def rounded(x, dtype):
         scale = (torch.finfo(dtype).max / x.abs().max().double()).float()
@@ -86,7 +86,7 @@ def test_evaluation_is_exact_and_the_checkpoint_plain(tmp_path):
     inputs = batch()
     with torch.no_grad():
         expected = plain(**inputs).logits
-        with fp8.switched_off(model):
+        with fp8.full_precision(model):
             assert torch.equal(model(**inputs).logits, expected)
         assert not torch.equal(model(**inputs).logits, expected)
     model.save_pretrained(tmp_path)

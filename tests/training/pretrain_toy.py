@@ -1,6 +1,6 @@
 """A pretraining run of seconds on arithmetic rows, for the tests to start, kill and resume as real processes.
 
-    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|term|nan|spike]
+    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|kill_in_save|term|nan|spike]
 
 Rank 0 ends with one line of JSON: world size, losses and a sum over the weights.
 """
@@ -17,8 +17,8 @@ from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import make_batch
 from nanochat_hf.optim import Schedule
 from nanochat_hf.settings import run_main
+from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import StopOnSignal
-from nanochat_hf.trainers.checkpoints import newest_intact
 from nanochat_hf.trainers.fsdp import is_sharded
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
@@ -26,7 +26,7 @@ LENGTH = 32
 
 
 class Rows:
-    """Row k is an arithmetic sequence seeded by k; ranks take turns, so any world size sees the same rows a step."""
+    """Row k is an arithmetic sequence seeded by k; ranks take turns, so any world size sees the same rows per step."""
 
     sequence_length = LENGTH
 
@@ -66,6 +66,8 @@ class Mishap(TrainerCallback):
                 model.lm_head.weight.data.fill_(float("nan"))
             elif self.kind == "spike":
                 model.lm_head.weight.data.mul_(-50)
+            elif self.kind == "kill_in_save":
+                checkpoints.seal = lambda _: os.kill(os.getpid(), signal.SIGKILL)
             else:
                 os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
 
@@ -93,7 +95,7 @@ def main():
         spike_threshold=2.0,
         callbacks=[Mishap(sys.argv[5] if len(sys.argv) > 5 else None), stop],
     )
-    checkpoint, complaints = newest_intact(output)
+    checkpoint, complaints = checkpoints.newest_intact(output)
     print(*complaints, sep="\n", file=sys.stderr)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.received:

@@ -1,8 +1,10 @@
 """Midtraining and SFT: what is trained on, invariances of the whole command, and that nothing becomes NaN."""
 
 import json
+import os
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from nanochat_hf import NanochatHFForCausalLM
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers.chat_rows import collate, make_rows, pad_with_empty_rows
-from nanochat_hf.trainers.stage import StageConfig, start_like
+from nanochat_hf.trainers.stage import StageConfig, initialize_control_tokens
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +58,10 @@ def stage_arguments(base, chats, output, **changes):
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def test_a_control_token_starts_like_a_word(base, tokenizer):
+def test_a_control_token_gets_the_embeddings_of_a_word(base, tokenizer):
     model = NanochatHFForCausalLM.from_pretrained(base)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start_like(model, tokenizer, ["<|assistant_start|>=4 apples?"])
+    initialize_control_tokens(model, tokenizer, ["<|assistant_start|>=4 apples?"])
     token, word = tokenizer.convert_tokens_to_ids(["<|assistant_start|>", "?"])
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if "embed" in name} and len(changed) > 1
@@ -68,8 +70,8 @@ def test_a_control_token_starts_like_a_word(base, tokenizer):
         assert torch.equal(table[token], before[name][word])
         assert torch.equal(table[torch.arange(len(table)) != token], before[name][torch.arange(len(table)) != token])
     for pair in ("apples=?", "<|assistant_start|>"):
-        with pytest.raises(UserError, match="start_like has"):
-            start_like(model, tokenizer, [pair])
+        with pytest.raises(UserError, match="initialize_control_tokens has"):
+            initialize_control_tokens(model, tokenizer, [pair])
 
 
 def test_sft_trains_on_what_the_assistant_says_and_midtraining_on_everything(tokenizer):
@@ -161,6 +163,28 @@ def test_a_resumed_run_ends_with_the_same_bits(base, chats, tmp_path):
     assert [row["step"] for row in history if "loss" in row] == [1, 2, 3, 4, 5]
 
 
+def test_sigterm_saves_and_ends_with_143_and_the_same_command_continues(base, chats, tmp_path, monkeypatch, capsys):
+    from nanochat_hf.trainers.callbacks import TrainingProgress
+
+    def interrupt(self, args, state, control, **_):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run_stage("sft", *stage_arguments(base, chats, tmp_path / "whole", num_iterations=4))
+    arguments = stage_arguments(base, chats, tmp_path / "out", num_iterations=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "on_step_end", interrupt)
+        with pytest.raises(SystemExit) as stopped:
+            run_stage("sft", *arguments)
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM after step 2" in capsys.readouterr().err
+    assert (tmp_path / "out" / "checkpoint-2").exists() and not (tmp_path / "out" / "run.json").exists()
+    run_stage("sft", *arguments)
+    assert "resuming from" in capsys.readouterr().out
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
 @pytest.mark.parametrize("length, device_batch_size", [(24, 1), (40, 3)])
 def test_short_contexts_never_make_nan(base, chats, tmp_path, length, device_batch_size):
     changes = {"max_seq_len": length, "device_batch_size": device_batch_size, "total_batch_size": 6 * length}
@@ -176,7 +200,7 @@ def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, toke
     from datasets import Dataset
     from trl import SFTConfig
 
-    from nanochat_hf.trainers.stage import load_model, trainer_arguments
+    from nanochat_hf.trainers.stage import chat_arguments, load_model
     from nanochat_hf.trainers.supervised import PackedRowsTrainer
 
     model, _ = load_model(base)
@@ -184,7 +208,7 @@ def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, toke
     row = {"input_ids": np.arange(1, 10), "labels": np.full(9, -100)}
     trainer = PackedRowsTrainer(
         model=model,
-        args=SFTConfig(**trainer_arguments(config, 1), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
+        args=SFTConfig(**chat_arguments(config, 1), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
         train_dataset=Dataset.from_list([row]).with_format("numpy"),
         processing_class=tokenizer,
         hyper=config.hyper(),

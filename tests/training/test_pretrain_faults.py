@@ -33,7 +33,7 @@ def result(run):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Six rows a step on one process, undisturbed."""
+    """Six rows per step on one process, without a fault."""
     folder = tmp_path_factory.mktemp("plain")
     return folder, result(launch(folder, 6, 1))
 
@@ -88,6 +88,16 @@ def test_after_sigkill_the_rest_is_bit_identical_even_from_the_checkpoint_before
     assert result(resumed) == plain[1]
 
 
+def test_a_checkpoint_that_a_crash_left_unfinished_is_not_used(plain, tmp_path):
+    killed = launch(tmp_path, 6, 1, "step=6:kill_in_save")
+    assert killed.returncode == -9
+    unfinished = tmp_path / "checkpoint-6"
+    assert (unfinished / "trainer_state.json").exists() and not (unfinished / "checksums.json").exists()
+    resumed = launch(tmp_path, 6, 1)
+    assert f"{unfinished} is not used: checksums.json is missing" in resumed.stderr
+    assert result(resumed) == plain[1]
+
+
 def test_sigterm_saves_and_exits_and_nan_stops_with_the_batch(tmp_path):
     ended = launch(tmp_path, 6, 1, "step=4:term")
     assert ended.returncode == 143
@@ -100,7 +110,7 @@ def test_sigterm_saves_and_exits_and_nan_stops_with_the_batch(tmp_path):
 
 def test_a_loss_spike_stops_with_the_batch_and_the_same_command_goes_on(plain, tmp_path):
     spoiled = launch(tmp_path, 6, 1, "step=5:spike")
-    assert spoiled.returncode == 2 and "the loss rose to" in spoiled.stderr and "goes on" not in spoiled.stdout
+    assert spoiled.returncode == 2 and "the loss rose to" in spoiled.stderr and "stopped by" not in spoiled.stderr
     batch = load_file(tmp_path / "bad-batch-step5-rank0.safetensors")
     assert batch["input_ids"].shape == batch["shift_labels"].shape == (6, 32)
     assert batch["input_ids"][:, 1:].equal(batch["shift_labels"][:, :-1])
@@ -112,4 +122,3 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     limited = launch(tmp_path, 6, 1, prefix=["bash", "-c", 'ulimit -f 40; trap "" XFSZ; exec "$@"', "-"])
     assert limited.returncode == 2 and "cannot write the checkpoint" in limited.stderr, limited.stderr[-2000:]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
-    assert not (tmp_path / "incomplete").exists()

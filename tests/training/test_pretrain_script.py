@@ -87,12 +87,12 @@ def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp
 
 KILLED_AT_STEP_7 = """
 import os, runpy, sys, torch
-from nanochat_hf.trainers.callbacks import Progress
+from nanochat_hf.trainers.callbacks import TrainingProgress
 torch.set_num_threads(int(sys.argv.pop(1)))
 def on_step_end(self, args, state, control, **_):
     if state.global_step == 7:
         os.kill(os.getpid(), 9)
-Progress.on_step_end = on_step_end
+TrainingProgress.on_step_end = on_step_end
 sys.argv[0] = "training/pretrain.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

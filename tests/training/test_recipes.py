@@ -1,4 +1,4 @@
-"""Every recipe names only settings that its stage has, and leaves open only what its head says."""
+"""Every recipe names only settings that its stage has, and uses only the variables that its first comment names."""
 
 import importlib.util
 import sys
@@ -16,11 +16,11 @@ STAGES = {
     "tokenizer": "TokenizerConfig",
     "pretrain": "PretrainConfig",
     "midtrain": "MidtrainConfig",
-    "sft": "SFTConfig",
+    "sft": "SFTStageConfig",
     "rl": "RLConfig",
     "speedrun": "SpeedrunConfig",
 }
-OPENINGS = {name: name for name in ("pretrain", "chat", "gsm8k", "mmlu", "arc", "core")}
+VARIABLES = {name: name for name in ("pretrain", "chat", "gsm8k", "mmlu", "arc", "core")}
 
 
 def config_class(stage: str) -> type:
@@ -38,8 +38,8 @@ def config_class(stage: str) -> type:
 @pytest.mark.parametrize("stage", [*STAGES, "evaluation"])
 def test_every_setting_of_a_recipe_exists(recipe, stage):
     known = {field.name for field in fields(config_class(stage)) if field.init}
-    openings = OPENINGS if recipe.stem == "local" else {}
-    assert set(settings.read_recipe(recipe, stage, known, openings)) <= known
+    variables = VARIABLES if recipe.stem == "local" else {}
+    assert set(settings.read_recipe(recipe, stage, known, variables)) <= known
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -80,7 +80,7 @@ def test_loss_and_gradient_are_reinforce_over_the_tokens_the_model_chose(base, t
     trainer.current_gradient_accumulation_steps = 1
     batch, prompts, answers, forced = rollouts_with_a_tool(trainer.processing_class)
     model = trainer.model.train()
-    trainer._compute_loss(model, batch).backward()
+    trainer.compute_loss(model, batch).backward()
     found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     model.zero_grad()
@@ -108,7 +108,7 @@ def test_rollouts_repeat_for_a_seed_and_differ_in_their_first_token(base, tmp_pa
     assert all(
         len(ids) == len(mask) <= 6 for ids, mask in zip(first["completion_ids"], first["env_mask"], strict=True)
     )
-    with pytest.raises(UserError, match="spread over several processes"):
+    with pytest.raises(UserError, match="are on several processes"):
         _rollout(prompts[1:] + prompts[:1], trainer)
 
 

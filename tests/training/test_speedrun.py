@@ -57,7 +57,7 @@ def test_a_stage_without_its_predecessor_says_what_to_add(run_dir):
     assert result.returncode == 2 and "add it to --stages" in result.stderr
 
 
-def test_a_failing_stage_stops_the_road_and_keeps_what_was_made(run_dir, tmp_path):
+def test_a_failing_stage_stops_the_pipeline_and_keeps_what_was_made(run_dir, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("pretrain:\n  no_such_setting: 1\n")
     result = speedrun("--config", str(recipe), "--run_dir", str(run_dir), "--stages", "tokenizer", "pretrain")

@@ -131,7 +131,7 @@ def test_a_reporter_receives_every_row(tmp_path, monkeypatch):
 
 
 def test_the_guard_judges_whole_steps(tmp_path):
-    """One row may be far harder than the mean, and a run of one row a micro-batch has to bear it."""
+    """One row may be far harder than the mean, and a run of one row per micro-batch must not stop for it."""
     trainer = train(tmp_path)
     trainer.spike_threshold, trainer._mean_loss = 2.0, 4.0
     batch = make_batch(torch.arange(9)[None].numpy())
@@ -148,7 +148,7 @@ def test_nothing_is_saved_before_the_last_step_is_judged(tmp_path):
     batch = make_batch(torch.arange(9)[None].numpy())
     for save in (
         lambda: trainer._save_checkpoint(trainer.model, None),
-        lambda: trainer.save_checkpoint_folder(tmp_path / "last"),
+        lambda: trainer.save_model(str(tmp_path / "last")),
     ):
         trainer._unchecked.append((6, [(torch.tensor(torch.nan), batch)]))
         with pytest.raises(UserError, match="stopped at step 6: the loss is nan"):

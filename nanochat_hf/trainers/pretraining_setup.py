@@ -1,0 +1,203 @@
+"""Builds what training/pretrain.py needs from its settings: arguments, depth dial, model and trainer.
+
+`config` is always that script's `PretrainConfig`.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.data.loader import PackedLoader, ValidationBatches
+from nanochat_hf.optim import Schedule, peak_rates
+from nanochat_hf.scaling import depth_dial, fit_dial
+from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
+from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import token_byte_lengths
+from nanochat_hf.trainers import callbacks, fp8, stage
+from nanochat_hf.trainers.pretraining import NanochatTrainer
+
+
+def check(config: Any) -> None:
+    """Refuses settings that cannot work before anything slow begins.
+
+    Raises:
+        UserError: names the setting and the remedy.
+    """
+    if not config.tokenizer or not Path(config.tokenizer, "tokenizer.json").exists():
+        raise UserError(
+            f"there is no tokenizer in {config.tokenizer or 'the empty path'!r}; make one with training/tokenizer.py "
+            "and give its folder as --tokenizer"
+        )
+    if config.output_dir or not config.dry_run:
+        stage.check_output_dir(config.output_dir)
+    if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
+        raise UserError(
+            f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
+            "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
+        )
+    for name, allowed in (("dtype", ("auto", "bfloat16", "float32")), ("compile", ("auto", "true", "false"))):
+        if getattr(config, name) not in allowed:
+            raise UserError(f"--{name} {getattr(config, name)} is not known; use {', '.join(allowed)}")
+
+
+def training_arguments(config: Any) -> TrainingArguments:
+    """transformers' arguments. The number of steps and the batch follow in `build_trainer`, when they are known.
+
+    With several processes, this joins them.
+
+    Raises:
+        UserError: the settings ask for fp8, and the hardware does not have it.
+    """
+    shared = stage.base_arguments(
+        config.output_dir or "unused",
+        save_every=config.save_every,
+        save_total_limit=config.save_total_limit,
+        seed=config.seed,
+        dtype=config.dtype,
+    )
+    own: dict[str, Any] = {
+        "torch_compile": config.compile == "true" or (config.compile == "auto" and torch.cuda.is_available()),
+        "logging_steps": config.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if config.eval_every > 0 else "no",
+        "eval_steps": config.eval_every if config.eval_every > 0 else None,
+        "ignore_data_skip": True,  # the loader resumes by itself
+        "report_to": config.report_to,
+    }
+    arguments = TrainingArguments(**(shared | own))
+    if config.fp8 and not config.dry_run:
+        fp8.require_hardware(arguments.device.type)
+    return arguments
+
+
+def plan(config: Any, tokenizer: Any, arguments: TrainingArguments) -> tuple[Any, Any]:
+    """The depth dial, with the batch that this many processes can make: (dial, batch plan).
+
+    With `auto_device_batch` it tries out the largest batch first and writes it into the settings.
+    """
+    world = arguments.world_size
+    dial, batch = _dial_and_batch(config, len(tokenizer), world)
+    if config.auto_device_batch and not config.dry_run:
+        make_model = partial(build_model, config, tokenizer)
+        config.device_batch_size = largest_device_batch(dial, world, arguments.device, make_model, arguments.bf16)
+        dial, batch = _dial_and_batch(config, len(tokenizer), world)
+    if config.fp8 and not config.dry_run:
+        fp8.check_rows(batch.device_batch_size, config.sequence_length)
+    return dial, batch
+
+
+def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any, Any]:
+    try:
+        dial = depth_dial(
+            config.depth,
+            preset=config.preset,
+            param_data_ratio=config.param_data_ratio,
+            vocab_size=vocab_size,
+            sequence_length=config.sequence_length,
+            aspect_ratio=config.aspect_ratio,
+            head_dim=config.head_dim,
+            key_value_heads=config.num_key_value_heads,
+            num_iterations=config.num_iterations,
+            target_flops=config.target_flops,
+            total_batch_size=config.total_batch_size,
+            base_weight_decay=config.weight_decay,
+            window_pattern=config.window_pattern or None,
+        )
+        dial, batch = fit_dial(dial, world_size, config.device_batch_size, keep_steps=config.num_iterations > 0)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
+
+
+def build_schedule(config: Any, dial: Any) -> Schedule:
+    names = ("warmup_steps", "warmdown_ratio", "final_lr_frac", "momentum_warmup_steps")
+    return Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
+
+
+def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
+    """A newly initialised model whose control tokens are the tokenizer's."""
+    model_config = NanochatHFConfig.from_depth(
+        config.depth,
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        preset=config.preset,
+        sequence_length=config.context_length or config.sequence_length,
+        aspect_ratio=config.aspect_ratio,
+        head_dim=config.head_dim,
+        num_key_value_heads=config.num_key_value_heads,
+        window_pattern=config.window_pattern,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = NanochatHFForCausalLM(model_config)
+    try:
+        model.set_attn_implementation(config.attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--attention {config.attention} cannot be used here, sdpa can: {error}") from None
+    if config.fp8:
+        fp8.convert(model)
+    return model
+
+
+def build_trainer(
+    config: Any, arguments: TrainingArguments, model: Any, tokenizer: Any, dial: Any, batch: Any, schedule: Schedule
+) -> NanochatTrainer:
+    """The trainer with its data, its optimizer's rates and its callbacks."""
+    arguments.max_steps = dial.num_iterations
+    arguments.per_device_train_batch_size = batch.device_batch_size
+    arguments.gradient_accumulation_steps = batch.accumulation_steps
+    shared: dict[str, Any] = {
+        "rank": arguments.process_index,
+        "world_size": arguments.world_size,
+        "num_threads": config.num_threads,
+        "batch_size": batch.device_batch_size,
+        "sequence_length": config.sequence_length,
+        "text_column": config.text_column,
+        "on_bad_file": config.on_bad_file,
+    }
+    loader = PackedLoader(
+        config.data, tokenizer, **shared, packing=config.packing, seed=config.data_seed, pin_memory=True
+    )
+    validation = None
+    if config.eval_every > 0:
+        validation = ValidationBatches(config.data, tokenizer, tokens=config.eval_tokens, **shared)
+    names = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
+    rates = peak_rates(config.preset, dial.lr_scale, **{name: getattr(config, name) for name in names})
+    trainer = NanochatTrainer(
+        model=model,
+        args=arguments,
+        loader=loader,
+        validation=validation,
+        byte_lengths=token_byte_lengths(tokenizer),
+        flops_per_token=dial.flops_per_token,
+        peak_flops=peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0,
+        spike_threshold=config.spike_threshold,
+        hyper={**rates, "weight_decay": dial.weight_decay, "variant": config.preset},
+        schedule=schedule,
+        processing_class=tokenizer,
+    )
+    trainer.log_norms = config.log_norms
+    evaluations: list[callbacks.PeriodicEvaluation] = []
+    if config.sample_every > 0:
+        evaluations.append(callbacks.Samples(tokenizer, config.sample_every))
+    if config.core_every > 0:
+        core = (config.core_bundle, config.core_every, config.core_max_per_task)
+        evaluations.append(callbacks.CoreMetric(tokenizer, *core))
+    stage.add_callbacks(trainer, *evaluations)
+    return trainer
+
+
+def final_metrics(trainer: NanochatTrainer, dial: Any) -> dict[str, float]:
+    """The run's size and results for `run.json`; evaluates first if the last step was not evaluated."""
+    evaluated = [row["step"] for row in trainer.state.log_history if "val_bpb" in row]
+    if trainer.validation is not None and dial.num_iterations not in evaluated:
+        trainer.evaluate()
+    trainer.loader.close()
+    size = {"parameters": dial.params, "tokens": dial.total_tokens, "flops": dial.total_flops}
+    return size | trainer.scores()
