@@ -14,8 +14,14 @@ from typing import Any
 
 import gradio as gr
 
-from nanochat_hf.generation import context_length_of, fit_conversation, load_checkpoint, stream_chat
-from nanochat_hf.generation.tool_loop import call_brackets
+from nanochat_hf.generation import (
+    DEFAULT_CONTEXT_LENGTH,
+    context_length_of,
+    fit_conversation,
+    load_checkpoint,
+    stream_chat,
+)
+from nanochat_hf.generation.tool_loop import segment_separator
 from nanochat_hf.settings import UserError, run_main
 
 MAX_CHARACTERS = 8_000  # of one message
@@ -24,7 +30,7 @@ CALL = re.compile(r"⟨([^⟨⟩]*?)(?: = ([^⟨⟩]*))?⟩")
 
 def build(model: Any, tokenizer: Any, name: str) -> gr.ChatInterface:
     """The app for a loaded model."""
-    context = context_length_of(model)
+    context = context_length_of(model) or DEFAULT_CONTEXT_LENGTH
 
     def respond(
         message: str,
@@ -52,7 +58,7 @@ def build(model: Any, tokenizer: Any, name: str) -> gr.ChatInterface:
         shown, before = "", "text"
         for chunk in stream_chat(model, tokenizer, messages, **sampling):
             kind = "text" if chunk.type == "end" else chunk.type
-            shown += call_brackets(before, kind) + chunk.text
+            shown += segment_separator(before, kind) + chunk.text
             before = kind
             yield shown
 

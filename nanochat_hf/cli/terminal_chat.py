@@ -49,12 +49,12 @@ class LocalModel:
 
     def fit(self, conversation: Conversation) -> int:
         """Leaves out the oldest messages where the context is full; returns how many."""
-        from nanochat_hf.generation import context_length_of, fit_conversation
+        from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH, context_length_of, fit_conversation
 
         messages, dropped = fit_conversation(
             self.tokenizer,
             conversation.with_system(),
-            context_length_of(self.model),
+            context_length_of(self.model) or DEFAULT_CONTEXT_LENGTH,
             conversation.sampling["max_new_tokens"],
         )
         conversation.messages = [message for message in messages if message["role"] != "system"]
@@ -195,7 +195,7 @@ def reply(model: LocalModel | RemoteModel, conversation: Conversation, out: Any)
     dropped = model.fit(conversation)
     if dropped:
         print(f"(the context is full: the oldest {dropped} messages were left out)", file=out)
-    from nanochat_hf.generation.tool_loop import call_brackets
+    from nanochat_hf.generation.tool_loop import segment_separator
 
     said, message, before = "", None, "text"
     try:
@@ -205,11 +205,11 @@ def reply(model: LocalModel | RemoteModel, conversation: Conversation, out: Any)
                 break
             if kind == "text":
                 said += content
-            print(call_brackets(before, kind) + _printable(content), end="", file=out, flush=True)
+            print(segment_separator(before, kind) + _printable(content), end="", file=out, flush=True)
             before = kind
     except KeyboardInterrupt:
         print(" (stopped)", end="", file=out)
-    print(call_brackets(before, "text"), file=out, flush=True)
+    print(segment_separator(before, "text"), file=out, flush=True)
     conversation.messages.append(message or {"role": "assistant", "content": said})
 
 

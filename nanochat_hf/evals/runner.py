@@ -20,8 +20,9 @@ from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core
 from nanochat_hf.evals import tasks as task_scores
-from nanochat_hf.evals.scoring import context_length, distributed_rank
+from nanochat_hf.evals.scoring import distributed_rank
 from nanochat_hf.evals.subject import Subject, load_subject
+from nanochat_hf.generation import context_length_of
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
 MICROWORLD = "microworld"
@@ -90,7 +91,7 @@ def show_progress(total: int, title: str) -> tqdm:
 
 
 def input_limit(subject: Subject, config: EvaluationConfig) -> int | None:
-    return config.max_length or context_length(subject.model)
+    return config.max_length or context_length_of(subject.model)
 
 
 # ---- the three evaluations ---------------------------------------------------------

@@ -89,11 +89,6 @@ def score_spans(
         yield [(i, SpanScore(m, g)) for i, m, g in zip(batch, means, all_greedy, strict=True)]
 
 
-def context_length(model: torch.nn.Module) -> int | None:
-    """The number of positions the model was built for, or None where its config does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
-
-
 def distributed_rank() -> tuple[int, int]:
     """(rank, world size); (0, 1) outside a process group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from nanochat_hf.evals.scoring import (
-    context_length,
     distributed_rank,
     gather_sum,
     last_logits,
@@ -20,6 +19,7 @@ from nanochat_hf.evals.scoring import (
 )
 from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, pass_at_k, wilson_interval
 from nanochat_hf.evals.subject import Subject
+from nanochat_hf.generation import context_length_of
 from nanochat_hf.settings import UserError
 
 
@@ -159,7 +159,7 @@ def _generate(subject: Subject, conversations: list, sampling: Sampling, seed: i
     A prompt that leaves no room in the context loses its beginning, so that one long item cannot end an evaluation.
     """
     prompts = [subject.prompt(messages) for messages in conversations]
-    limit = context_length(subject.model)
+    limit = context_length_of(subject.model)
     if limit:
         room = max(1, min(sampling.max_new_tokens, limit // 2))
         prompts = [prompt[-(limit - room) :] for prompt in prompts]

@@ -3,7 +3,7 @@
 import pytest
 
 from nanochat_hf.generation import fit_conversation, generate_with_tools, load_checkpoint, stream_chat
-from nanochat_hf.generation.batch import prompt_ids
+from nanochat_hf.generation.prompts import prompt_ids
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import render_conversation
 
