@@ -92,7 +92,7 @@ def servers(checkpoints, tmp_path_factory):
 
 
 def wait_for(address, process, log):
-    for _ in range(480):
+    for _ in range(1200):
         if process.poll() is not None:
             raise RuntimeError(log.read_text())
         try:
