@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--port must be between 0 and 65535, not {options.port}")
     from nanochat_hf.generation import check_checkpoint
 
-    check_checkpoint(options.checkpoint)  # before the slow imports
+    check_checkpoint(options.checkpoint)  # before the packages of the server are imported
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():

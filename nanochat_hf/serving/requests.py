@@ -99,19 +99,29 @@ def for_transformers(body: dict[str, Any], defaults: Any) -> dict[str, Any]:
     is. Both travel in the request's field `generation_config`.
 
     Raises:
-        ValueError, TypeError: the request's `generation_config` is not text in JSON.
+        ValueError: the request's own `generation_config` cannot be read.
     """
     body = dict(body)
+    given = body.get("generation_config")
+    config = defaults.to_dict() if given is None else _read_json_object("generation_config", given)
     top_k, temperature = body.pop("top_k", None), body.get("temperature")
     if top_k is None and temperature is None:
         return body
-    given = body.get("generation_config")
-    config = defaults.to_dict() if given is None else json.loads(given)
     if temperature is not None:
         config["do_sample"] = temperature > 0
     if top_k is not None:
         config["top_k"] = top_k or None
     return {**body, "generation_config": json.dumps(config)}
+
+
+def _read_json_object(name: str, text: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, TypeError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be text that holds a JSON object, not {json.dumps(text)}")
+    return value
 
 
 def _is_number(value: Any, kind: type) -> bool:

@@ -88,7 +88,7 @@ def test_samples_of_one_prompt_hold_its_cache_once(model):
 
 @torch.inference_mode()
 def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
-    """Whatever weights, lengths, rows and capacities follow. With breaks `fullgraph` would object."""
+    """For any weights, lengths, rows and capacities. `fullgraph` raises an error if the graph breaks."""
     graphs = []
     backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))

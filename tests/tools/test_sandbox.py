@@ -1,4 +1,4 @@
-"""The sandbox, attacked. Every program below tries something; the test looks at the world outside afterwards."""
+"""Attacks on the sandbox. Each program tries to escape; the test then checks that nothing outside has changed."""
 
 import os
 import socket
@@ -252,7 +252,7 @@ def test_holds_without_namespaces(tmp_path):
 
 
 def test_refuses_where_the_kernel_cannot_isolate(tmp_path, monkeypatch):
-    """Landlock taken away: nothing runs, unless the caller says in so many words that it may."""
+    """Without Landlock nothing runs, unless the caller allows it explicitly."""
     source = (sandbox.Path(sandbox.__file__).with_name("_sandbox_process.py")).read_text()
     broken = source.replace("    if version < 1:", "    if True:")
     assert broken != source
