@@ -28,7 +28,7 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.generation.decoding import decode_batch, pad_left
 from nanochat_hf.generation.sampling import Sampling
-from nanochat_hf.generation.tool_loop import Turn, Vocabulary
+from nanochat_hf.generation.tool_loop import ControlTokens, Turn
 from nanochat_hf.settings import run_main
 
 CONTROL = ("bos", "user_start", "user_end", "assistant_start", "assistant_end", "python_start", "python_end")
@@ -80,8 +80,8 @@ def ours(
     model: Any, tokenizer: NoTokenizer, prompt: list[int], samples: int, length: int, compiled: bool = False
 ) -> None:
     """This project's own generation with tools."""
-    vocabulary = Vocabulary.of(tokenizer)
-    turns = [Turn(vocabulary, tokenizer, length) for _ in range(samples)]
+    control = ControlTokens.from_tokenizer(tokenizer)
+    turns = [Turn(control, tokenizer, length) for _ in range(samples)]
     generator = torch.Generator(device=model.device).manual_seed(1)
     settings = Sampling(max_new_tokens=length, top_k=50)
     for _ in decode_batch(model, [prompt], turns, [0] * samples, settings, generator, compiled=compiled):

@@ -1,48 +1,56 @@
-"""The `nanochat-hf` command: a short word for each thing one does with a checkpoint.
+"""The `nanochat-hf` command: one subcommand for each thing to do with a checkpoint.
 
-Each command imports what it needs and nothing else. Training and evaluation are scripts of their own, in `training/`
-and `evaluation/`.
+Each subcommand imports only what it needs, so that `--help` is quick. Training and evaluation are scripts, in
+`training/` and `evaluation/`.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from nanochat_hf.settings import UserError, run_main
 
 USAGE = """\
-usage: nanochat-hf COMMAND [OPTIONS]        (nanochat-hf COMMAND --help explains a command)
+usage: nanochat-hf COMMAND [OPTIONS]
 
-talk
-  chat CHECKPOINT               talk to a model in the terminal, with the calculator
-  chat CHECKPOINT --prompt TEXT one question, one answer
-  serve CHECKPOINT              an OpenAI-compatible server on http://localhost:8000/v1
-  chat --url http://HOST:8000   talk to a served model
+talk to a model
+  chat CHECKPOINT                 in the terminal, with the calculator
+  chat CHECKPOINT --prompt TEXT   one question, one answer
+  serve CHECKPOINT                an OpenAI-compatible server on http://localhost:8000/v1
+  chat --url http://HOST:8000     talk to a served model
 
 prepare and publish
-  plan DEPTH                    parameters, memory, hours and dollars of a run before it is started
-  convert SOURCE DESTINATION    upstream's checkpoints to and from Hugging Face format, to transformers' own
-                                NanoChat (classic models) and to ONNX
-  report RUN_DIR                write report.md again from what a run has left behind
-  push CHECKPOINT REPO_ID       publish a checkpoint on the Hugging Face Hub
+  plan DEPTH                      parameters, memory, hours and dollars of a run, before it starts
+  convert SOURCE DESTINATION      upstream's checkpoints to and from Hugging Face format, to transformers' own
+                                  NanoChat (classic models) and to ONNX
+  report RUN_DIR                  write report.md again, from the results in a run's folder
+  push CHECKPOINT REPO_ID         publish a checkpoint on the Hugging Face Hub
 
 CHECKPOINT is a folder such as runs/quickstart/rl, or the id of a model on the Hub.
 
 examples
   nanochat-hf chat runs/quickstart/rl
-  nanochat-hf plan 24 --gpus 8 --gpu h100
   nanochat-hf serve runs/quickstart/rl --port 9000
+  nanochat-hf plan 24 --gpus 8 --gpu h100
   nanochat-hf convert ~/.cache/nanochat/chatsft_checkpoints/d24 runs/d24
+
+nanochat-hf COMMAND --help explains a command, nanochat-hf --version prints the version.
 """
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command line `argv` (default: the process's own)."""
+    """Runs the command line `argv`, by default that of the process. A UserError ends in one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    run_main(lambda: dispatch(argv))
+    run_main(lambda: run_command(argv))
 
 
-def dispatch(argv: list[str]) -> None:
+def run_command(argv: list[str]) -> None:
+    """Runs the subcommand that `argv` names first, with the rest as its options.
+
+    Raises:
+        UserError: there is no such command, or the command refuses its options.
+    """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return
@@ -78,20 +86,37 @@ def _push(argv: list[str]) -> None:
 def _plan(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="nanochat-hf plan",
-        description="What pretraining at a depth will need: parameters, tokens, memory, time and money.",
+        description="Says what pretraining at a depth will need: parameters, tokens, memory, time and money.\n"
+        "Settings of training/pretrain.py are spelled as there; dashes work too.",
+        epilog="examples\n"
+        "  nanochat-hf plan 24 --gpus 8 --gpu h100\n"
+        "  nanochat-hf plan 12 --gpus 1 --gpu 'rtx 4090' --device_batch_size 8\n"
+        "  nanochat-hf plan --depth 24 --param_data_ratio 8 --fp8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("depth", type=int, help="number of layers: the one dial (also as --depth 24)")
-    parser.add_argument("--gpus", type=int, default=8, help="number of devices (default 8)")
-    parser.add_argument("--gpu", default="h100", help="kind of device, such as a100 or 'rtx 4090' (default h100)")
-    parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak that is reached (default 0.5)")
-    parser.add_argument("--device-batch-size", type=int, default=16, help="rows a device takes at once (default 16)")
-    parser.add_argument("--fp8", action="store_true", help="matrix products in 8 bits: the loss then holds all logits")
+    parser.add_argument("depth", metavar="DEPTH", type=int, help="number of layers (also as --depth 24)")
+    parser.add_argument("--gpus", metavar="N", type=int, default=8, help="number of devices (default 8)")
+    parser.add_argument("--gpu", metavar="NAME", default="h100", help="such as a100 or 'rtx 4090' (default h100)")
+    parser.add_argument(
+        "--mfu", metavar="SHARE", type=float, default=0.5, help="share of the device's peak FLOP/s (default 0.5)"
+    )
+    parser.add_argument("--fp8", action="store_true", help="matrix products in 8 bits; the loss then holds all logits")
     parser.add_argument("--preset", choices=("modern", "classic"), default="modern", help="architecture")
-    parser.add_argument("--vocab-size", type=int, default=32768, help="rows of the token tables (default 32768)")
-    ratio = ("--param_data_ratio", "--param-data-ratio")
-    parser.add_argument(*ratio, type=float, help="tokens per scaling parameter (record run: 8)")
-    named = [word.removeprefix("--depth=") for word in argv if word != "--depth"]  # as training/pretrain.py has it
-    options = vars(parser.parse_args(named))
+
+    def add_pretraining_setting(name: str, **options: Any) -> None:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", **options)
+
+    add_pretraining_setting(
+        "device_batch_size", metavar="ROWS", type=int, default=16, help="rows per device and forward pass (default 16)"
+    )
+    add_pretraining_setting(
+        "vocab_size", metavar="TOKENS", type=int, default=32768, help="rows of the token tables (default 32768)"
+    )
+    add_pretraining_setting(
+        "param_data_ratio", metavar="RATIO", type=float, help="training tokens per scaling parameter (record run: 8)"
+    )
+    positional = [word.removeprefix("--depth=") for word in argv if word != "--depth"]
+    options = vars(parser.parse_args(positional))
 
     from nanochat_hf.scaling.plan import plan
 
@@ -104,20 +129,33 @@ def _plan(argv: list[str]) -> None:
 def _convert(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="nanochat-hf convert",
-        description="Converts a checkpoint folder, bit by bit: upstream nanochat's of either era, this package's and\n"
-        "(classic architecture only) transformers' own NanoChat, which loads anywhere without remote code.",
+        description="Converts a checkpoint folder without changing a bit of its weights: between upstream nanochat's\n"
+        "format (both architectures), this project's, and transformers' own NanoChat (classic architecture only).\n"
+        "The last loads anywhere without remote code. ONNX can be written, but not read.",
         epilog="examples\n"
         "  nanochat-hf convert ~/.cache/nanochat/base_checkpoints/d24 runs/d24     upstream's to Hugging Face's\n"
         "  nanochat-hf convert runs/d24 exported --to upstream --step 5568         and back\n"
-        "  nanochat-hf convert runs/classic plain --to transformers                for servers without custom code\n"
-        "  nanochat-hf convert runs/d24 d24-onnx --to onnx                         one graph, without a cache",
+        "  nanochat-hf convert runs/classic plain --to transformers                for servers without remote code\n"
+        "  nanochat-hf convert runs/d24 d24-onnx --to onnx                         one graph, without a KV cache",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="folder to read; its form is recognised")
-    parser.add_argument("destination", help="folder to write; must be empty or new")
-    parser.add_argument("--to", choices=("nanochat-hf", "upstream", "transformers", "onnx"), default="nanochat-hf")
-    parser.add_argument("--tokenizer", help="folder of the tokenizer; default: looked for in and beside the source")
-    parser.add_argument("--step", type=int, help="which model_STEP.pt to read (default the last), or to write (0)")
+    parser.add_argument("source", metavar="SOURCE", help="folder to read; its format is detected")
+    parser.add_argument("destination", metavar="DESTINATION", help="folder to write; empty or new")
+    parser.add_argument(
+        "--to",
+        choices=("nanochat-hf", "upstream", "transformers", "onnx"),
+        default="nanochat-hf",
+        help="format to write (default nanochat-hf)",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="folder of the tokenizer (default: found in or beside the source)"
+    )
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=int,
+        help="number of model_N.pt to read (default: the last) or to write (default: 0)",
+    )
     options = parser.parse_args(argv)
 
     from nanochat_hf.conversion import convert_folder
@@ -127,9 +165,14 @@ def _convert(argv: list[str]) -> None:
 
 def _report(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="nanochat-hf report", description="Writes report.md of a run again and prints its table."
+        prog="nanochat-hf report",
+        description="Writes report.md of a run again, from the results in its folder, and prints its table.",
+        epilog="examples\n"
+        "  nanochat-hf report runs/quickstart\n"
+        "  nanochat-hf report runs/d12 --title 'Depth 12 on our own text'",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dir", help="folder that holds the stages, such as runs/quickstart")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run, such as runs/quickstart")
     parser.add_argument("--title", help="heading of the report")
     options = parser.parse_args(argv)
 

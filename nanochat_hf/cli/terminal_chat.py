@@ -1,67 +1,79 @@
-"""Talking to a model in the terminal: `nanochat-hf chat CHECKPOINT`.
+"""Talks to a model in the terminal.
 
     nanochat-hf chat runs/quickstart/rl                          a conversation
     nanochat-hf chat runs/quickstart/rl --prompt "Who are you?"  one answer on stdout, for scripts
-    nanochat-hf chat --url http://localhost:8000                 a model that `nanochat-hf serve` or any other
-                                                                 OpenAI-compatible server holds
+    nanochat-hf chat --url http://localhost:8000                 a model behind `nanochat-hf serve`, or behind any
+                                                                 other OpenAI-compatible server
 
-Answers stream as they are written; calculator calls show as ⟨12*3 = 36⟩. Ctrl-C stops an answer, Ctrl-D ends the chat.
+The answer appears while it is generated. Calculator calls show as ⟨12*3 = 36⟩. Ctrl-C stops an answer, Ctrl-D ends the
+chat.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from nanochat_hf.settings import UserError
 
 HELP = """\
-/clear              forget the conversation
-/system [TEXT]      set the system message (without TEXT: remove it) and forget the conversation
-/temperature [T]    show or set the temperature; 0 always takes the likeliest token
-/topk [K]           show or set from how many of the likeliest tokens is drawn; 0 is all
-/retry              answer the last message once more
-/help               this list
-/quit               leave (also: quit, exit, Ctrl-D)"""
+/clear              start a new conversation
+/system [TEXT]      set the system message (without TEXT: remove it) and start a new conversation
+/temperature [T]    show or set the temperature; 0 always takes the most likely token
+/topk [K]           show or set top-k: sample from the K most likely tokens; 0 is all
+/retry              answer the last message again
+/help               show this list
+/quit               end the chat (also: quit, exit, Ctrl-D)"""
 
 
 @dataclass
 class Conversation:
-    """What the chat remembers: the messages so far and how answers are drawn."""
+    """The state of a chat.
+
+    Attributes:
+        sampling: the fields of [`Sampling`], and `seed`.
+        system: the system message, or None.
+        messages: the messages so far, without the system message.
+    """
 
     sampling: dict[str, Any]
     system: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     def with_system(self) -> list[dict[str, Any]]:
+        """Returns the messages, the system message first."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return head + self.messages
 
 
 class LocalModel:
-    """A checkpoint in this process."""
+    """A checkpoint, loaded in this process."""
 
     def __init__(self, checkpoint: str, device: str | None, dtype: str | None):
         from nanochat_hf.generation import load_checkpoint
 
         self.model, self.tokenizer = load_checkpoint(checkpoint, device=device, dtype=dtype)
 
-    def fit(self, conversation: Conversation) -> int:
-        """Leaves out the oldest messages where the context is full; returns how many."""
-        from nanochat_hf.generation import context_length_of, fit_conversation
+    def drop_oldest_messages(self, conversation: Conversation) -> int:
+        """Removes the oldest messages until the rest fits in the context; returns how many it removed.
+
+        Raises:
+            UserError: the last message alone is too long.
+        """
+        from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH, context_length_of, fit_conversation
 
         messages, dropped = fit_conversation(
             self.tokenizer,
             conversation.with_system(),
-            context_length_of(self.model),
+            context_length_of(self.model) or DEFAULT_CONTEXT_LENGTH,
             conversation.sampling["max_new_tokens"],
         )
         conversation.messages = [message for message in messages if message["role"] != "system"]
         return dropped
 
     def answer(self, conversation: Conversation) -> Iterator[tuple[str, str]]:
-        """Yields (kind, text) and at the end ("message", the assistant's message)."""
+        """Yields (kind, text), the kind as in [`Chunk`], and at the end ("message", the assistant's message)."""
         from nanochat_hf.generation import stream_chat
 
         for chunk in stream_chat(self.model, self.tokenizer, conversation.with_system(), **conversation.sampling):
@@ -81,12 +93,18 @@ class RemoteModel:
         self.client = InferenceClient(base_url=url)
         self.extra = {"model": model} if model else {}
 
-    def fit(self, conversation: Conversation) -> int:
-        return 0  # the server knows its context
+    def drop_oldest_messages(self, conversation: Conversation) -> int:
+        """Removes nothing and returns 0: the server's context length is not known here."""
+        return 0
 
     def answer(self, conversation: Conversation) -> Iterator[tuple[str, str]]:
+        """Yields ("text", text), and at the end ("message", the assistant's message).
+
+        Raises:
+            UserError: the server does not answer.
+        """
         sampling = conversation.sampling
-        # Top-k is not in OpenAI's protocol, and strict servers refuse a request that has it.
+        # No top-k: it is not in OpenAI's protocol, and strict servers refuse a request that has it.
         try:
             stream = self.client.chat_completion(
                 conversation.with_system(),
@@ -103,16 +121,20 @@ class RemoteModel:
                 if text:
                     whole += text
                     yield "text", text
-        except Exception as error:  # requests', httpx's and the client's own: all mean that the server did not answer
+        except Exception as error:  # of httpx or of the client: all mean that the server did not answer
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.url} does not answer ({reason}); is a server running there?") from None
         yield "message", {"role": "assistant", "content": whole}
 
 
 def main(argv: list[str]) -> None:
-    """The `chat` command."""
+    """Runs the `chat` command.
+
+    Raises:
+        UserError: a wrong option, a checkpoint that cannot be loaded, or a server that does not answer.
+    """
     options = _parse(argv)
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
+    sys.stdout.reconfigure(errors="replace")  # a terminal may not be able to show every character
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     conversation = Conversation({name: getattr(options, name) for name in names}, options.system)
     _check_sampling(conversation.sampling)
@@ -122,13 +144,13 @@ def main(argv: list[str]) -> None:
         model = LocalModel(options.checkpoint, options.device, options.dtype)
     if options.prompt is not None:
         conversation.messages.append({"role": "user", "content": options.prompt})
-        reply(model, conversation, sys.stdout)
+        print_answer(model, conversation, sys.stdout)
     else:
-        talk(model, conversation, options.url or options.checkpoint)
+        chat_loop(model, conversation, options.url or options.checkpoint)
 
 
-def talk(model: LocalModel | RemoteModel, conversation: Conversation, name: str) -> None:
-    """The loop of an interactive chat: reads a line, obeys it or answers it."""
+def chat_loop(model: LocalModel | RemoteModel, conversation: Conversation, name: str) -> None:
+    """Runs an interactive chat: reads a line, then runs it as a slash command or answers it, until the user leaves."""
     try:
         import readline  # noqa: F401  gives input() history and editing
     except ImportError:
@@ -151,20 +173,20 @@ def talk(model: LocalModel | RemoteModel, conversation: Conversation, name: str)
             if conversation.messages[-1]["role"] == "assistant":
                 conversation.messages.pop()
         elif line.startswith("/"):
-            print(obey(line, conversation))
+            print(run_slash_command(line, conversation))
             continue
         else:
             conversation.messages.append({"role": "user", "content": line})
         try:
             print("model> ", end="", flush=True)
-            reply(model, conversation, sys.stdout)
+            print_answer(model, conversation, sys.stdout)
         except UserError as error:
             conversation.messages.pop()
             print(f"error: {error}")
 
 
-def obey(line: str, conversation: Conversation) -> str:
-    """Carries out a command line such as `/topk 20` and returns what to print."""
+def run_slash_command(line: str, conversation: Conversation) -> str:
+    """Runs a command such as `/topk 20` and returns what to print."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
     settings = {"/temperature": ("temperature", float), "/topk": ("top_k", int)}
@@ -190,31 +212,31 @@ def obey(line: str, conversation: Conversation) -> str:
     return f"unknown command {command}; /help lists them"
 
 
-def reply(model: LocalModel | RemoteModel, conversation: Conversation, out: Any) -> None:
-    """Streams the answer to `out` and adds it to the conversation. Ctrl-C ends the answer and keeps what was said."""
-    dropped = model.fit(conversation)
+def print_answer(model: LocalModel | RemoteModel, conversation: Conversation, out: TextIO) -> None:
+    """Streams the answer to `out` and adds it to the conversation. Ctrl-C stops the answer and keeps its text."""
+    dropped = model.drop_oldest_messages(conversation)
     if dropped:
         print(f"(the context is full: the oldest {dropped} messages were left out)", file=out)
-    from nanochat_hf.generation.tool_loop import call_brackets
+    from nanochat_hf.generation.tool_loop import segment_separator
 
-    said, message, before = "", None, "text"
+    text, message, before = "", None, "text"
     try:
         for kind, content in model.answer(conversation):
             if kind == "message":
                 message = content
                 break
             if kind == "text":
-                said += content
-            print(call_brackets(before, kind) + _printable(content), end="", file=out, flush=True)
+                text += content
+            print(segment_separator(before, kind) + _printable(content), end="", file=out, flush=True)
             before = kind
     except KeyboardInterrupt:
         print(" (stopped)", end="", file=out)
-    print(call_brackets(before, "text"), file=out, flush=True)
-    conversation.messages.append(message or {"role": "assistant", "content": said})
+    print(segment_separator(before, "text"), file=out, flush=True)
+    conversation.messages.append(message or {"role": "assistant", "content": text})
 
 
 def _printable(text: str) -> str:
-    """Text without the control characters through which a model could steer the terminal."""
+    """Removes the control characters with which a model could control the terminal."""
     return "".join(char for char in text if char in "\n\t" or char.isprintable() or (char.isspace() and char > " "))
 
 
@@ -231,17 +253,35 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="nanochat-hf chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="folder or Hub id (with --url: the model's name there)")
-    parser.add_argument("--url", help="talk to an OpenAI-compatible server instead")
-    parser.add_argument("--prompt", help="answer this one message and leave")
-    parser.add_argument("--system", help="system message")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 always takes the likeliest token (0.6)")
-    parser.add_argument("--top-k", type=int, default=50, help="draw from the k likeliest tokens; 0 is all (50)")
-    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens that make up this probability")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (512)")
-    parser.add_argument("--seed", type=int, help="makes answers repeatable")
-    parser.add_argument("--device", help="such as cpu or cuda:0; default: the GPU where there is one")
-    parser.add_argument("--dtype", help="such as bfloat16; default: the checkpoint's own")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or Hub id (with --url: the model's name there)"
+    )
+    parser.add_argument("--url", help="talk to a model behind an OpenAI-compatible server")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this message and exit")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=0.6,
+        help="0 always takes the most likely token (default 0.6)",
+    )
+    parser.add_argument(
+        "--top-k",
+        metavar="K",
+        type=int,
+        default=50,
+        help="sample from the K most likely tokens; 0 is all (default 50)",
+    )
+    parser.add_argument(
+        "--top-p", metavar="P", type=float, help="sample from the most likely tokens that make up this probability"
+    )
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, default=512, help="longest answer, in tokens (default 512)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="the same seed and messages give the same answers")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU if there is one)")
+    parser.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's own)")
     options = parser.parse_args(argv)
     if options.checkpoint is None and options.url is None:
         parser.error("name a checkpoint folder (or a Hub id), or a server with --url")

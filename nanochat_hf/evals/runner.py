@@ -22,8 +22,8 @@ from nanochat_hf.evals import core
 from nanochat_hf.evals import tasks as task_scores
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
-from nanochat_hf.evals.scoring import context_length, distributed_rank
-from nanochat_hf.generation import Sampling
+from nanochat_hf.evals.scoring import distributed_rank
+from nanochat_hf.generation import Sampling, context_length_of
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
@@ -104,7 +104,7 @@ def show_progress(total: int, title: str) -> Any:
 
 def input_limit(evaluated: EvaluatedModel, config: EvaluationConfig) -> int | None:
     """Longest input in tokens: `max_length`, else the model's context; None where neither is known."""
-    return config.max_length or context_length(evaluated.model)
+    return config.max_length or context_length_of(evaluated.model)
 
 
 # ---- the three evaluations ---------------------------------------------------------

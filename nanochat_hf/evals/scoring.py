@@ -106,11 +106,6 @@ def score_spans(
         yield [(i, SpanScore(m, g)) for i, m, g in zip(batch, means, all_greedy, strict=True)]
 
 
-def context_length(model: torch.nn.Module) -> int | None:
-    """Tokens that the model was built to read at once, or None where its configuration does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
-
-
 def distributed_rank() -> tuple[int, int]:
     """(rank, number of processes); (0, 1) outside a process group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -12,7 +12,6 @@ import torch
 
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
 from nanochat_hf.evals.scoring import (
-    context_length,
     distributed_rank,
     gather_sum,
     last_logits,
@@ -20,7 +19,7 @@ from nanochat_hf.evals.scoring import (
     plan_batches,
 )
 from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, pass_at_k, wilson_interval
-from nanochat_hf.generation import Sampling, generate_with_tools
+from nanochat_hf.generation import Sampling, context_length_of, generate_with_tools
 from nanochat_hf.settings import UserError
 
 
@@ -197,7 +196,7 @@ def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSam
     A prompt that leaves no room in the context loses its beginning, so that one long item cannot end an evaluation.
     """
     prompts = [evaluated.prompt_ids(messages) for messages in conversations]
-    limit = context_length(evaluated.model)
+    limit = context_length_of(evaluated.model)
     if limit:
         room = max(1, min(answers.sampling.max_new_tokens, limit // 2))
         prompts = [prompt[-(limit - room) :] for prompt in prompts]

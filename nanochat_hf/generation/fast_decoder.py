@@ -1,9 +1,9 @@
-"""The two ways to compute the next logits: through `model.forward` for any model, and a short cut for our own.
+"""Fast decoding of this project's models, one token per row and step.
 
-The short cut exists because a single token's arithmetic is so little that most of a forward's time is spent around it:
-building masks, growing caches by copying them, dispatching three projections where one would do. It reads the prompt
-through the model itself and then takes single steps over the same weights: fused projections, buffers allocated once,
-and in sliding layers a ring of as many slots as the window has keys, so memory stops growing there.
+The arithmetic of one token is little. Most of a forward's time goes elsewhere: it builds masks, copies caches to grow
+them, and dispatches three projections where one is enough. The fast decoder reads the prompt through the model itself.
+Then it computes single steps with the same weights: projections are fused, and buffers are allocated once. In sliding
+layers the buffer is a ring with as many slots as the window has keys, so it stops growing.
 """
 
 import functools
@@ -14,113 +14,66 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
 
+from nanochat_hf.generation.forward_decoder import ForwardDecoder
 from nanochat_hf.model.modeling_nanochat_hf import Linear, NanochatHFForCausalLM
 
 
-class ForwardSteps:
-    """Steps of any causal language model, by `model.forward` and its own cache."""
-
-    soft_cap: float | None = None  # the model's forward applies its own
-
-    def __init__(self, model: Any):
-        self.model = model
-        self.cache = DynamicCache(config=model.config.get_text_config())
-
-    def prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Reads prompts [P, T], padded on the left as `mask` says, and goes on with `rows` of them, repeats allowed.
-
-        Returns:
-            fp32 logits [R, V] behind the last token.
-        """
-        self.positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.mask = None if bool(mask.all()) else mask
-        logits = self._forward(ids)
-        if list(rows) == list(range(len(ids))):
-            self.positions = self.positions[:, -1:]
-            return logits
-        chosen = torch.tensor(rows, device=ids.device)
-        self.positions = self.positions[:, -1:]
-        self.select(chosen)
-        return logits[chosen]
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Takes one more token of each row [R]; returns fp32 logits [R, V], `soft_cap` still to be applied."""
-        self.positions = self.positions + 1
-        if self.mask is not None:
-            self.mask = F.pad(self.mask, (0, 1), value=1)
-        return self._forward(tokens.unsqueeze(1))
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Goes on with these rows."""
-        self.cache.reorder_cache(rows)
-        self.positions = self.positions[rows]
-        if self.mask is not None:
-            self.mask = self.mask[rows]
-
-    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
-        output = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
-
-
 class Projection:
-    """`F.linear` for a few rows at a time.
+    """`F.linear` without bias, made for a few rows.
 
-    On a CPU in fp32, a weight is read by all threads, each its own rows of it, and stands on the left of the product:
-    for 1 to 32 rows that is 1.5 to 1.8 times as fast as `F.linear` (2 cores of an AMD EPYC, weights out of the cache),
-    which gives a single row to one thread. On Intel's processors MKL gives that row to all threads, and the product of
-    blocks to one, so there a single row goes the plain way.
+    On a CPU in fp32 the weight is split into one block of rows per thread, and stands on the left of the product. For
+    1 to 32 rows this is 1.5 to 1.8 times as fast as `F.linear`, which gives a single row to one thread (2 cores of an
+    AMD EPYC, weights larger than the CPU's cache). On Intel processors MKL gives a single row to all threads and the
+    block product to one. So there a single row takes `F.linear`.
     """
 
     def __init__(self, weight: torch.Tensor):
         self.weight = weight  # [out, in]
-        self.blocks, self.plain_row = None, runs_on_intel()
+        self.blocks, self.linear_for_one_row = None, runs_on_intel()
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             self.blocks = weight.view(math.gcd(len(weight), torch.get_num_threads()), -1, weight.shape[1])
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """[R, in] → [R, out], added to `residual` where it is given."""
-        if self.blocks is None or (self.plain_row and len(x) == 1):
+        """[R, in] → [R, out], plus `residual` [R, out] if it is given."""
+        if self.blocks is None or (self.linear_for_one_row and len(x) == 1):
             return F.linear(x, self.weight) if residual is None else torch.addmm(residual, x, self.weight.t())
-        product = self._by_blocks(x)
+        product = self._block_product(x)
         return product if residual is None else residual + product
 
-    def _by_blocks(self, x: torch.Tensor) -> torch.Tensor:
+    def _block_product(self, x: torch.Tensor) -> torch.Tensor:
         product = torch.bmm(self.blocks, x.t().expand(len(self.blocks), -1, -1))  # [threads, out / threads, R]
-        if len(x) == 1:  # strides of a plain row, without which the next product takes a slow path
+        if len(x) == 1:  # the strides of a contiguous row; with others the next product takes a slow path
             return product.view(1, -1)
         return product.view(-1, len(x)).t()
 
 
 @functools.cache
 def runs_on_intel() -> bool:
-    """Whether this is an Intel processor, as far as Linux tells."""
+    """Whether this is an Intel processor; False where /proc/cpuinfo cannot be read."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
 
 
-class NanochatSteps:
-    """Steps of a `NanochatHFForCausalLM`; the same numbers as its forward, up to the order of rounding.
+class FastDecoder:
+    """Computes next-token logits of a `NanochatHFForCausalLM`: those of its forward, up to rounding.
 
-    Compiled steps take a fifth to a third less time on a CPU (docs/serving.md), after half a minute of compiling for a
-    single row and more than a minute for several. What is compiled serves all models of the same shape.
+    The methods are those of [`ForwardDecoder`]. All rows are at the same column, because prompts are padded on the
+    left. Compiled steps take a fifth to a third less time on a CPU (docs/serving.md). Compiling takes half a minute
+    for a single row and more than a minute for several; models of the same shape share the result.
 
-    Shapes: R rows, C hidden_size, H query heads, K key/value heads, D head_dim, S slots of a layer's buffer.
+    Shapes: R rows, C hidden_size, H query heads, K key/value heads, D head_dim, S slots of a layer's buffer, V
+    vocabulary.
+
+    Attributes:
+        soft_cap: the soft cap that the logits of `step` still need (see [`Sampling.draw`]), or None.
     """
 
     @staticmethod
-    def fit(model: Any) -> bool:
-        """Whether the model is exactly what is written down here: no adapters, hooks, quantised or mixed weights."""
+    def supports(model: Any) -> bool:
+        """Whether the model is exactly this class, on one device, without adapters, hooks or quantised weights."""
         if type(model) is not NanochatHFForCausalLM or torch.is_autocast_enabled(model.device.type):
             return False
         if model.model.rotary_emb.rope_type != "default" or len({p.device for p in model.parameters()}) > 1:
@@ -132,10 +85,17 @@ class NanochatSteps:
         )
 
     def __init__(self, model: NanochatHFForCausalLM, capacity: int, compiled: bool = False):
+        """Prepares the weights.
+
+        Args:
+            model: a model that [`FastDecoder.supports`].
+            capacity: columns, that is the padded prompt and the new tokens, at most.
+            compiled: compiles the steps.
+        """
         self.model, self.config, self.compiled = model, model.config, compiled
         base, config = model.model, model.config
         self.dtype = base.embed_tokens.weight.dtype
-        self.layers = [self._layer(index) for index in range(config.num_hidden_layers)]
+        self.layers = [self._layer_weights(index) for index in range(config.num_hidden_layers)]
         self.head = Projection(model.lm_head.weight.detach().to(self.dtype))
         angles = torch.arange(capacity, device=model.device)[:, None] * base.rotary_emb.inv_freq.float()
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(self.dtype)  # [capacity, D]
@@ -145,7 +105,7 @@ class NanochatSteps:
         fp32_on_cpu = model.device.type == "cpu" and self.dtype == torch.float32
         self.eps = torch.tensor(config.rms_norm_eps) if fp32_on_cpu else None
         self.scale = config.head_dim**-0.5 * config.qk_scale**2
-        # Scalars are tensors, for numbers would be compiled into the step.
+        # Scalars stay tensors: numbers would be compiled into the step as constants.
         if config.residual_scalars:
             self.resid_scales = base.resid_lambdas.detach().to(self.dtype).unbind()
             self.initial_scales = base.x0_lambdas.detach().to(self.dtype)[:, None, None]  # [layers, 1, 1]
@@ -155,40 +115,40 @@ class NanochatSteps:
         if config.backout:
             self.minus_backout = -base.backout_lambda.detach().to(self.dtype)
 
-    def _layer(self, index: int) -> dict[str, Any]:
-        """The weights of one layer, in the activations' dtype."""
+    def _layer_weights(self, index: int) -> dict[str, Any]:
+        """Returns the weights of one layer, in the dtype of the activations."""
         layer, base = self.model.model.layers[index], self.model.model
         attention = layer.self_attn
         projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-        facts: dict[str, Any] = {"sliding": self.config.layer_types[index] == "sliding_attention", "table": None}
+        weights: dict[str, Any] = {"sliding": self.config.layer_types[index] == "sliding_attention", "table": None}
         if self.config.has_value_embedding(index):
-            # The gate reads the first channels of the same input: zeros for the rest, and it is one more projection.
+            # The gate reads the first channels of the same input. With zeros for the others it joins the projection.
             gate = attention.ve_gate.weight
             projections.append(F.pad(gate, (0, self.config.hidden_size - gate.shape[1])))
-            facts["table"] = base.value_embeds[str(index)].weight.detach().to(self.dtype)
-        weights = {
+            weights["table"] = base.value_embeds[str(index)].weight.detach().to(self.dtype)
+        matrices = {
             "qkv": torch.cat([weight.to(self.dtype) for weight in projections]),
             "out": attention.o_proj.weight,
             "up": layer.mlp.up_proj.weight,
             "down": layer.mlp.down_proj.weight,
         }
-        return facts | {name: Projection(weight.detach().to(self.dtype)) for name, weight in weights.items()}
+        return weights | {name: Projection(matrix.detach().to(self.dtype)) for name, matrix in matrices.items()}
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """See [`ForwardSteps.prefill`]."""
-        reader = ForwardSteps(self.model)
+        """See [`ForwardDecoder.prefill`]."""
+        reader = ForwardDecoder(self.model)
         logits = reader.prefill(ids, mask, range(len(ids)))
         chosen = torch.tensor(rows, device=ids.device)
-        self.column = ids.shape[1]  # of the next token; all rows are in step
-        self.pads = (ids.shape[1] - mask.sum(dim=1))[chosen]  # [R]
-        self.max_pad = int(self.pads.max())
-        # Samples of one prompt share its cache, and reading it is what attention costs. Only where the scores lose
-        # nothing by being written down: fp32.
+        self.column = ids.shape[1]  # of the next token
+        self.padding = (ids.shape[1] - mask.sum(dim=1))[chosen]  # [R]
+        self.max_padding = int(self.padding.max())
+        # Samples of one prompt share its cache, because reading it is the cost of attention. Only in fp32: the shared
+        # path stores its scores, and in fewer bits they would lose precision.
         shared = len(ids) == 1 < len(rows) and ids.device.type == "cpu" and self.dtype == torch.float32
-        self.begin = self.column if shared else 0  # column of the first token in the rows' own buffers
+        self.first_own = self.column if shared else 0  # the first column in the rows' own buffers
         self.keys, self.values, self.prefixes = [], [], []
         for layer, cached in zip(self.layers, reader.cache.layers, strict=False):
-            slots = self.capacity - self.begin
+            slots = self.capacity - self.first_own
             if layer["sliding"]:
                 slots = min(slots, self.config.sliding_window)
             kept = torch.arange(self.column - cached.keys.shape[2], self.column, device=ids.device)[-slots:] % slots
@@ -204,27 +164,31 @@ class NanochatSteps:
         return logits[chosen]
 
     def select(self, rows: torch.Tensor) -> None:
-        """See [`ForwardSteps.select`]."""
+        """See [`ForwardDecoder.select`]."""
         self.keys = [buffer[rows] for buffer in self.keys]
         self.values = [buffer[rows] for buffer in self.values]
-        self.pads = self.pads[rows]
-        self.max_pad = int(self.pads.max())
+        self.padding = self.padding[rows]
+        self.max_padding = int(self.padding.max())
         if self.config.smear:
             self.previous = self.previous[rows]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See [`ForwardSteps.step`]."""
-        # A compiler treats a single slot as a special case, not worth the time for one token.
-        plain = not self.compiled or self.column == self.begin
-        logits = (NanochatSteps._step if plain else compiled_step())(self, tokens)
+        """See [`ForwardDecoder.step`]."""
+        # With a single filled slot the compiler would make a special graph: not worth it for one token.
+        eager = not self.compiled or self.column == self.first_own
+        logits = (FastDecoder._step if eager else compiled_step())(self, tokens)
         self.column += 1
         return logits
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The model's forward for one token per row: [R] → fp32 logits [R, V]. What `compiled` compiles."""
         base, config = self.model.model, self.config
-        positions = self.column - self.pads if self.max_pad else slice(self.column, self.column + 1)
+        positions = self.column - self.padding if self.max_padding else slice(self.column, self.column + 1)
         rotation = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [R or 1, 1, D]
-        masks = self._visible(self.capacity), self._visible(min(self.capacity, config.sliding_window or self.capacity))
+        masks = (
+            self._no_padding(self.capacity),
+            self._no_padding(min(self.capacity, config.sliding_window or self.capacity)),
+        )
 
         x = self._norm(F.embedding(tokens, base.embed_tokens.weight))  # [R, C]
         if config.smear:
@@ -245,25 +209,25 @@ class NanochatSteps:
         return self.head(self._norm(x)).float()
 
     def _attend(self, index: int, x: torch.Tensor, tokens: torch.Tensor, rotation: Any, mask: Any) -> torch.Tensor:
-        """Attention of one token a row [R, C] over the layer's buffers → [R, H * D]."""
+        """Attention of one token per row over the layer's buffers: [R, C] → [R, H * D]."""
         config, layer, rows = self.config, self.layers[index], len(x)
         heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         sizes = [(heads + kv_heads) * width, kv_heads * width] + [kv_heads] * (layer["table"] is not None)
-        turning, value, *gate = layer["qkv"](x).split(sizes, dim=1)
-        turning, value = turning.reshape(rows, -1, width), value.view(rows, kv_heads, width)
+        query_key, value, *gate = layer["qkv"](x).split(sizes, dim=1)
+        query_key, value = query_key.reshape(rows, -1, width), value.view(rows, kv_heads, width)
         if gate:
             gate = torch.sigmoid(gate[0]).unsqueeze(-1)  # [R, K, 1]
             embedded = F.embedding(tokens, layer["table"]).view(rows, kv_heads, width)
             value = torch.addcmul(value, gate, embedded, value=3)
         cos, sin = rotation
-        turning = self._norm(torch.addcmul(turning * cos, turning.roll(width // 2, -1), sin))
+        query_key = self._norm(torch.addcmul(query_key * cos, query_key.roll(width // 2, -1), sin))
 
         keys, values = self.keys[index], self.values[index]
-        column = self.column - self.begin
+        column = self.column - self.first_own
         slot, filled = column % keys.shape[2], min(column + 1, keys.shape[2])
-        keys.select(2, slot).copy_(turning[:, heads:])
+        keys.select(2, slot).copy_(query_key[:, heads:])
         values.select(2, slot).copy_(value)
-        query, keys, values = turning[:, :heads], keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
+        query, keys, values = query_key[:, :heads], keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
         prefix = self._visible_prefix(index)
         if prefix is not None:
             return attend_with_prefix(query * self.scale, keys, values, *prefix)
@@ -273,38 +237,38 @@ class NanochatSteps:
         return attended.reshape(rows, heads * width)
 
     def _visible_prefix(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Keys and values [K, tokens, D] of the shared prompt that a layer still sees."""
+        """Returns keys and values [K, tokens, D] of the shared prompt that the layer still sees, or None."""
         if self.prefixes[index] is None:
             return None
         keys, values = self.prefixes[index]
         if not self.layers[index]["sliding"]:
             return keys, values
-        # Of the window's columns, those before `begin`; the cache holds the last of them.
-        seen = min(keys.shape[1], self.begin - (self.column + 1 - self.config.sliding_window))
+        # The columns of the window that lie before `first_own`; the cache holds the last of them.
+        seen = min(keys.shape[1], self.first_own - (self.column + 1 - self.config.sliding_window))
         return (keys[:, -seen:], values[:, -seen:]) if seen > 0 else None
 
-    def _visible(self, slots: int) -> torch.Tensor | None:
-        """Which filled slots of a buffer hold no padding [R, 1, 1, filled]; None once none does."""
-        if not self.max_pad or self.column - slots >= self.max_pad - 1:
+    def _no_padding(self, slots: int) -> torch.Tensor | None:
+        """Returns which filled slots hold no padding, bool [R, 1, 1, filled]; None if no slot holds padding."""
+        if not self.max_padding or self.column - slots >= self.max_padding - 1:
             return None
-        slot = torch.arange(min(self.column + 1, slots), device=self.pads.device)
-        column = self.column - (self.column - slot) % slots  # the one that a slot holds
-        return (column >= self.pads[:, None])[:, None, None]
+        slot = torch.arange(min(self.column + 1, slots), device=self.padding.device)
+        column = self.column - (self.column - slot) % slots  # the column that each slot holds
+        return (column >= self.padding[:, None])[:, None, None]
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         if self.eps is None:
             return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
-        # On a CPU `rms_norm` is eight small operations: with these four a step of a single row takes 7 % less.
+        # On a CPU `rms_norm` is eight small operations. With these four, a step of a single row takes 7 % less time.
         norm = torch.linalg.vector_norm(x, 2, -1, True)
         return x * torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
-# Numbers and dimensions that differ between steps, rows and capacities. The compiler would find out too, by compiling
-# again; told so, it makes one graph for a single row and one for several.
-CHANGING = (
+# Numbers and dimensions that differ between steps, rows and capacities, as the compiler names them. Without this list
+# the compiler finds them by compiling again. With it, there is one graph for a single row and one for several.
+DYNAMIC_SOURCES = (
     r"L\['tokens'\]:0",
-    r"L\['self'\]\.(column|begin|capacity|max_pad)",
-    r"L\['self'\]\.(previous|pads|cos|sin):0",
+    r"L\['self'\]\.(column|first_own|capacity|max_padding)",
+    r"L\['self'\]\.(previous|padding|cos|sin):0",
     r"L\['self'\]\.(keys|values)\[\d+\]:0",
     r"L\['self'\]\.(keys|values)\[\d+\]:2",
     r"L\['self'\]\.prefixes\[\d+\]\[\d\]:1",
@@ -312,12 +276,13 @@ CHANGING = (
 
 
 @functools.cache
-def compiled_step() -> Callable[[NanochatSteps, torch.Tensor], torch.Tensor]:
-    compiled = torch.compile(NanochatSteps._step, fullgraph=True)
+def compiled_step() -> Callable[[FastDecoder, torch.Tensor], torch.Tensor]:
+    """Returns `FastDecoder._step`, compiled; once per process, for all decoders."""
+    compiled = torch.compile(FastDecoder._step, fullgraph=True)
 
-    def step(steps: NanochatSteps, tokens: torch.Tensor) -> torch.Tensor:
-        with torch.compiler.config.patch(dynamic_sources=",".join(CHANGING)):
-            return compiled(steps, tokens)
+    def step(decoder: FastDecoder, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.compiler.config.patch(dynamic_sources=",".join(DYNAMIC_SOURCES)):
+            return compiled(decoder, tokens)
 
     return step
 
@@ -329,14 +294,14 @@ def attend_with_prefix(
     prefix_keys: torch.Tensor,
     prefix_values: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention over a prompt that all rows share and over each row's own tokens.
+    """Attention over a prompt that all rows share, and over each row's own tokens.
 
-    The prompt's keys and values are read once for all rows instead of once for each.
+    The prompt's keys and values are read once for all rows, instead of once per row.
 
     Args:
-        query: [R, H, D], scaled.
-        keys, values: [R, K, S, D] of the rows.
-        prefix_keys, prefix_values: [K, P, D].
+        query: [R, H, D], already scaled.
+        keys, values: [R, K, S, D], of each row's own tokens.
+        prefix_keys, prefix_values: [K, P, D], of the prompt's P tokens.
 
     Returns:
         [R, H * D]
@@ -345,7 +310,7 @@ def attend_with_prefix(
     group, shared = query.shape[1] // kv_heads, prefix_keys.shape[1]
     query = query.reshape(rows, kv_heads, group, width)
     together = query.transpose(0, 1).reshape(kv_heads, rows * group, width)
-    # One dimension for rows and heads: of four, `matmul` would make a contiguous copy.
+    # Rows and heads in one dimension: with four dimensions `matmul` would make a contiguous copy.
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     scores = torch.cat(
         (

@@ -1,4 +1,4 @@
-"""The one way to load a checkpoint, and the choice of a device."""
+"""Loads checkpoints: model and tokenizer from a folder or the Hub, onto a device."""
 
 import os
 import re
@@ -9,6 +9,8 @@ import torch
 
 from nanochat_hf.settings import UserError
 
+DEFAULT_CONTEXT_LENGTH = 2048  # tokens; for models whose configuration does not name a context length
+
 
 def load_checkpoint(
     checkpoint: str | Path,
@@ -18,16 +20,20 @@ def load_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
-    """Loads model and tokenizer from a checkpoint folder or a Hub id, ready to sample from.
+    """Loads model and tokenizer from a checkpoint folder or a Hub id. The model is in evaluation mode.
 
     Args:
-        device: such as "cpu" or "cuda:0"; None or "auto" takes what `pick_device` finds.
+        checkpoint: a folder such as `runs/quickstart/rl`, or a Hub id such as `user/model`.
+        device: such as "cpu" or "cuda:0"; None or "auto" chooses with [`pick_device`].
         dtype: such as "bfloat16"; None or "auto" takes the checkpoint's own.
-        revision: of a Hub model; pin it where `trust_remote_code` is set.
-        trust_remote_code: for Hub models that bring their own code. This project's models never need it here.
+        revision: of a Hub model; pin it if you set `trust_remote_code`.
+        trust_remote_code: for Hub models that bring their own code. This project's models do not need it here.
+
+    Returns:
+        (model, tokenizer)
 
     Raises:
-        UserError: nothing loadable is there, or the device or dtype does not exist.
+        UserError: the checkpoint cannot be loaded, or the device or dtype does not exist.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,13 +53,13 @@ def load_checkpoint(
         ) from None
     try:
         return model.to(pick_device(device)).eval(), tokenizer
-    except (RuntimeError, AssertionError) as error:  # torch's ways of saying that it has no such device
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not have
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot put the model on device {device!r} ({reason}); --device cpu always works") from None
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Returns the device called `name`; None or "auto": this process's GPU, else Apple's, else the CPU."""
+    """Returns the device called `name`. None or "auto" takes the GPU of this process, else Apple's, else the CPU."""
     if name not in (None, "auto"):
         return torch.device(name)
     if torch.cuda.is_available():
@@ -62,7 +68,11 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def check_checkpoint(checkpoint: str | Path) -> None:
-    """Raises UserError where something is neither a checkpoint folder nor can be the id of a model on the Hub."""
+    """Checks, without loading anything, that this is a checkpoint folder or a possible Hub id.
+
+    Raises:
+        UserError: the folder holds no checkpoint, or there is no folder and the name cannot be a Hub id.
+    """
     folder, name = Path(checkpoint), str(checkpoint)
     if folder.exists() and not (folder / "config.json").exists():
         stages = sorted(path.parent.name for path in folder.glob("*/config.json"))
@@ -82,6 +92,6 @@ def _dtype(name: str | None) -> Any:
     return dtype or "auto"
 
 
-def context_length_of(model: Any) -> int:
-    """Tokens that the model was trained to read at once."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+def context_length_of(model: Any) -> int | None:
+    """Returns the longest sequence that the model was built for, in tokens; None if its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Drawing the next token."""
+"""Sampling of the next token from logits."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,17 @@ import torch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. The filters apply in the order temperature, top-k, min-p, top-p.
+    """How tokens are sampled. The filters apply in the order temperature, top-k, min-p, top-p.
 
     Attributes:
-        max_new_tokens: tokens added to a prompt at most, tool outputs included.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keeps the k likeliest tokens; None or 0 keeps all.
-        top_p: keeps the likeliest tokens whose probabilities reach p together (arXiv:1904.09751); None or 1 keeps all.
-        min_p: drops tokens less likely than p times the likeliest (arXiv:2407.01082); None or 0 keeps all.
+        max_new_tokens: the largest number of tokens after a prompt, tool outputs included.
+        temperature: divides the logits; 0 always takes the most likely token.
+        top_k: keeps the k most likely tokens; None or 0 keeps all.
+        top_p: keeps the most likely tokens until their probabilities sum to p (arXiv:1904.09751); None or 1 keeps all.
+        min_p: drops tokens less likely than p times the most likely one (arXiv:2407.01082); None or 0 keeps all.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     max_new_tokens: int = 256
@@ -38,17 +41,22 @@ class Sampling:
     def draw(
         self, logits: torch.Tensor, generator: torch.Generator | None = None, soft_cap: float | None = None
     ) -> torch.Tensor:
-        """[rows, vocab] logits → [rows] token ids, every row drawn on its own.
+        """Samples one token per row, each row on its own.
 
         Args:
-            soft_cap: squashes the logits into (-soft_cap, soft_cap). That keeps their order, so it comes after top-k,
-                to k logits instead of all.
+            logits: [R, V], before `soft_cap`.
+            generator: of the random numbers, on the logits' device; None takes torch's default generator.
+            soft_cap: limits the logits to (-soft_cap, soft_cap) by a scaled tanh. It keeps their order, so it is
+                applied after top-k, to k logits instead of V.
+
+        Returns:
+            int64 token ids [R].
         """
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         tokens = None
         if self.top_k:
-            logits, tokens = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)  # in falling order
+            logits, tokens = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)  # in descending order
         elif self.min_p or (self.top_p or 1) < 1:
             logits, tokens = logits.sort(dim=-1, descending=True)
         if soft_cap is not None:
@@ -58,9 +66,9 @@ class Sampling:
             probabilities = probabilities.masked_fill(probabilities < self.min_p * probabilities[:, :1], 0)
         if (self.top_p or 1) < 1:
             total = probabilities.sum(dim=-1, keepdim=True)
-            before = probabilities.cumsum(dim=-1) - probabilities  # mass of the likelier ones; 0 for the first
+            before = probabilities.cumsum(dim=-1) - probabilities  # sum over the more likely tokens; 0 for the first
             probabilities = probabilities.masked_fill(before >= self.top_p * total, 0)
-        # The first of exponential clocks that run at the probabilities' rates: torch.multinomial without its checks.
-        clocks = torch.empty_like(probabilities).exponential_(generator=generator)
-        choice = (probabilities / clocks).argmax(dim=-1, keepdim=True)
+        # The argmax of p / Exp(1) is a sample from p; torch.multinomial does the same, with checks that cost time.
+        noise = torch.empty_like(probabilities).exponential_(generator=generator)
+        choice = (probabilities / noise).argmax(dim=-1, keepdim=True)
         return (choice if tokens is None else tokens.gather(-1, choice)).squeeze(-1)

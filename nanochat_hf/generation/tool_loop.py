@@ -1,140 +1,185 @@
-"""One assistant's turn as it grows: when it ends, when the calculator speaks, and what it says as messages."""
+"""The tool loop: follows one assistant turn token by token, answers its calculator calls and says when it ends."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanochat_hf.generation.prompts import Message
 from nanochat_hf.tools.calculator import calculate
 
 MAX_EXPRESSION_TOKENS = 256
-# A control token of the turn → the kind of text that it opens (None: it closes, plain text goes on).
-KINDS = {
+# The control tokens inside a turn, in the order call start, call end, output start, output end. Each begins a new
+# segment of the kind given here; the kinds are those of upstream's message parts.
+SEGMENT_KINDS = {
     "<|python_start|>": "python",
-    "<|python_end|>": None,
+    "<|python_end|>": "text",
     "<|output_start|>": "python_output",
-    "<|output_end|>": None,
+    "<|output_end|>": "text",
 }
-TURN_END = ("<|assistant_end|>", "<|bos|>")
-TURN_MARKS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>")
+TURN_END_TOKENS = ("<|assistant_end|>", "<|bos|>")
+OTHER_CONTROL_TOKENS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>")
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What generation has to know of a tokenizer.
+class ControlTokens:
+    """The ids of a tokenizer's control tokens, as far as generation needs them.
 
     Attributes:
         stop: ids that end a turn.
-        kinds: id of a control token → the kind of text it opens; empty where the tokenizer has no such tokens.
-        silent: ids that never show as text.
-        call_start, call_end, output_start, output_end: the calculator's brackets; None where it cannot be used.
+        segment_kinds: id of a control token → kind of the segment that begins after it. Empty where the tokenizer has
+            no such tokens.
+        hidden: ids that are never shown as text.
+        call_start, call_end, output_start, output_end: the tokens around a calculator call and around its result.
+            None where the tokenizer does not have them; then no tool is used.
     """
 
     stop: frozenset[int]
-    kinds: dict[int, str | None] = field(default_factory=dict)
-    silent: frozenset[int] = frozenset()
+    segment_kinds: dict[int, str] = field(default_factory=dict)
+    hidden: frozenset[int] = frozenset()
     call_start: int | None = None
     call_end: int | None = None
     output_start: int | None = None
     output_end: int | None = None
 
     @classmethod
-    def of(cls, tokenizer: Any, model: Any = None) -> "Vocabulary":
-        """Reads the control tokens, and for a foreign tokenizer the end tokens of its generation config."""
-        names = [*KINDS, *TURN_END, *TURN_MARKS]
+    def from_tokenizer(cls, tokenizer: Any, model: Any = None) -> "ControlTokens":
+        """Reads the ids from a tokenizer.
+
+        Args:
+            tokenizer: with nanochat's control tokens, or any other of transformers.
+            model: for other tokenizers, the end tokens of this model's generation config end a turn as well.
+        """
+        names = [*SEGMENT_KINDS, *TURN_END_TOKENS, *OTHER_CONTROL_TOKENS]
         known = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
         if tokenizer.convert_ids_to_tokens([token or 0 for token in known.values()]) == names:
-            brackets = [known[name] for name in KINDS]
             return cls(
-                frozenset(known[name] for name in TURN_END),
-                {known[name]: kind for name, kind in KINDS.items()},
+                frozenset(known[name] for name in TURN_END_TOKENS),
+                {known[name]: kind for name, kind in SEGMENT_KINDS.items()},
                 frozenset(known.values()),
-                *brackets,
+                *(known[name] for name in SEGMENT_KINDS),
             )
         stop = {tokenizer.eos_token_id}
         configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         stop |= set(configured if isinstance(configured, (list, tuple)) else [configured])
-        return cls(frozenset(stop - {None}), silent=frozenset(tokenizer.all_special_ids))
+        return cls(frozenset(stop - {None}), hidden=frozenset(tokenizer.all_special_ids))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One finished turn.
+
+    Attributes:
+        token_ids: the tokens after the prompt, including the ending control token if the model sampled one.
+        sampled: per token, True if the model sampled it and False if it is part of a tool's output.
+        messages: the new messages: one assistant message. Its content is text, or a list of parts if a tool was used.
+        finish_reason: "stop" if the model ended the turn, "length" if a limit did.
+        prompt_ids: the token ids of the prompt.
+        text: what the assistant says, without tool calls and their outputs.
+    """
+
+    token_ids: list[int]
+    sampled: list[bool]
+    messages: list[Message]
+    finish_reason: str
+    prompt_ids: list[int]
+    text: str
 
 
 class Turn:
-    """The tokens of one turn. `add` takes what the model drew and returns what the turn goes on with.
+    """An assistant turn while it is generated.
 
-    The two differ while the calculator speaks: after `<|python_end|>` its result is forced into the turn, wrapped in
-    `<|output_start|>` and `<|output_end|>`, and what the model drew in the meantime is thrown away.
+    When the model ends a tool call, the turn runs the tool. The result, between `<|output_start|>` and
+    `<|output_end|>`, then replaces the tokens that the model samples, until it is complete.
 
     Attributes:
-        token_ids: everything after the prompt, the ending token included.
-        sampled: for each of them, True where the model drew it, False where it was forced.
-        finish_reason: None while it grows, then "stop" (ended by the model) or "length".
+        token_ids: all tokens after the prompt, the ending token included.
+        sampled: per token, True if the model sampled it and False if it was forced.
+        finish_reason: None while the turn goes on, then "stop" (ended by the model) or "length".
     """
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        control: ControlTokens,
         tokenizer: Any,
         max_tokens: int,
         tool: Callable[[str], str | None] | None = calculate,
     ):
-        self.vocabulary, self.tokenizer, self.max_tokens = vocabulary, tokenizer, max_tokens
-        self.tool = tool if vocabulary.call_start is not None else None
+        """Starts an empty turn.
+
+        Args:
+            control: the tokenizer's control tokens.
+            tokenizer: decodes the expressions and encodes the results.
+            max_tokens: the turn ends with "length" at this many tokens, tool outputs included.
+            tool: expression → result, or None to leave the call without an output. None switches tools off.
+        """
+        self.control, self.tokenizer, self.max_tokens = control, tokenizer, max_tokens
+        self.tool = tool if control.call_start is not None else None
         self.token_ids: list[int] = []
         self.sampled: list[bool] = []
         self.finish_reason: str | None = None
         self._forced: deque[int] = deque()
         self._expression: list[int] | None = None
 
-    def add(self, drawn: int) -> int:
+    def add(self, sampled: int) -> int:
+        """Appends the next token and returns it: the sampled one, or a forced one that replaces it."""
         forced = bool(self._forced)
-        token = self._forced.popleft() if forced else drawn
+        token = self._forced.popleft() if forced else sampled
         self.token_ids.append(token)
         self.sampled.append(not forced)
         if not forced:
-            self._listen(token)
-        if token in self.vocabulary.stop:
+            self._follow_tool_call(token)
+        if token in self.control.stop:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
         return token
 
-    def _listen(self, token: int) -> None:
-        """Follows the model's own tokens; at the end of a call, queues the tool's answer."""
+    def _follow_tool_call(self, token: int) -> None:
+        """Collects the expression of a tool call; at the end of the call, runs the tool and queues its output."""
         if self.tool is None:
             return
-        if token == self.vocabulary.call_start:
+        if token == self.control.call_start:
             self._expression = []
-        elif token == self.vocabulary.call_end and self._expression is not None:
+        elif token == self.control.call_end and self._expression is not None:
             expression, self._expression = self._expression, None
             if not 0 < len(expression) <= MAX_EXPRESSION_TOKENS:
                 return
-            result = self.tool(decode(self.tokenizer, expression))
+            result = self.tool(decode_exactly(self.tokenizer, expression))
             if result is not None:
-                # A result that spells a control token is text, not that token.
-                answer = self.tokenizer.encode(result, add_special_tokens=False, split_special_tokens=True)
-                self._forced.extend([self.vocabulary.output_start, *answer, self.vocabulary.output_end])
+                # A result may spell a control token. It stays text: a tool must not end the turn.
+                output = self.tokenizer.encode(result, add_special_tokens=False, split_special_tokens=True)
+                self._forced.extend([self.control.output_start, *output, self.control.output_end])
         elif self._expression is not None:
             self._expression.append(token)
 
-    def parts(self) -> list[dict[str, str]]:
-        """The turn as upstream's list of parts: {"type": "text" | "python" | "python_output", "text": …}."""
+    def parts(self) -> list[Message]:
+        """Returns the turn as upstream's list of parts: {"type": "text" | "python" | "python_output", "text": …}."""
         segments: list[tuple[str, list[int]]] = [("text", [])]
         for token in self.token_ids:
-            if token in self.vocabulary.kinds:
-                segments.append((self.vocabulary.kinds[token] or "text", []))
-            elif token not in self.vocabulary.silent and token not in self.vocabulary.stop:
+            if token in self.control.segment_kinds:
+                segments.append((self.control.segment_kinds[token], []))
+            elif token not in self.control.hidden and token not in self.control.stop:
                 segments[-1][1].append(token)
-        return [{"type": kind, "text": decode(self.tokenizer, ids)} for kind, ids in segments if ids]
+        return [{"type": kind, "text": decode_exactly(self.tokenizer, ids)} for kind, ids in segments if ids]
 
-    def message(self) -> dict[str, Any]:
-        """The turn as an assistant's message: content is a string, or a list of parts where a tool was used."""
+    def message(self) -> Message:
+        """Returns the turn as an assistant message. Its content is text, or a list of parts if a tool was used."""
         parts = self.parts()
         if all(part["type"] == "text" for part in parts):
             return {"role": "assistant", "content": "".join(part["text"] for part in parts)}
         return {"role": "assistant", "content": parts}
 
+    def rollout(self, prompt_ids: Sequence[int]) -> Rollout:
+        """Returns the finished turn, with the prompt that it continues."""
+        text = "".join(part["text"] for part in self.parts() if part["type"] == "text")
+        return Rollout(
+            self.token_ids, self.sampled, [self.message()], self.finish_reason or "length", list(prompt_ids), text
+        )
 
-def call_brackets(before: str, after: str) -> str:
-    """What to show between two kinds of text, so that a tool call reads ⟨12*3 = 36⟩."""
+
+def segment_separator(before: str, after: str) -> str:
+    """Returns what to print between segments of two kinds, so that a tool call reads ⟨12*3 = 36⟩."""
     if before == after:
         return ""
     if (before, after) == ("python", "python_output"):
@@ -142,6 +187,6 @@ def call_brackets(before: str, after: str) -> str:
     return ("" if before == "text" else "⟩") + {"python": "⟨", "python_output": "⟨ = "}.get(after, "")
 
 
-def decode(tokenizer: Any, ids: list[int]) -> str:
-    """Text of ids, exactly: nothing skipped and no spaces tidied."""
+def decode_exactly(tokenizer: Any, ids: list[int]) -> str:
+    """Decodes ids without skipping special tokens and without changing spaces."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

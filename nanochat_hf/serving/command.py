@@ -1,13 +1,16 @@
-"""An OpenAI-compatible server: transformers' own, taught to find this model's class and to refuse bad requests.
+"""Serves a checkpoint over HTTP, for OpenAI clients and for clients of text-generation-inference.
 
     nanochat-hf serve runs/quickstart/rl --port 8000
     nanochat-hf serve runs/quickstart/rl --continuous-batching    many requests in one batch, for busy servers
-    nanochat-hf chat --url http://localhost:8000
+    nanochat-hf chat --url http://localhost:8000                  talk to it, in another terminal
 
-Routes: /v1/chat/completions and /v1/completions (streaming or not), /v1/responses, /v1/models, /health; and
-text-generation-inference's POST / , /generate and /generate_stream, for huggingface_hub's `text_generation`. In chat
-completions the calculator answers inside the model's turn, unless the client brings tools of its own or the server
-batches continuously: then the model's calls come back as `tool_calls`.
+Routes:
+    /v1/chat/completions, /v1/completions     whole answers or streams
+    /v1/responses, /v1/models, /health
+    / , /generate, /generate_stream           text-generation-inference, for huggingface_hub's `text_generation`
+
+In chat completions the calculator answers inside the model's turn. If the client brings its own tools, or with
+--continuous-batching, the model's calls come back as `tool_calls` instead.
 """
 
 import argparse
@@ -16,96 +19,72 @@ from typing import Any
 
 from nanochat_hf.settings import UserError
 
-CPU_CACHE_CONTEXTS = 32  # full contexts that the paged cache holds on a CPU
+CPU_CACHE_CONTEXTS = 32  # the size of the paged cache on a CPU, in full contexts
 
 
 def main(argv: list[str]) -> None:
-    """The `serve` command."""
+    """Runs the `serve` command until the process is stopped.
+
+    Raises:
+        UserError: a wrong option, no such checkpoint, or packages are missing.
+    """
     options = _parse(argv)
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be between 0 and 65535, not {options.port}")
-    from nanochat_hf.generation.loading import check_checkpoint
+    from nanochat_hf.generation import check_checkpoint
 
-    check_checkpoint(options.checkpoint)  # else it would only be noticed as a failed download
-    try:
-        from transformers.cli import serve
-        from transformers.cli.serving import model_manager
+    check_checkpoint(options.checkpoint)  # before the packages of the server are imported
+    from transformers.utils.import_utils import is_serve_available
 
-        _install(options.checkpoint, options.compile)
-    except ImportError as error:
-        raise UserError(f"serving needs more packages ({error}): pip install 'nanochat-hf[serve]'") from None
+    if not is_serve_available():
+        raise UserError("serving needs more packages (fastapi, uvicorn, openai): pip install 'nanochat-hf[serve]'")
+    import uvicorn
+    from transformers.cli.serving.utils import GenerationState
 
-    from nanochat_hf import NanochatHFForCausalLM
+    from nanochat_hf.serving.app import OneModelManager, build_app
 
-    # The server looks the architecture up as an attribute of the transformers module, the one that it holds itself.
-    model_manager.transformers.NanochatHFForCausalLM = NanochatHFForCausalLM
-    serve.Serve(
-        force_model=options.checkpoint,
+    manager = OneModelManager(options.checkpoint, options.device, options.dtype)
+    state = GenerationState(
         continuous_batching=options.continuous_batching,
-        **(_cache_on_cpu(options) if options.continuous_batching else {}),
-        device=options.device,
-        dtype=options.dtype,
-        host=options.host,
-        port=options.port,
+        cb_config=_cpu_cache_config(manager.model) if options.continuous_batching else None,
     )
+    app = build_app(manager, state, compiled=options.compile)
+    uvicorn.run(app, host=options.host, port=options.port, log_level="info")
 
 
-def _cache_on_cpu(options: argparse.Namespace) -> dict[str, int]:
-    """Size of the paged cache. Left to itself it takes nine tenths of the memory: right for a GPU's, not for this."""
-    import torch
-    from transformers import AutoConfig, ContinuousBatchingConfig
+def _cpu_cache_config(model: Any) -> Any:
+    """Returns the size of the paged cache for a model on a CPU, or None for transformers' default.
 
-    on_cpu = options.device == "cpu" or (options.device == "auto" and not torch.accelerator.is_available())
-    if not on_cpu:
-        return {}
-    context = AutoConfig.from_pretrained(options.checkpoint).max_position_embeddings
+    The default takes nine tenths of the memory: right for a GPU's memory, not for the machine's.
+    """
+    from transformers import ContinuousBatchingConfig
+
+    if model.device.type != "cpu":
+        return None
+    context = model.config.max_position_embeddings
     pages = math.ceil(context / ContinuousBatchingConfig().page_size)
-    return {"cb_num_blocks": CPU_CACHE_CONTEXTS * pages, "cb_max_batch_tokens": context}
-
-
-def _install(checkpoint: str, compiled: bool) -> None:
-    """Puts our handlers where transformers' server takes its own from, and our routes beside its."""
-    from transformers.cli.serving import chat_completion, completion, server
-
-    from nanochat_hf.serving import handlers, text_generation
-
-    build_server = server.build_server
-
-    def build_with_more_routes(*args: Any, **kwargs: Any) -> Any:
-        app = build_server(*args, **kwargs)
-        text_generation.add_routes(app, kwargs["completion_handler"])
-        # transformers lists what is in the Hub's cache; this server has one model.
-        app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") != "/v1/models"]
-
-        @app.get("/v1/models")
-        def list_models() -> dict[str, Any]:
-            return {"object": "list", "data": [{"id": checkpoint, "object": "model", "owned_by": "", "created": 0}]}
-
-        return app
-
-    handlers.Chat.compiled = compiled
-    chat_completion.ChatCompletionHandler, completion.CompletionHandler = handlers.Chat, handlers.Completion
-    server.build_server = build_with_more_routes
+    return ContinuousBatchingConfig(num_blocks=CPU_CACHE_CONTEXTS * pages, max_batch_tokens=context)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="nanochat-hf serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or Hub id")
-    parser.add_argument("--host", default="localhost", help="address to listen on (localhost)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
-    parser.add_argument("--device", default="auto", help="such as cpu or cuda:0")
-    parser.add_argument("--dtype", default="auto", help="such as bfloat16; default: the checkpoint's own")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub id")
+    parser.add_argument("--host", default="localhost", help="address to listen on (default localhost)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    parser.add_argument("--device", default="auto", help="such as cpu or cuda:0 (default: the GPU if there is one)")
+    parser.add_argument("--dtype", default="auto", help="such as bfloat16 (default: the checkpoint's own)")
     parser.add_argument(
         "--continuous-batching",
         action="store_true",
         help="answer all requests in one batch over a paged cache; the first request's temperature, top-p and top-k "
-        "then hold for all (a limit of transformers' server)",
+        "then apply to all requests (a limit of transformers' server)",
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the steps of chats: a fifth to a third faster on a CPU, after a minute's work at the first one",
+        help="compile the decoding steps of chats: a fifth to a third less time on a CPU, after about a minute at the "
+        "first chat",
     )
     return parser.parse_args(argv)

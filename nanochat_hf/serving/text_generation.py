@@ -1,17 +1,24 @@
-"""The routes of text-generation-inference, for huggingface_hub's `InferenceClient(url).text_generation(...)`."""
+"""The routes of text-generation-inference, for huggingface_hub's `InferenceClient(url).text_generation(...)`.
+
+transformers' server does not have them. Each request becomes a request to the completion handler.
+"""
 
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-MAX_TOKENS = 100  # what text-generation-inference takes where a request says nothing
+DEFAULT_MAX_TOKENS = 100  # of an answer; the default of text-generation-inference
 
 
-def add_routes(app: Any, completions: Any) -> None:
-    """The routes of text-generation-inference, answered by the completion handler."""
+def add_routes(app: FastAPI, completions: Any) -> None:
+    """Adds `/`, `/generate` and `/generate_stream` to the application.
+
+    Args:
+        completions: the [`CompletionHandler`] that answers them.
+    """
 
     async def generate(request: Request, body: dict[str, Any], stream: bool) -> Any:
         given = body.get("parameters") or {}
@@ -22,7 +29,7 @@ def add_routes(app: Any, completions: Any) -> None:
         asked = {theirs: given[ours] for ours, theirs in names.items() if given.get(ours) is not None}
         if given.get("do_sample"):
             asked.setdefault("temperature", 1.0)
-        asked = {"prompt": body["inputs"], "max_tokens": MAX_TOKENS, "stream": stream, **asked}
+        asked = {"prompt": body["inputs"], "max_tokens": DEFAULT_MAX_TOKENS, "stream": stream, **asked}
         response = await completions.handle_request(asked, request.state.request_id)
         prefix = body["inputs"] if given.get("return_full_text") else ""
         if stream:
@@ -49,8 +56,10 @@ def add_routes(app: Any, completions: Any) -> None:
 
 
 async def _events(events: AsyncIterator[str], prefix: str) -> AsyncIterator[str]:
-    """Completion chunks as text-generation-inference's events. A chunk is a piece of text, so its id and its logarithm
-    of probability are 0."""
+    """Turns completion chunks into text-generation-inference's events.
+
+    An event stands for a token there. Here it is a piece of text, so its token id and log-probability are 0.
+    """
     whole, index = prefix, 0
     async for block in events:
         for line in block.splitlines():

@@ -1,12 +1,12 @@
 """The calculator that the model calls between `<|python_start|>` and `<|python_end|>`.
 
-It knows arithmetic (`+ - * / //`, brackets, decimals) and counting a substring (`'strawberry'.count('r')`), the two
-things that nanochat's engine answers. Expressions come from a language model that a stranger may be steering, so
-nothing is ever evaluated by Python: the syntax tree is walked and every node that is not on the short list is refused.
-Everything is bounded (length, magnitude, no powers), needs no signal or timer, and so works in any thread.
+It does arithmetic (`+ - * / //`, parentheses, decimals) and counts a substring (`'strawberry'.count('r')`), as
+nanochat's engine does. Expressions come from a language model, and a user may control what it writes. So Python never
+evaluates them: the syntax tree is walked, and a node that is not on a short list is refused. Length and magnitude are
+limited, and there are no powers. It needs no signal or timer, so it works in any thread.
 
-The text is what Python prints: `20/2` is `10.0`. Training data must show the tool's output through this very function,
-or the model learns outputs that it will never meet (nanochat pull request 786).
+The result is what Python prints: `20/2` is `10.0`. Training data must contain the outputs of this function. Otherwise
+the model learns outputs that it never gets (nanochat pull request 786).
 """
 
 import ast
@@ -15,7 +15,7 @@ import operator
 import re
 
 MAX_LENGTH = 512  # characters
-MAX_MAGNITUDE = 10**64
+MAX_MAGNITUDE = 10**64  # of every intermediate value
 
 _ARITHMETIC = re.compile(r"[0-9+\-*/.,() ]+")
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
@@ -30,11 +30,11 @@ _UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
 class _Refused(Exception):
-    pass
+    """The expression is not one that the calculator computes."""
 
 
 def calculate(expression: str) -> str | None:
-    """Returns the result as Python prints it, or None where the expression is refused or has no value.
+    """Returns the result as Python prints it, or None if the expression is refused or has no value.
 
     >>> calculate("1,200 * 3"), calculate("20 / 2"), calculate("'banana'.count('a')"), calculate("2 ** 3")
     ('3600', '10.0', '3', None)
@@ -51,11 +51,12 @@ def calculate(expression: str) -> str | None:
 
 
 def _parse(expression: str) -> ast.expr:
+    """Parses an expression; raises SyntaxError if it is none."""
     return ast.parse(expression, mode="eval").body
 
 
 def _number(node: ast.expr) -> int | float:
-    """The value of an arithmetic expression; every intermediate value is bounded."""
+    """Returns the value of an arithmetic expression. Every intermediate value is limited to MAX_MAGNITUDE."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = node.value
     elif isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
@@ -70,7 +71,7 @@ def _number(node: ast.expr) -> int | float:
 
 
 def _count(node: ast.expr) -> int:
-    """The value of `text.count(substring)`, where text may first be put through lower() or upper()."""
+    """Returns the value of `text.count(substring)`; lower() or upper() may be applied to the text first."""
     receiver, arguments = _method_call(node, ("count",))
     if len(arguments) != 1:
         raise _Refused
@@ -78,6 +79,7 @@ def _count(node: ast.expr) -> int:
 
 
 def _string(node: ast.expr) -> str:
+    """Returns a string literal, after its lower() or upper() calls."""
     if isinstance(node, ast.Constant) and type(node.value) is str:
         return node.value
     receiver, arguments = _method_call(node, ("lower", "upper"))
@@ -88,6 +90,7 @@ def _string(node: ast.expr) -> str:
 
 
 def _method_call(node: ast.expr, methods: tuple[str, ...]) -> tuple[ast.expr, list[ast.expr]]:
+    """Splits a call of one of these methods into receiver and arguments; refuses all else."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in methods):
         raise _Refused
     if node.keywords:

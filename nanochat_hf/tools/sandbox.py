@@ -1,16 +1,18 @@
-"""Runs a Python program that nobody has read: the code which a language model wrote for a HumanEval problem.
+"""A sandbox for untrusted Python programs, such as the code that a language model writes for a HumanEval problem.
 
-Each program gets a fresh interpreter (`-I -S`: standard library only) with an empty environment in an empty folder,
-and a boundary kept by the Linux kernel, not by Python: Landlock for files and seccomp for system calls, with
-namespaces on top where they are granted. See `_jail.py` for what passes. It needs neither root nor a helper program
-and works inside unprivileged containers. Escapes known to defeat guards written in Python (subclass walks, saved
-references in frames, ctypes, /proc/self/mem) gain nothing: the interpreter belongs to the program from the start.
+Each program gets a new interpreter (`-I -S`: standard library only) with an empty environment in an empty folder. The
+Linux kernel isolates it, not Python: Landlock for files and seccomp for system calls, and namespaces if they are
+granted. `_sandbox_process.py` says what is allowed. It needs neither root nor a helper program and works inside
+unprivileged containers. Escapes that defeat guards written in Python (subclass walks, references in frames, ctypes,
+/proc/self/mem) do not help, because the program may use the whole interpreter anyway.
 
-What the boundary does not promise: protection from bugs in the kernel itself; secrecy of the files below the Python
-and system library folders, and of names and sizes of other files; and honesty of `ok`: a program that sets out to
-forge its own success shares an interpreter with the code that reports it.
+What the sandbox does not protect:
 
-Where the kernel cannot keep the boundary (macOS, Windows, Linux < 5.13) `run_program` refuses.
+* against bugs in the kernel itself;
+* the contents of files below the Python and system library folders, and the names and sizes of other files;
+* the truth of `ok`: a program that wants to forge its success shares an interpreter with the code that reports it.
+
+If the kernel cannot isolate the program (macOS, Windows, Linux before 5.13), `run_program` refuses to run it.
 """
 
 import json
@@ -26,7 +28,7 @@ from pathlib import Path
 
 from nanochat_hf.settings import UserError
 
-MAX_OUTPUT = 64 * 1024  # bytes each of stdout and stderr
+MAX_OUTPUT = 64 * 1024  # bytes, of stdout and of stderr
 
 
 class SandboxUnavailable(UserError):
@@ -35,21 +37,21 @@ class SandboxUnavailable(UserError):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a program.
+    """The result of a program.
 
     Attributes:
-        ok: it ran to its last line within all limits.
-        stdout, stderr: what it printed, at most 64 KB each; undecodable bytes replaced.
-        reason: empty where `ok`, else one line: `timeout`, `memory`, `output limit`, `killed by SIGSEGV`, or the
-            exception such as `AssertionError: wrong`.
-        walls: names of the isolation that held: `namespaces`, `tmpfs`, `landlock`, `seccomp`; empty where unisolated.
+        ok: whether it ran to its last line within all limits.
+        stdout, stderr: what it printed, at most 64 KiB each; undecodable bytes are replaced.
+        reason: empty if `ok`, else one line: `timeout`, `memory`, `output limit`, `killed by SIGSEGV`, or the
+            exception, such as `AssertionError: wrong`.
+        isolation: the mechanisms that isolated it: `namespaces`, `tmpfs`, `landlock`, `seccomp`. Empty if none did.
     """
 
     ok: bool
     stdout: str
     stderr: str
     reason: str
-    walls: tuple[str, ...] = ()
+    isolation: tuple[str, ...] = ()
 
 
 def run_program(
@@ -59,13 +61,13 @@ def run_program(
 
     Args:
         source: the program, as text.
-        timeout: seconds of wall-clock time, the interpreter's start (some 50 ms) included.
+        timeout: seconds of wall-clock time, the start of the interpreter (about 50 ms) included.
         memory_mb: limit of the address space in MiB; the interpreter itself needs about 40.
-        allow_unisolated: run with resource limits alone where the kernel offers no isolation. For programs you would
-            also run by hand.
+        allow_unisolated: if the kernel cannot isolate the program, run it with resource limits only. For programs that
+            you would also run by hand.
 
     Raises:
-        SandboxUnavailable: no isolation here, and `allow_unisolated` is false.
+        SandboxUnavailable: the kernel cannot isolate the program, and `allow_unisolated` is false.
     """
     if not sys.platform.startswith("linux") and not allow_unisolated:
         raise _unavailable(f"{sys.platform} has neither Landlock nor seccomp")
@@ -79,21 +81,21 @@ def run_program(
             process = _start(program, write_end, settings)
             os.close(write_end)
             write_end = -1
-            collected, trouble = _collect(process, read_end, time.monotonic() + timeout)
+            collected, failure = _collect(process, read_end, time.monotonic() + timeout)
         finally:
             os.close(read_end)
             if write_end >= 0:
                 os.close(write_end)
-    return _result(process, collected, trouble)
+    return _result(process, collected, failure)
 
 
 def _start(program: Path, status: int, settings: dict) -> subprocess.Popen:
-    jail = Path(__file__).with_name("_jail.py")
+    script = Path(__file__).with_name("_sandbox_process.py")
     environment = {"LANG": "C.UTF-8", "HOME": str(program.parent), "TMPDIR": str(program.parent)}
     if "LD_LIBRARY_PATH" in os.environ:  # some interpreters do not start without it
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(jail), str(program), str(status), json.dumps(settings)],
+        [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(script), str(program), str(status), json.dumps(settings)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -105,16 +107,16 @@ def _start(program: Path, status: int, settings: dict) -> subprocess.Popen:
 
 
 def _collect(process: subprocess.Popen, status: int, deadline: float) -> tuple[dict[str, bytes], str]:
-    """Reads the three pipes until all are closed, a limit is reached or time is up; then ends the whole group."""
+    """Reads the three pipes until all are closed, a limit is reached or time is up. Then kills the process group."""
     collected = {"stdout": b"", "stderr": b"", "status": b""}
-    trouble = ""
+    failure = ""
     with selectors.DefaultSelector() as selector:
         for name, file in (("stdout", process.stdout), ("stderr", process.stderr), ("status", status)):
             selector.register(file, selectors.EVENT_READ, name)
-        while selector.get_map() and not trouble:
+        while selector.get_map() and not failure:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                trouble = "timeout"
+                failure = "timeout"
                 break
             for key, _ in selector.select(remaining):
                 chunk = os.read(key.fd, 16 * 1024)
@@ -123,12 +125,12 @@ def _collect(process: subprocess.Popen, status: int, deadline: float) -> tuple[d
                     continue
                 collected[key.data] += chunk
                 if len(collected[key.data]) > MAX_OUTPUT:
-                    trouble = "output limit"
-    if not trouble:  # all pipes are closed, but a program may close them and live on
+                    failure = "output limit"
+    if not failure:  # all pipes are closed, but a program may close them and go on
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            trouble = "timeout"
+            failure = "timeout"
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -136,17 +138,17 @@ def _collect(process: subprocess.Popen, status: int, deadline: float) -> tuple[d
     process.wait()
     process.stdout.close()
     process.stderr.close()
-    return collected, trouble
+    return collected, failure
 
 
-def _result(process: subprocess.Popen, collected: dict[str, bytes], trouble: str) -> RunResult:
+def _result(process: subprocess.Popen, collected: dict[str, bytes], failure: str) -> RunResult:
     lines = collected["status"].splitlines() or [b"{}"]
-    first = json.loads(lines[0])  # written before the program began; what follows may be the program's own work
-    if "walls" not in first:
+    first = json.loads(lines[0])  # written before the program began; the program itself may have written the others
+    if "isolation" not in first:
         raise _unavailable(first.get("refused", f"the interpreter did not start: {collected['stderr'][-500:]!r}"))
     last = _read_report(lines[-1])
     stdout, stderr = (collected[name][:MAX_OUTPUT].decode("utf-8", "replace") for name in ("stdout", "stderr"))
-    reason = trouble or str(last.get("failed", ""))[:500]
+    reason = failure or str(last.get("failed", ""))[:500]
     if not reason and process.returncode < 0:
         reason = f"killed by {signal.Signals(-process.returncode).name}"
         if process.returncode == -signal.SIGXCPU:
@@ -155,7 +157,7 @@ def _result(process: subprocess.Popen, collected: dict[str, bytes], trouble: str
         reason = f"the program left before its end (exit status {process.returncode})"
     if reason.startswith("MemoryError"):
         reason = "memory"
-    return RunResult(not reason, stdout, stderr, reason, tuple(first["walls"]))
+    return RunResult(not reason, stdout, stderr, reason, tuple(first["isolation"]))
 
 
 def _read_report(line: bytes) -> dict:

@@ -19,7 +19,7 @@ class Parrot:
     def __init__(self, *pieces, dropped=0):
         self.pieces, self.dropped, self.seen = pieces, dropped, []
 
-    def fit(self, conversation):
+    def drop_oldest_messages(self, conversation):
         return self.dropped
 
     def answer(self, conversation):
@@ -33,7 +33,7 @@ class Parrot:
 def say(model, conversation=None):
     conversation = conversation or terminal_chat.Conversation(SAMPLING, messages=[{"role": "user", "content": "x"}])
     out = io.StringIO()
-    terminal_chat.reply(model, conversation, out)
+    terminal_chat.print_answer(model, conversation, out)
     return out.getvalue(), conversation
 
 
@@ -72,6 +72,17 @@ def test_mistakes_end_in_one_line(line, complaint, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2
     assert error.startswith("error: ") and complaint in error
+
+
+def test_plan_takes_the_spelling_of_the_pretraining_script(capsys):
+    settings = {"param_data_ratio": "8", "device_batch_size": "4", "vocab_size": "4096"}
+    shown = set()
+    for spelling in (str, lambda name: name.replace("_", "-")):
+        cli.main(["plan", "4", *(word for name, value in settings.items() for word in (f"--{spelling(name)}", value))])
+        shown.add(capsys.readouterr().out)
+    assert len(shown) == 1
+    cli.main(["plan", "4"])
+    assert capsys.readouterr().out not in shown
 
 
 def test_help_is_quick_because_nothing_is_imported():
@@ -127,7 +138,7 @@ def test_a_conversation_with_commands(monkeypatch, capsys):
     type_in(monkeypatch, "Hi", "", *commands, "Again", "/help", "quit")
     model = Parrot(("text", "yes"))
     conversation = terminal_chat.Conversation(SAMPLING)
-    terminal_chat.talk(model, conversation, "parrot")
+    terminal_chat.chat_loop(model, conversation, "parrot")
     shown = capsys.readouterr().out
     user = {"role": "user", "content": "Hi"}
     assert model.seen == [
@@ -143,6 +154,6 @@ def test_an_error_does_not_end_the_chat(monkeypatch, capsys):
     type_in(monkeypatch, "too long", "ok")
     model = Parrot(UserError("the message is too long"))
     conversation = terminal_chat.Conversation(SAMPLING)
-    terminal_chat.talk(model, conversation, "parrot")
+    terminal_chat.chat_loop(model, conversation, "parrot")
     assert capsys.readouterr().out.count("error: the message is too long") == 2
     assert conversation.messages == []

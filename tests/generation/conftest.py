@@ -61,9 +61,9 @@ def model():
 
 
 class Scripted(torch.nn.Module):
-    """A model that says fixed tokens: row by row, whatever was forced in between, the next token of its script.
+    """A model that says fixed tokens: in each row, the next token of the script that the prompt's first token names.
 
-    Tells what it will say from the number of tokens it has read, so forced tokens cost script tokens too.
+    The position in the script is the number of tokens read, so a forced token replaces a token of the script.
     """
 
     def __init__(self, scripts, vocab_size=320):

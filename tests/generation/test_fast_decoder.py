@@ -1,4 +1,4 @@
-"""The short cut against the model's own forward, token by token."""
+"""The fast decoder against the model's own forward, token by token."""
 
 import functools
 
@@ -7,7 +7,8 @@ import torch
 from transformers import StaticCache
 
 from nanochat_hf.generation.decoding import pad_left
-from nanochat_hf.generation.fast_decoder import ForwardSteps, NanochatSteps, Projection, compiled_step
+from nanochat_hf.generation.fast_decoder import FastDecoder, Projection, compiled_step
+from nanochat_hf.generation.forward_decoder import ForwardDecoder
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 
 PROMPTS = [[256, 5, 6, 7], [256, *range(40)], [256]]
@@ -30,27 +31,27 @@ PROMPTS = [[256, 5, 6, 7], [256, *range(40)], [256]]
 @torch.inference_mode()
 def test_steps_equal_forward(fields, dtype, tolerance, prompts, make_model):
     model = make_model(**fields).to(dtype)
-    assert NanochatSteps.fit(model)
+    assert FastDecoder.supports(model)
     ids, mask = pad_left(prompts, 0, "cpu")
     rows = [0] * 2 + list(range(len(prompts)))
-    short, plain = NanochatSteps(model, ids.shape[1] + 30), ForwardSteps(model)
+    fast, plain = FastDecoder(model, ids.shape[1] + 30), ForwardDecoder(model)
     generator = torch.Generator().manual_seed(0)
-    ours, theirs = short.prefill(ids, mask, rows), plain.prefill(ids, mask, rows)
+    ours, theirs = fast.prefill(ids, mask, rows), plain.prefill(ids, mask, rows)
     for turn in range(30):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
         if turn in (7, 15) and len(ours) > 2:  # rows leave, the longest prompt among the last
             keep = torch.arange(1, len(ours))
-            short.select(keep)
+            fast.select(keep)
             plain.select(keep)
             ours, theirs = ours[keep], theirs[keep]
         tokens = torch.randint(0, 256, (len(ours),), generator=generator)
-        ours, theirs = soft_cap(short.step(tokens), short.soft_cap), plain.step(tokens)
+        ours, theirs = soft_cap(fast.step(tokens), fast.soft_cap), plain.step(tokens)
 
 
 @torch.inference_mode()
 def test_sliding_layers_stop_growing(model):
     ids, mask = pad_left(PROMPTS, 0, "cpu")
-    steps = NanochatSteps(model, 160)
+    steps = FastDecoder(model, 160)
     steps.prefill(ids, mask, [0, 1, 2])
     window = model.config.sliding_window
     sizes = {kind: keys.shape[2] for kind, keys in zip(model.config.layer_types, steps.keys, strict=True)}
@@ -75,7 +76,7 @@ def test_a_projection_is_a_linear_map_on_any_number_of_threads(threads, out):
 @torch.inference_mode()
 def test_samples_of_one_prompt_hold_its_cache_once(model):
     ids, mask = pad_left(PROMPTS[1:2], 0, "cpu")
-    steps = NanochatSteps(model, 160)
+    steps = FastDecoder(model, 160)
     steps.prefill(ids, mask, [0] * 5)
     window, prompt = model.config.sliding_window, ids.shape[1]
     own = {kind: keys.shape for kind, keys in zip(model.config.layer_types, steps.keys, strict=True)}
@@ -87,7 +88,7 @@ def test_samples_of_one_prompt_hold_its_cache_once(model):
 
 @torch.inference_mode()
 def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
-    """Whatever weights, lengths, rows and capacities follow. With breaks `fullgraph` would object."""
+    """For any weights, lengths, rows and capacities. `fullgraph` raises an error if the graph breaks."""
     graphs = []
     backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
@@ -97,7 +98,7 @@ def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
         for scalars in (model.model.resid_lambdas, model.model.smear_lambda, model.model.backout_lambda):
             torch.nn.init.uniform_(scalars, 0.2, 1.2)
         ids = torch.randint(0, 256, (1, length))
-        compiled, plain = NanochatSteps(model, capacity, compiled=True), NanochatSteps(model, capacity)
+        compiled, plain = FastDecoder(model, capacity, compiled=True), FastDecoder(model, capacity)
         for steps in (compiled, plain):
             steps.prefill(ids, torch.ones_like(ids), [0] * rows)
         for _ in range(6):
@@ -107,17 +108,17 @@ def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
     compiled_step.cache_clear()
 
 
-def test_changed_models_take_the_plain_way(make_model):
+def test_changed_models_take_the_forward_decoder(make_model):
     model = make_model()
-    assert NanochatSteps.fit(model)
+    assert FastDecoder.supports(model)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not NanochatSteps.fit(model)
+        assert not FastDecoder.supports(model)
     model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
-    assert not NanochatSteps.fit(model)
+    assert not FastDecoder.supports(model)
     adapted = make_model()
     adapted.model.layers[0].self_attn.q_proj = torch.nn.Linear(64, 64, bias=False)
-    assert not NanochatSteps.fit(adapted)
-    assert not NanochatSteps.fit(torch.nn.Module.__new__(torch.nn.Module))
+    assert not FastDecoder.supports(adapted)
+    assert not FastDecoder.supports(torch.nn.Module.__new__(torch.nn.Module))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""What stands behind the server's chat completions, on a model that says what it is told to."""
+"""The generation behind the server's chat completions, with a model that follows a script."""
 
 import asyncio
 

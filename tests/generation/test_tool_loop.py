@@ -1,9 +1,17 @@
 """Streaming, fitting a conversation into the context, and loading."""
 
 import pytest
+import torch
+from transformers import BloomConfig
 
-from nanochat_hf.generation import fit_conversation, generate_with_tools, load_checkpoint, stream_chat
-from nanochat_hf.generation.batch import prompt_ids
+from nanochat_hf.generation import (
+    context_length_of,
+    fit_conversation,
+    generate_with_tools,
+    load_checkpoint,
+    stream_chat,
+)
+from nanochat_hf.generation.prompts import prompt_ids
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import render_conversation
 
@@ -129,3 +137,10 @@ def test_loading_a_folder_and_what_is_none(tmp_path, model, tokenizer):
     (tmp_path / "run" / "sft" / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot load"):
         load_checkpoint(tmp_path / "run" / "sft")
+
+
+def test_context_length_is_the_configurations_or_unknown(model):
+    assert context_length_of(model) == 192
+    endless = torch.nn.Module()
+    endless.config = BloomConfig()  # ALiBi: no table of positions, and so no length
+    assert context_length_of(endless) is None

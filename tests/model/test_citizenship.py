@@ -11,7 +11,7 @@ from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, Per
 from transformers import AutoModelForCausalLM, TorchAoConfig, pipeline
 
 from nanochat_hf import NanochatHFForCausalLM
-from nanochat_hf.generation.fast_decoder import NanochatSteps
+from nanochat_hf.generation.fast_decoder import FastDecoder
 from nanochat_hf.tokenizer import train
 
 
@@ -53,7 +53,7 @@ def test_resized_vocabulary(size, model, tokens, tmp_path):
     assert torch.equal(logits_of(resized, old)[..., :kept], logits_of(model, old)[..., :kept])
     new = torch.full((1, 40), size - 1)
     generated = resized.generate(new, max_new_tokens=10, do_sample=False)
-    assert NanochatSteps.fit(resized)  # the head is of the class it was
+    assert FastDecoder.supports(resized)  # the head is of the class it was
     resized.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.generate(new, max_new_tokens=10, do_sample=False), generated)
@@ -114,7 +114,7 @@ def test_lora(targets, model, folder, tokens, tmp_path):
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path).eval()
     assert torch.equal(logits_of(loaded, tokens), expected)
     merged = loaded.merge_and_unload()
-    assert type(merged) is NanochatHFForCausalLM and NanochatSteps.fit(merged)
+    assert type(merged) is NanochatHFForCausalLM and FastDecoder.supports(merged)
     torch.testing.assert_close(logits_of(merged, tokens), expected, atol=2e-5, rtol=0)
 
 
@@ -136,7 +136,7 @@ def test_weights_of_few_bits(config, error, dtype, model, folder, tokens, tmp_pa
     full, logits = logits_of(model, tokens), logits_of(small, tokens)
     assert 0 < (logits - full).abs().mean() < error * full.abs().mean()
     generated = small.generate(tokens[:, :30], max_new_tokens=10, do_sample=False)
-    assert generated.shape == (3, 40) and not NanochatSteps.fit(small)
+    assert generated.shape == (3, 40) and not FastDecoder.supports(small)
     small.save_pretrained(tmp_path)
     assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path), tokens), logits)
 

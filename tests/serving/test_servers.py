@@ -61,7 +61,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def servers(checkpoints, tmp_path_factory):
-    """name -> address of a running server; all three start at once, as their imports take seconds."""
+    """Name → address of a running server. All three start at once, because their imports take seconds."""
     ours = [sys.executable, "-m", "nanochat_hf.cli", "serve", str(checkpoints / "modern"), "--host", "127.0.0.1"]
     stock = "from transformers.cli.transformers import main; main()"
     commands = {
@@ -92,7 +92,7 @@ def servers(checkpoints, tmp_path_factory):
 
 
 def wait_for(address, process, log):
-    for _ in range(480):
+    for _ in range(1200):
         if process.poll() is not None:
             raise RuntimeError(log.read_text())
         try:
@@ -166,6 +166,7 @@ BAD_REQUESTS = [
     ("/v1/chat/completions", {"messages": HELLO, "top_p": 2}, 400, "top_p must be a number above 0"),
     ("/v1/chat/completions", {"messages": HELLO, "sing": True}, 422, "sing"),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 300}]}, 400, "the model reads 256"),
+    ("/v1/chat/completions", {"messages": HELLO, "generation_config": "{"}, 400, "generation_config must be text"),
     ("/v1/chat/completions", b"{not json", 422, "JSON"),
     ("/v1/completions", {"prompt": ["x"]}, 400, "prompt must be text"),
     ("/v1/completions", {"prompt": "x" * 300}, 400, "the model reads 256"),

@@ -1,4 +1,4 @@
-"""The calculator: right where it answers, silent where it must, and never an interpreter."""
+"""The calculator: right answers, no answer to anything else, and no way to run code."""
 
 import threading
 

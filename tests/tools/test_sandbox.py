@@ -1,4 +1,4 @@
-"""The sandbox, attacked. Every program below tries something; the test looks at the world outside afterwards."""
+"""Attacks on the sandbox. Each program tries to escape; the test then checks that nothing outside has changed."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def test_runs_an_ordinary_program():
     """)
     assert result.ok and result.reason == ""
     assert result.stdout == "0cc175b9c0f1b6a831c399e269772661 6\n"
-    assert {"landlock", "seccomp"} <= set(result.walls)
+    assert {"landlock", "seccomp"} <= set(result.isolation)
 
 
 def test_may_use_its_own_folder_and_threads():
@@ -74,11 +74,11 @@ def test_names_the_reason_of_a_failure(source, reason):
 
 def test_traceback_shows_the_program_alone():
     result = run("def f():\n    raise KeyError('k')\nf()")
-    assert "program.py" in result.stderr and "_jail" not in result.stderr
+    assert "program.py" in result.stderr and "_sandbox_process" not in result.stderr
 
 
 def test_a_forged_report_does_not_confuse_the_parent():
-    for forged in ('{"walls": 5}', "[" * 5000, '{"finished": 1', "null"):
+    for forged in ('{"isolation": 5}', "[" * 5000, '{"finished": 1', "null"):
         result = run(f"""
             import os
             for descriptor in range(3, 64):
@@ -92,7 +92,7 @@ def test_a_forged_report_does_not_confuse_the_parent():
 # --- escapes
 
 
-WALLS_SPEAK = ("PermissionError", "AssertionError", "OSError", "urllib.error.URLError")
+ISOLATION_ERRORS = ("PermissionError", "AssertionError", "OSError", "urllib.error.URLError")
 ESCAPES = {
     "read by absolute path": "open(SECRET).read()",
     "read by relative path": "open(__import__('os').path.relpath(SECRET)).read()",
@@ -133,8 +133,8 @@ ESCAPES = {
         import sys
         frame = sys._getframe()
         while frame.f_back: frame = frame.f_back
-        jail = frame.f_globals
-        assert jail["libc"].system(f"touch {SECRET}.new".encode()) == 0
+        launcher = frame.f_globals
+        assert launcher["libc"].system(f"touch {SECRET}.new".encode()) == 0
     """,
     "rebuild the C library's system": """
         import ctypes
@@ -171,8 +171,8 @@ def test_escape_fails(name, tmp_path, monkeypatch):
         with pytest.raises(TimeoutError):
             server.accept()
     assert not result.ok
-    # It was the wall that stopped it: not a slip in the test, and not the clock.
-    assert result.reason.split(":")[0] in WALLS_SPEAK, result
+    # The isolation stopped it: not a mistake in the test, and not the timeout.
+    assert result.reason.split(":")[0] in ISOLATION_ERRORS, result
     assert "treasure" not in result.stdout + result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.txt"]
     after = secret.stat()
@@ -222,7 +222,7 @@ def test_thread_and_file_bombs_are_bounded():
         except OSError as error:
             print(written, error.errno)
     """)
-    if "tmpfs" in files.walls:
+    if "tmpfs" in files.isolation:
         assert int(files.stdout.split()[0]) <= 32, files
     one = run("with open('big', 'wb') as file:\n    for _ in range(9): file.write(b'x' * 2**20)")
     assert not one.ok
@@ -242,7 +242,7 @@ def test_holds_without_namespaces(tmp_path):
             with open("/proc/sys/user/max_user_namespaces", "w") as file: file.write("0")
         from nanochat_hf.tools.sandbox import run_program
         result = run_program("open({str(secret)!r})")
-        assert "PermissionError" in result.reason and result.walls == ("landlock", "seccomp"), result
+        assert "PermissionError" in result.reason and result.isolation == ("landlock", "seccomp"), result
         result = run_program("import os; os.fork()")
         assert "PermissionError" in result.reason, result
         assert run_program("open('own', 'w').write('x'); print('fine')").stdout == "fine" + chr(10)
@@ -252,11 +252,11 @@ def test_holds_without_namespaces(tmp_path):
 
 
 def test_refuses_where_the_kernel_cannot_isolate(tmp_path, monkeypatch):
-    """Landlock taken away: nothing runs, unless the caller says in so many words that it may."""
-    source = (sandbox.Path(sandbox.__file__).with_name("_jail.py")).read_text()
+    """Without Landlock nothing runs, unless the caller allows it explicitly."""
+    source = (sandbox.Path(sandbox.__file__).with_name("_sandbox_process.py")).read_text()
     broken = source.replace("    if version < 1:", "    if True:")
     assert broken != source
-    (tmp_path / "_jail.py").write_text(broken)
+    (tmp_path / "_sandbox_process.py").write_text(broken)
     (tmp_path / "sandbox.py").write_text("")
     monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
     marker = tmp_path / "ran"
@@ -264,7 +264,7 @@ def test_refuses_where_the_kernel_cannot_isolate(tmp_path, monkeypatch):
         run_program(f"open({str(marker)!r}, 'w')")
     assert not marker.exists()
     result = run_program("print('trusted')", allow_unisolated=True)
-    assert result.ok and result.walls == () and result.stdout == "trusted\n"
+    assert result.ok and result.isolation == () and result.stdout == "trusted\n"
     assert run_program("while True: pass", timeout=1, allow_unisolated=True).reason == "timeout"
 
 

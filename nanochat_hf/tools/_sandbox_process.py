@@ -1,17 +1,18 @@
-"""The inside of the sandbox: run as `python -I -S _jail.py PROGRAM STATUS_FD SETTINGS` by sandbox.py, never imported.
+"""The process inside the sandbox. sandbox.py starts it; it is never imported.
 
-The process locks itself in before the first line of the untrusted program and can never undo it:
+    python -I -S _sandbox_process.py PROGRAM STATUS_FD SETTINGS
 
-* **Landlock** (Linux >= 5.13): files can be read in the standard library and the shared-library folders, and read and
-  written in the working folder. Nothing else can be opened, /proc and /dev included.
-* **seccomp-bpf**: only the system calls of an ordinary computation pass. No sockets, no new process or program, no
-  signals to others, no ptrace, no mounts, no io_uring; `clone` passes for threads alone.
+The process isolates itself before it runs the first line of the untrusted program. It cannot undo this:
+
+* **Landlock** (Linux 5.13 or later): it can read the standard library and the shared-library folders, and read and
+  write its working folder. It can open nothing else, /proc and /dev included.
+* **seccomp-bpf**: it can make the system calls of an ordinary computation only. No sockets, no new processes or
+  programs, no signals to others, no ptrace, no mounts, no io_uring. `clone` is allowed for threads only.
 * **no_new_privs, no capabilities, resource limits** (memory, CPU time, file size, descriptors, core dumps).
-* Where the kernel lets us, also **namespaces** of its own (user, network, mount, IPC) and a small tmpfs as the working
-  folder, so that the amount of disk is bounded too. This is a second wall: the boundary holds without it, because
-  unprivileged containers often forbid it.
+* If the kernel allows it, also its own **namespaces** (user, network, mount, IPC), and a small tmpfs as the working
+  folder, which limits the disk space. Unprivileged containers often forbid both, and the sandbox does not need them.
 
-Only the standard library is used, no package file is read once the walls are up.
+It uses the standard library only, and reads no file of this package after it has isolated itself.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWIPC = 0x10000000, 0x40000000,
 CLONE_THREAD = 0x00010000
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 0x40000
 
-# Names of the calls that pass, with their numbers on x86-64 and on aarch64 (None: that machine has no such call).
+# The allowed system calls, with their numbers on x86-64 and on aarch64 (None: that machine has no such call).
 SYSCALLS = {
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67),
     "pwrite64": (18, 68), "close": (3, 57), "lseek": (8, 62), "dup": (32, 23), "dup3": (292, 24), "pipe2": (293, 59),
@@ -58,19 +59,21 @@ IOCTL_COMMANDS = (0x5401, 0x5413, 0x541B, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ,
 
 
 class Unavailable(Exception):
-    pass
+    """This kernel cannot isolate the process."""
 
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check(result, what):
+    """Returns the result of a C call; raises Unavailable, with the name of the call, if it failed."""
     if result < 0:
         raise Unavailable(f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
 def limit_resources(timeout, memory_mb):
+    """Sets the resource limits: CPU time in seconds (a little above `timeout`) and address space in MiB."""
     seconds = int(timeout) + 2
     limits = {
         resource.RLIMIT_CORE: 0,
@@ -87,9 +90,9 @@ def limit_resources(timeout, memory_mb):
 
 
 def enter_namespaces(folder):
-    """Own user, network, mount and IPC namespaces and a tmpfs of 32 MB as the working folder; where they are granted.
+    """Enters new user, network, mount and IPC namespaces and mounts a tmpfs of 32 MiB on the working folder.
 
-    Returns the names of what was granted.
+    Returns the names of what the kernel granted: "namespaces", "tmpfs".
     """
     uid, gid = os.geteuid(), os.getegid()
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC) < 0:
@@ -111,12 +114,13 @@ def enter_namespaces(folder):
 
 
 def drop_capabilities():
+    """Gives up all capabilities."""
     header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     check(libc.capset(header, bytes(24)), "capset")
 
 
 def restrict_files(folder):
-    """Landlock: read below the library folders, read and write below `folder`, nothing anywhere else."""
+    """Landlock: allows reading below the library folders, reading and writing below `folder`, and nothing else."""
     version = libc.syscall(444, None, ctypes.c_size_t(0), 1)
     if version < 1:
         raise Unavailable("this kernel has no Landlock (Linux >= 5.13, enabled by the lsm= boot parameter)")
@@ -147,7 +151,7 @@ def restrict_files(folder):
 
 
 def seccomp_program(machine):
-    """The BPF program, as bytes: allow what is listed, EPERM for everything else."""
+    """Returns the seccomp filter as a BPF program: the listed calls are allowed, all others fail with EPERM."""
     if machine not in MACHINES or sys.byteorder != "little":
         raise Unavailable(f"no system call table for {machine}; the sandbox knows {' and '.join(MACHINES)}")
     column, architecture = MACHINES[machine]
@@ -166,74 +170,79 @@ def seccomp_program(machine):
             lines += [(equal, 0, 1, value), (give, 0, 0, allow)]
         return [*lines, (give, 0, 0, refuse)]
 
-    # Reading-only with O_TRUNC empties a file that is only readable: Landlock knows this from its third version on.
-    no_bare_truncate = [(mask, 0, 0, os.O_TRUNC | os.O_ACCMODE), (equal, 0, 1, os.O_TRUNC)]
-    no_bare_truncate += [(give, 0, 0, refuse), (give, 0, 0, allow)]
+    # O_RDONLY with O_TRUNC empties a file that may only be read. Landlock refuses it from its third version on.
+    no_readonly_truncate = [(mask, 0, 0, os.O_TRUNC | os.O_ACCMODE), (equal, 0, 1, os.O_TRUNC)]
+    no_readonly_truncate += [(give, 0, 0, refuse), (give, 0, 0, allow)]
     lines = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, 0)]
     for numbers in SYSCALLS.values():
         if numbers[column] is not None:
             lines += case(numbers[column], [(give, 0, 0, allow)])
     threads = [argument(0), (bits, 1, 0, CLONE_THREAD), (give, 0, 0, refuse), (give, 0, 0, allow)]
     lines += case(CLONE[column], threads)
-    lines += case(CLONE3[column], [(give, 0, 0, missing)])  # flags out of reach; the C library then uses clone
+    lines += case(
+        CLONE3[column], [(give, 0, 0, missing)]
+    )  # a filter cannot read its flags; the C library then uses clone
     lines += case(FCNTL[column], one_of(1, FCNTL_COMMANDS))
     lines += case(IOCTL[column], one_of(1, IOCTL_COMMANDS))
-    lines += case(OPENAT[column], [argument(2), *no_bare_truncate])
+    lines += case(OPENAT[column], [argument(2), *no_readonly_truncate])
     if machine == "x86_64":
-        lines += case(OPEN_X86, [argument(1), *no_bare_truncate])
+        lines += case(OPEN_X86, [argument(1), *no_readonly_truncate])
     lines.append((give, 0, 0, refuse))
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
 
 
 def restrict_syscalls():
+    """seccomp: installs the filter of system calls."""
     program = ctypes.create_string_buffer(seccomp_program(platform.machine()))
     header = struct.pack("HxxxxxxQ", (len(program) - 1) // 8, ctypes.addressof(program))
     check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0), "seccomp")
 
 
-def lock_in(folder, timeout, memory_mb):
-    """Raises every wall; returns their names. Raises Unavailable where one of the two that matter cannot stand."""
-    platform.machine()  # may read files: ask before they are out of reach
-    walls = enter_namespaces(folder)
+def isolate(folder, timeout, memory_mb):
+    """Isolates this process; returns the names of the mechanisms. Raises Unavailable without Landlock or seccomp."""
+    platform.machine()  # may read files, and caches the answer: ask before files are out of reach
+    mechanisms = enter_namespaces(folder)
     os.chdir(folder)
     limit_resources(timeout, memory_mb)
     drop_capabilities()
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     restrict_files(folder)
     restrict_syscalls()
-    return [*walls, "landlock", "seccomp"]
+    return [*mechanisms, "landlock", "seccomp"]
 
 
 def report(status, **facts):
+    """Writes one line of JSON to the descriptor that sandbox.py reads."""
     os.write(status, json.dumps(facts).encode() + b"\n")
 
 
 def describe(error):
-    """`error` in one line, and its traceback on stderr without the frames of this file."""
+    """Returns `error` as one line, and prints its traceback on stderr without the frames of this file."""
     try:
         import traceback
 
         traceback.print_exception(type(error), error, error.__traceback__.tb_next)
         return "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1][:500]
-    except BaseException:  # whatever the program did to the interpreter, its failure must still be told
+    except BaseException:  # whatever the program did to the interpreter, its failure must still be reported
         return type(error).__name__
 
 
 def main():
+    """Isolates the process, runs the program, and reports `isolation` or `refused`, then `finished` or `failed`."""
     path, status, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     with open(path, encoding="utf-8") as file:
         source = file.read()
     os.unlink(path)
     folder = os.path.dirname(path)
     try:
-        report(status, walls=lock_in(folder, settings["timeout"], settings["memory_mb"]))
+        report(status, isolation=isolate(folder, settings["timeout"], settings["memory_mb"]))
     except (Unavailable, OSError, ValueError, AttributeError) as error:
         if not settings["allow_unisolated"]:
             report(status, refused=str(error))
             return
         os.chdir(folder)
         limit_resources(settings["timeout"], settings["memory_mb"])
-        report(status, walls=[])
+        report(status, isolation=[])
     sys.argv[:] = ["program.py"]
     program = sys.modules["__main__"] = types.ModuleType("__main__")
     failure = None
