@@ -75,10 +75,17 @@ def module_owners() -> dict[str, set[str]]:
 
 @cache
 def imported_names(path: Path, package: str) -> tuple[str, ...]:
-    """Returns the names that a file imports. `package` is where its relative imports start."""
+    """Returns the names that a file imports when it runs. `package` is where its relative imports start."""
+
+    def nodes(parent: ast.AST) -> Iterator[ast.AST]:
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node = ast.Module(node.orelse, [])  # only type checkers read the rest
+            yield node
+            yield from nodes(node)
 
     def names() -> Iterator[str]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

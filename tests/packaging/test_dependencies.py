@@ -63,7 +63,9 @@ def test_an_undeclared_import_is_found(tmp_path):
     (tmp_path / "package" / "__init__.py").write_text("import torch\n")
     (tmp_path / "package" / "deep.py").write_text("from . import other\ndef f():\n    from yaml.nodes import Node\n")
     (tmp_path / "package" / "other.py").write_text("import os.path, numpy.linalg\n")
-    (tmp_path / "scripts" / "one.py").write_text("from package import deep\nimport two\n")
+    (tmp_path / "scripts" / "one.py").write_text(
+        "from package import deep\nimport two\nif TYPE_CHECKING:\n    import trl\n"
+    )
     (tmp_path / "scripts" / "two.py").write_text("import PIL.Image as image, no_such_module\n")
     tree = SourceTree(tmp_path, ["package", "scripts"])
     imported = tree.third_party("scripts")
