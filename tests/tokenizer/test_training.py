@@ -281,7 +281,8 @@ def test_the_number_of_threads_comes_from_the_argument_the_environment_or_the_ma
         assert thread_count() == cores
 
 
-def test_progress_names_bytes_and_merges(capfd):
+def test_progress_names_bytes_and_merges(capfd, monkeypatch):
+    monkeypatch.setattr("nanochat_hf.progress.SECONDS_PER_LINE", 0.0)  # even short work prints lines
     train(["some words to learn from, words again and again"] * 50, 275, num_threads=1, progress=True)
     shown = capfd.readouterr().err
     assert "reading text" in shown and "B/s" in shown
