@@ -22,7 +22,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     With an initialized process group, `step` itself averages the gradients over the ranks. Each rank gets only the
     gradients whose update it owns and updates those weights; then all ranks gather the new weights. So the model must
-    *not* be wrapped in `DistributedDataParallel`, whose all-reduce would come on top; `NanochatTrainer` sees to that.
+    *not* be wrapped in `DistributedDataParallel`, which would reduce the gradients again.
+    `NanochatTrainer` does not wrap it.
 
     A step has three phases, so that communication runs behind computation:
 

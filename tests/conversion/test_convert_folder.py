@@ -286,7 +286,7 @@ def test_what_a_form_cannot_say_is_refused(ours, folders, tmp_path):
     refused(ours / "modern", tmp_path / "x", "320 tokens and the model only 300", tokenizer=ours / "classic")
     refused(ours / "modern", tmp_path / "x", "the formats are", to="gguf")
     refused(ours, tmp_path / "x", "neither")
-    refused(folders["modern"][0].parent, tmp_path / "x", "it holds d4: name one of these")
+    refused(folders["modern"][0].parent, tmp_path / "x", "name one of the folders in it: d4")
     refused(tmp_path / "nowhere", tmp_path / "x", "not a folder .*hf download")
 
 
