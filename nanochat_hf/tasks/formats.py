@@ -1,8 +1,8 @@
 """The formats in which people keep chats. In: a row of any of them. Out: one conversation in the form of our template.
 
 That form is: at most one system message at the beginning, then user and assistant in turn, the user first, the
-assistant last. A tool's call and its result are parts of the assistant's message (`python`, `python_output`). The rules
-are listed in docs/your-own-data.md. What a rule changes or leaves out is counted in `Notes`.
+assistant last. A tool's call and its result are parts of the assistant's message (`python`, `python_output`). What a
+rule changes or leaves out is counted in `Notes`. docs/your-own-data.md lists the formats and the rules.
 """
 
 import json
@@ -194,8 +194,8 @@ def _pair_keys(row: dict[str, Any]) -> tuple[str, str] | None:
 def _pair(row: dict[str, Any], question: str, answer: str, notes: Notes) -> tuple[str, list[Any], bool]:
     if "choices" in row or "options" in row:
         raise NotAConversation(
-            f"looks like a multiple-choice exam (keys {_keys(row)}); use the tasks mmlu=PATH or arc-easy=PATH, or write "
-            "it as messages"
+            f"looks like a multiple-choice exam (keys {_keys(row)}); use the tasks mmlu=PATH or arc-easy=PATH, "
+            "or write it as messages"
         )
     asked = _asked(row, question, answer)
     told = row[answer]
@@ -203,10 +203,8 @@ def _pair(row: dict[str, Any], question: str, answer: str, notes: Notes) -> tupl
         told = [{"role": "assistant", "content": told}]
     elif not isinstance(told, list | dict):
         raise NotAConversation(f"has {_kind(told)} under '{answer}' where text is due; write it as text")
-    used = {question, answer, *CONTEXTS, *SYSTEMS, "history"} | (
-        {"label"} if row.get("label") in (True, False) else set()
-    )
-    notes.unused |= set(row) - used
+    used = {question, answer, *CONTEXTS, *SYSTEMS, "history"}
+    notes.unused |= set(row) - used - ({"label"} if isinstance(row.get("label"), bool) else set())
     alpaca = question == "instruction" and answer == "output"
     name = "Alpaca (instruction, input, output)" if alpaca else f"{question} and {answer}"
     return name, [*asked, *_message_list(told, answer)], row.get("label") is False
@@ -268,8 +266,8 @@ def _transcript(text: str) -> list[Message]:
     pieces = re.split(r"(?:^|\n\n)(Human|Assistant): ?", text)
     if len(pieces) < 3 or pieces[0].strip():
         raise NotAConversation(
-            "has 'chosen' and 'rejected' without a 'prompt'; add 'prompt', or begin the turns with '\\n\\nHuman: ' and "
-            "'\\n\\nAssistant: '"
+            "has 'chosen' and 'rejected' without a 'prompt'; add 'prompt', or begin the turns with "
+            "'\\n\\nHuman: ' and '\\n\\nAssistant: '"
         )
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
@@ -328,8 +326,8 @@ def _what_it_looks_like(row: dict[str, Any]) -> str:
         return f"is an empty object; {_remedy()}"
     if set(row) & {"text", "content", "document", "raw_content", "body"} and not set(row) & {*QUESTIONS, *ANSWERS}:
         return (
-            f"looks like plain text (keys {_keys(row)}), not like a chat; give it to pretraining (--data), or write it "
-            'as {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+            f"looks like plain text (keys {_keys(row)}), not like a chat; give it to pretraining (--data), or write "
+            'it as {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
         )
     if "prompt" in row:
         return f"looks like prompts without answers (keys {_keys(row)}); add the answers as 'completion'"

@@ -135,8 +135,13 @@ def _decoded(path: Path, content: bytes) -> str:
         UserError: it is in another encoding; the message names the first byte that is wrong.
     """
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    if encoding.startswith("utf-8") and b"\0" in content:
+        raise UserError(
+            f"{path} has a zero byte at offset {content.index(0)}, perhaps it is UTF-16 without a byte order mark; "
+            + _convert(path, "utf-16be" if content[0] == 0 else "utf-16le")
+        )
     try:
-        text = content.decode(encoding)
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding in ("utf-16", "utf-32"):
             raise UserError(
@@ -149,12 +154,6 @@ def _decoded(path: Path, content: bytes) -> str:
             f"{path} is not UTF-8: byte 0x{content[offset]:02x} at offset {offset} (line {line}), perhaps Latin-1; "
             + _convert(path, "latin1")
         ) from None
-    if "\0" in text:
-        raise UserError(
-            f"{path} has a zero byte at offset {content.index(0)}, perhaps it is UTF-16 without a byte order mark; "
-            + _convert(path, "utf-16le")
-        )
-    return text
 
 
 def _convert(path: Path, encoding: str) -> str:
@@ -198,11 +197,11 @@ def _csv_rows(path: Path, text: str) -> Iterator[Numbered]:
                 )
             yield f"line {reader.line_num}", row
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}); mend the quotes") from None
+        raise UserError(f"{path}, after line {reader.line_num}: not valid CSV ({error}); mend the quotes") from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Numbered]:
-    """Yields the rows of JSON lines; a file that is one JSON value over several lines is one row, or an array's rows."""
+    """Yields the rows of JSON lines. A file that is one JSON value over several lines is one row."""
     lines = enumerate(io.StringIO(text, newline=None), 1)  # newline=None: LF, CR LF and CR end a line
     first = True
     for number, line in lines:
@@ -211,14 +210,15 @@ def _json_rows(path: Path, text: str) -> Iterator[Numbered]:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
+            fault: Exception = error
             if first:
                 try:
                     yield "the file's value", json.loads(text)
                     return
                 except (json.JSONDecodeError, RecursionError) as whole:
                     if file_suffix(path) == ".json" and isinstance(whole, json.JSONDecodeError):
-                        error, number = whole, whole.lineno
-            detail = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+                        fault, number = whole, whole.lineno
+            detail = f"{fault.msg} at column {fault.colno}" if isinstance(fault, json.JSONDecodeError) else str(fault)
             raise UserError(f"{path}, line {number}: not valid JSON ({detail}); mend or remove it") from None
         yield f"line {number}", row
         first = False

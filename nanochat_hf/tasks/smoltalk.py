@@ -22,6 +22,7 @@ class SmolTalk(Task):
     """
 
     name = "smoltalk"
+    has_score = False
 
     def __init__(
         self, source: str | os.PathLike = "HuggingFaceTB/smol-smoltalk", split: str = "train", limit: int | None = None

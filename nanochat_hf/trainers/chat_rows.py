@@ -21,21 +21,24 @@ from nanochat_hf.data.packing import IGNORED, pack_conversations
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.mixtures import TaskMixture
 from nanochat_hf.tokenizer import render_conversation
+from nanochat_hf.trainers.row_counts import RowCounts
 
 TrainOn = Literal["all", "assistant"]
 Rendered = tuple[list[int], list[int]]
+Counted = tuple[list[int], list[int], tuple[int, int]]  # ids and mask as cut; tokens and trained tokens of the whole
 CHUNK = 64  # conversations handed to a rendering process at a time
 
 
-def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int, train_on: TrainOn) -> Rendered:
+def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int, train_on: TrainOn) -> Counted:
     """Renders one conversation, cut to `max_length` tokens here and nowhere later: (ids, mask of trained tokens)."""
-    ids, mask = render_conversation(tokenizer, mixture[position]["messages"], max_length=max_length)
-    return ids, mask if train_on == "assistant" else [1] * len(ids)
+    ids, mask = render_conversation(tokenizer, mixture[position]["messages"])
+    mask = mask if train_on == "assistant" else [1] * len(ids)
+    return ids[:max_length], mask[:max_length], (len(ids), sum(mask[1:]))
 
 
 def render_all(
     mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn, num_workers: int = 0
-) -> Iterator[Rendered]:
+) -> Iterator[Counted]:
     """Renders a mixture in its order, on several processes where that pays (0: as many as there are CPU cores)."""
     num_workers = num_workers or os.cpu_count() or 1
     if num_workers == 1 or len(mixture) < 20 * CHUNK or "fork" not in multiprocessing.get_all_start_methods():
@@ -52,7 +55,7 @@ def _start_worker(*shared) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _render_shared(position: int) -> Rendered:
+def _render_shared(position: int) -> Counted:
     mixture, tokenizer, max_length, train_on = _shared
     return render(mixture, position, tokenizer, max_length, train_on)
 
@@ -82,11 +85,16 @@ def make_rows(
         `input_ids` and `labels`, int32 [rows, row_length], labels not shifted. Each row has at least one label.
     """
 
+    counts = RowCounts(row_length, title)
+
     def conversations() -> Iterator[Rendered]:
         for epoch in range(epochs) if epochs is not None else count():
             mixture, useful = TaskMixture(tasks, seed=seed + epoch), 0
             rendered = render_all(mixture, tokenizer, row_length, train_on, num_workers)
-            for ids, mask in tqdm(rendered, total=len(mixture), desc=title, unit=" conversations", mininterval=1.0):
+            for ids, mask, whole in tqdm(
+                rendered, total=len(mixture), desc=title, unit=" conversations", mininterval=1.0
+            ):
+                counts.add(len(ids), sum(mask[1:]), *whole)
                 if any(mask[1:]):
                     useful += 1
                     yield ids, mask
@@ -97,6 +105,7 @@ def make_rows(
                 )
 
     rows = list(islice(pack_conversations(conversations(), row_length, tokenizer.pad_token_id), num_rows))
+    counts.report()
     return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("input_ids", "labels")}
 
 

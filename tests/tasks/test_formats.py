@@ -84,12 +84,12 @@ def test_a_question_and_its_answer_in_every_format(row, format_name):
         # what stands beside question and answer
         ({"instruction": "Add.", "input": "1 2", "output": "3"}, [user("Add.\n\n1 2"), assistant("3")]),
         ({"instruction": "Why?", "context": "A.", "response": "B"}, [user("Why?\n\nA."), assistant("B")]),
-        ({"system_prompt": "Be kind.", "question": "Hi", "response": "Ho"}, [system("Be kind."), user("Hi"), assistant("Ho")]),
+        ({"system_prompt": "S", "question": "Hi", "response": "Ho"}, [system("S"), user("Hi"), assistant("Ho")]),
         (
             {"instruction": "Bye", "output": "See you", "system": "Be kind.", "history": [["Hi", "Hello."]]},
             [system("Be kind."), *HI, user("Bye"), assistant("See you")],
         ),
-        ({"conversations": [said("human", "Hi"), said("gpt", "Hello.")], "system": "Be kind."}, [system("Be kind."), *HI]),
+        ({"conversations": [said("human", "Hi"), said("gpt", "Hello.")], "system": "S"}, [system("S"), *HI]),
         ({"conversation": [{"system": "S", "input": "Hi", "output": "Hello."}]}, [system("S"), *HI]),
         # text parts
         ([user([part("text", "H"), part("text", "i")]), assistant([part("output_text", "Hello.")])], HI),
@@ -161,7 +161,7 @@ SUNNY = [part("python", JSON_CALL), part("python_output", "sunny"), part("text",
         ),
         (
             [
-                {"role": "assistant", "content": "Let me see. ", "tool_calls": json.dumps([call("weather", {"city": "Köln"})])},
+                {"role": "assistant", "content": "Let me see. ", "tool_calls": f"[{JSON_CALL}]"},
                 {"role": "tool", "content": {"sky": "sunny"}},
             ],
             [part("text", "Let me see. "), part("python", JSON_CALL), part("python_output", '{"sky": "sunny"}')],
@@ -275,9 +275,9 @@ def test_what_the_rules_do_is_counted():
         ([HI[0], {"content": "x"}], "message 2 has no role (keys 'content')"),
         ([{"role": "user", "text": "Hi"}, HI[1]], "message 1 has no content (keys 'role', 'text')"),
         ([user(3), HI[1]], "message 1 has a number as its content where text is due"),
-        ([user([{"type": "image_url", "image_url": {}}]), HI[1]], "message 1 has a part of type 'image_url'; only text"),
+        ([user([{"type": "image_url", "image_url": {}}]), HI[1]], "message 1 has a part of type 'image_url'; only"),
         ([user([part("python", "1")]), HI[1]], "message 1 has a part of type 'python'"),
-        ([{"role": "tool", "content": "x"}, *HI], "message 1 is the result of a tool, and no message of the assistant"),
+        ([{"role": "tool", "content": "x"}, *HI], "message 1 is the result of a tool, and no message of"),
         ([HI[0], {**HI[1], "weight": 0}], "message 2 has the weight 0"),
         ([HI[0], {"role": "assistant", "tool_calls": [{"id": "1"}]}], "message 2 has a tool call without a name"),
         ([HI[0], "Hello."], "message 2 is text where an object with role and content is due"),

@@ -21,6 +21,7 @@ def chat(answer, question="Is that a café?"):
 
 CHATS = [chat("Yes."), chat("No."), chat("Bücher?\u2028Ja.")]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in CHATS)
+LATIN_1_OFFSET = len(LINES.split("\n")[1].encode()) + 1 + LINES.index("é")
 WRAPPED = [{"messages": row} for row in CHATS]
 
 
@@ -166,8 +167,8 @@ def test_the_card_of_a_data_set_names_the_files(tmp_path):
         (
             "a.jsonl",
             LINES.split("\n")[1].encode() + b"\n" + LINES.split("\n")[0].encode("latin1"),
-            r"a.jsonl is not UTF-8: byte 0xe9 at offset 133 \(line 2\), perhaps Latin-1; convert it, for example with: "
-            "iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl",
+            rf"a.jsonl is not UTF-8: byte 0xe9 at offset {LATIN_1_OFFSET} \(line 2\), perhaps Latin-1; convert it, "
+            "for example with: iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl",
         ),
         (
             "a.jsonl.gz",
@@ -192,7 +193,7 @@ def test_the_card_of_a_data_set_names_the_files(tmp_path):
         ("a.jsonl", ("\n{broken\n" + LINES).encode(), "line 2: not valid JSON"),
         ("a.json", b'[\n{"question": "a",\n "answer": b}\n]', "line 3: not valid JSON .Expecting value at column 12"),
         ("a.csv", b"question,answer\na,b,c\n", "line 2: there are more fields than the first line names columns"),
-        ("a.csv", b'question,answer\na,"b\n', "line 3: not valid CSV|line 2: not valid CSV"),
+        ("a.csv", b'question,answer\na,"b\n', "after line 1: not valid CSV .unexpected end of data.; mend the quotes"),
         ("a.csv", b"Hi,Hello\nBye,See you\n", "line 2: has the keys 'hi', 'hello', which are of no known format"),
         ("a.csv", b"question,answer\n", "there are no rows"),
     ],
