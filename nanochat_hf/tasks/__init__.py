@@ -81,6 +81,21 @@ def load(spec: str, split: str) -> tuple[Task, int]:
     return TASKS[name](**options), int(found["repeat"] or 1)
 
 
+def check_scorers(tasks: Iterable[Task]) -> None:
+    """Refuses tasks whose answers cannot be scored.
+
+    Raises:
+        UserError: a task has no scorer; the message names it and the remedy.
+    """
+    for task in tasks:
+        if not task.has_score:
+            scored = ", ".join(name for name in ("gsm8k", "spelling-bee", "microworld-problems") if name in TASKS)
+            raise UserError(
+                f"{task.name} has no right answers to score; train on it with SFT, and take a task with a scorer "
+                f"here, such as {scored}"
+            )
+
+
 def check_code_execution(tasks: Iterable[Task], allowed: bool) -> None:
     """Refuses tasks that run code written by the model, unless that is allowed.
 

@@ -26,6 +26,7 @@ class Task:
             `"generative"`: the answer is sampled.
         baseline: the score of random guessing, 0 to 1.
         runs_code: whether `score` runs code that the model wrote.
+        has_score: whether answers can be scored; False for tasks that are only trained on.
 
     Args:
         rows: the rows of the source; `example` makes a conversation of each when it is asked for.
@@ -36,6 +37,7 @@ class Task:
     kind: Literal["choice", "generative"] = "generative"
     baseline: float = 0.0
     runs_code: bool = False
+    has_score: bool = True
 
     def __init__(self, rows: Sequence[Any], limit: int | None = None):
         self.rows = rows if limit is None else rows[:limit]

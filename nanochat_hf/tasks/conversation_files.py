@@ -1,32 +1,37 @@
-"""Your own conversations: JSON lines files, one conversation per line, as an array of messages.
+"""Your own conversations, from a file, a folder or a data set of the Hub.
+
+The plainest form is JSON lines, one conversation per line, as an array of messages:
 
     [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am nanochat."}]
 
-A line may also be an object with that array under `messages`. The first message may be a system message. After it user
-and assistant alternate, the user first; the last message is the assistant's.
+`formats.py` reads the other common formats, too. docs/your-own-data.md lists them with the rules of conversion.
 """
 
 import os
-from pathlib import Path
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.base import Task
-from nanochat_hf.tasks.reading import read_file
+from nanochat_hf.tasks.base import Task, message_text
+from nanochat_hf.tasks.formats import NotAConversation, Notes, rows_of_value, to_conversation
+from nanochat_hf.tasks.reading import Numbered, read_source
 
-PART_TYPES = ("text", "python", "python_output")
+WARN_SHARE = 0.05  # a larger share of conversations left out is a warning
 
 
 class ConversationFiles(Task):
-    """Conversations of a file or folder.
+    """Conversations of a file, a folder or a data set of the Hub, in any format of `formats.py`.
+
+    What was read is printed: the format, the number of conversations, and what the rules changed or left out.
 
     Args:
-        source: a .jsonl file, or a folder with such files.
-        split: not used; your own files are read whole.
+        source: see `reading.read_source`.
+        split: which split to read, where the source has splits; a single file is read whole.
         limit: use only the first so many conversations.
 
     Raises:
-        UserError: there is no such file, or a line is not a conversation; the message names file and line.
+        UserError: there is no such source, or a row is in no known format; the message names the file and the place.
     """
 
     name = "conversations"
@@ -34,65 +39,83 @@ class ConversationFiles(Task):
     def __init__(self, source: str | os.PathLike | None = None, split: str = "train", limit: int | None = None):
         if source is None:
             raise UserError("the task 'conversations' needs a file: conversations=PATH.jsonl")
-        path = Path(source)
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not files or not files[0].exists():
-            raise UserError(f"there are no conversations at {path}: give a .jsonl file, or a folder with such files")
-        super().__init__([row for file in files for row in read_conversations(file)], limit)
+        files, note = read_source(source, split)
+        notes = Notes()
+        conversations = [row for name, rows in files for row in read_conversations(name, rows, notes)]
+        if not conversations:
+            raise UserError(f"{source} holds no conversation to train on: {_why_none(notes)}")
+        _report(str(source), len(conversations), notes, note)
+        super().__init__(conversations, limit)
 
     def example(self, row: list[dict[str, Any]]) -> dict[str, Any]:
         return {"messages": row}
 
     def score(self, example: dict[str, Any], completion: str) -> float:
         """Returns 1.0 for the reference answer word for word. This fits only data with one right answer each."""
-        return float(completion.strip() == str(example["messages"][-1]["content"]).strip())
+        return float(completion.strip() == message_text(example["messages"][-1]).strip())
 
 
-def read_conversations(path: Path) -> list[list[dict[str, Any]]]:
-    """Reads one file and checks every conversation in it.
+def read_conversations(name: str, rows: Iterable[Numbered], notes: Notes) -> list[list[dict[str, Any]]]:
+    """Converts the rows of one file.
+
+    Args:
+        name: the file, for error messages.
+        rows: (place, row) pairs, as `reading.read_numbered` yields them.
+        notes: receives what was seen and done.
 
     Returns:
         The messages of each conversation.
 
     Raises:
-        UserError: a line is not JSON or not a conversation; the message names the file and the place.
+        UserError: a row is in no known format; the message names the file, the place and the remedy.
     """
     conversations = []
-    for number, row in enumerate(read_file(path), 1):
-        messages: Any = row.get("messages") if isinstance(row, dict) else row
-        error = conversation_error(messages)
-        if error:
-            raise UserError(f"{path}, conversation {number}: {error}")
-        conversations.append(messages)
+    for place, value in rows:
+        items = rows_of_value(value)
+        for index, row in enumerate(items, 1):
+            try:
+                messages = to_conversation(row, notes)
+            except NotAConversation as error:
+                place = place if len(items) == 1 else f"{place}, item {index}"
+                raise UserError(f"{name}, {place}: {error}") from None
+            if messages is not None:
+                conversations.append(messages)
     return conversations
 
 
-def conversation_error(messages: Any) -> str | None:
-    """Returns why `messages` is not a conversation, or None where it is one."""
-    if not isinstance(messages, list):
-        return "must be an array of messages, or an object with such an array under 'messages'"
-    start = 1 if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system" else 0
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            return f"message {index + 1} must be an object with 'role' and 'content'"
-        if index >= start:
-            expected = "user" if (index - start) % 2 == 0 else "assistant"
-            if message["role"] != expected:
-                return f"message {index + 1} has the role '{message['role']}' where '{expected}' is due"
-        if not _has_text(message):
-            return f"message {index + 1} must have text as its content"
-    if len(messages) - start < 2:
-        return "needs at least one message of the user and one of the assistant"
-    return None if messages[-1]["role"] == "assistant" else "must end with a message of the assistant"
+def _why_none(notes: Notes) -> str:
+    if not notes.left_out:
+        return "there are no rows; give a file that has some"
+    reasons = "; ".join(f"{reason} ({count:,})" for reason, count in notes.left_out.items())
+    return f"{reasons}, in the format {', '.join(notes.formats)}; check which side is the assistant"
 
 
-def _has_text(message: dict[str, Any]) -> bool:
-    content = message["content"]
-    if isinstance(content, str):
-        return True
-    return (
-        message["role"] == "assistant"
-        and isinstance(content, list)
-        and all(isinstance(part, dict) and part.get("type") in PART_TYPES for part in content)
-        and all(isinstance(part.get("text"), str) for part in content)
-    )
+def _report(source: str, count: int, notes: Notes, note: str) -> None:
+    """Prints what was read, on one process; a large share that was left out is a warning."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    several = len(notes.formats) > 1
+    formats = ", ".join(f"{name} ({n:,})" if several else name for name, n in notes.formats.items())
+    print(f"{source}: {count:,} conversations, format {formats}" + (f"; {note}" if note else ""))
+    total = sum(notes.formats.values())
+    for rule, changed in notes.changed.items():
+        print(f"  {rule}: {changed:,} conversations ({changed / total:.1%})")
+    if notes.other_tools:
+        print(
+            f"  calls of other tools than the calculator are written as JSON ({_few(notes.other_tools)}); "
+            "when chatting, only the calculator gives a result"
+        )
+    if notes.unused:
+        print(f"  not used: {_few(notes.unused)}")
+    for reason, left in notes.left_out.items():
+        line = f"{left:,} of {total:,} conversations ({left / total:.1%}) are left out: {reason}"
+        if left / total > WARN_SHARE:
+            print(f"warning: {source}: {line}; mend the data", file=sys.stderr)
+        else:
+            print(f"  {line}")
+    sys.stdout.flush()
+
+
+def _few(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:6]) + (f" and {len(ordered) - 6} more" if len(ordered) > 6 else "")

@@ -5,7 +5,7 @@ from typing import Any
 
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task
-from nanochat_hf.tasks.conversation_files import conversation_error
+from nanochat_hf.tasks.formats import NotAConversation, to_conversation
 from nanochat_hf.tasks.reading import load_rows
 
 
@@ -22,6 +22,7 @@ class SmolTalk(Task):
     """
 
     name = "smoltalk"
+    has_score = False
 
     def __init__(
         self, source: str | os.PathLike = "HuggingFaceTB/smol-smoltalk", split: str = "train", limit: int | None = None
@@ -29,10 +30,13 @@ class SmolTalk(Task):
         super().__init__(load_rows(source, f"{split}*.jsonl", split=split), limit)
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
-        error = conversation_error(row.get("messages"))
-        if error:
-            raise UserError(f"a SmolTalk row is not a conversation ({error}): {str(row)[:200]}")
-        return {"messages": row["messages"]}
+        try:
+            messages = to_conversation(row)
+        except NotAConversation as error:
+            raise UserError(f"a SmolTalk row is not a conversation: it {error}: {str(row)[:200]}") from None
+        if messages is None:
+            raise UserError(f"a SmolTalk row has no answer of the assistant; remove it: {str(row)[:200]}")
+        return {"messages": messages}
 
     def score(self, example: dict[str, Any], completion: str) -> float:
         raise UserError("SmolTalk has no right answers to score; use it for training")

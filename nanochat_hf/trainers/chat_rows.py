@@ -21,21 +21,28 @@ from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.mixtures import TaskMixture
 from nanochat_hf.tokenizer import render_conversation
+from nanochat_hf.trainers.row_counts import RowCounts
 
 TrainOn = Literal["all", "assistant"]
 Rendered = tuple[list[int], list[int]]
+Counted = tuple[list[int], list[int], tuple[int, int]]  # ids and mask as cut; tokens and trained tokens of the whole
 CHUNK = 64  # conversations per task of a rendering process
 
 
-def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int, train_on: TrainOn) -> Rendered:
-    """Renders one conversation, cut to `max_length` tokens: (ids, mask of trained tokens). Later steps never cut."""
-    ids, mask = render_conversation(tokenizer, mixture[position]["messages"], max_length=max_length)
-    return ids, mask if train_on == "assistant" else [1] * len(ids)
+def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int, train_on: TrainOn) -> Counted:
+    """Renders one conversation, cut to `max_length` tokens; later steps never cut.
+
+    Returns:
+        The ids, the mask of trained tokens, and how many tokens and trained tokens the whole conversation has.
+    """
+    ids, mask = render_conversation(tokenizer, mixture[position]["messages"])
+    mask = mask if train_on == "assistant" else [1] * len(ids)
+    return ids[:max_length], mask[:max_length], (len(ids), sum(mask[1:]))
 
 
 def render_all(
     mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn, num_workers: int = 0
-) -> Iterator[Rendered]:
+) -> Iterator[Counted]:
     """Renders a mixture in its order, a large one on several processes (0: one per CPU core)."""
     num_workers = num_workers or os.cpu_count() or 1
     if num_workers == 1 or len(mixture) < 20 * CHUNK or "fork" not in multiprocessing.get_all_start_methods():
@@ -55,7 +62,7 @@ def _start_worker(mixture: TaskMixture, tokenizer: Any, max_length: int, train_o
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _render_shared(position: int) -> Rendered:
+def _render_shared(position: int) -> Counted:
     mixture, tokenizer, max_length, train_on = _shared
     return render(mixture, position, tokenizer, max_length, train_on)
 
@@ -88,11 +95,14 @@ def make_rows(
         UserError: no conversation has anything to train on within a row.
     """
 
+    counts = RowCounts(row_length, title)
+
     def conversations() -> Iterator[Rendered]:
         for epoch in range(epochs) if epochs is not None else count():
             mixture, useful = TaskMixture(tasks, seed=seed + epoch), 0
             rendered = render_all(mixture, tokenizer, row_length, train_on, num_workers)
-            for ids, mask in progress_bar(rendered, total=len(mixture), desc=title, unit=" conversations"):
+            for ids, mask, whole in progress_bar(rendered, total=len(mixture), desc=title, unit=" conversations"):
+                counts.add(len(ids), sum(mask[1:]), *whole)
                 if any(mask[1:]):
                     useful += 1
                     yield ids, mask
@@ -103,6 +113,7 @@ def make_rows(
                 )
 
     rows = list(islice(pack_conversations(conversations(), row_length, tokenizer.pad_token_id), num_rows))
+    counts.report()
     return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("input_ids", "labels")}
 
 

@@ -9,6 +9,7 @@ model, but not part of the loss.
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
@@ -25,9 +26,10 @@ from nanochat_hf.evals.evaluated_model import EvaluatedModel
 from nanochat_hf.evals.tasks import AnswerSampling, evaluate_generative
 from nanochat_hf.generation import Sampling, generate_with_tools
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks import check_code_execution
+from nanochat_hf.tasks import check_code_execution, check_scorers
 from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
+from nanochat_hf.trainers.row_counts import report_left_over, report_share
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
     StageConfig,
@@ -243,10 +245,39 @@ class PassAtK(TrainerCallback):
             print(f"step {state.global_step}: {shown}", flush=True)
 
 
+class EqualScores(TrainerCallback):
+    """Says what it means when in every group all answers score the same, for several steps in a row."""
+
+    def __init__(self, patience: int = 5):
+        self.patience, self.steps = patience, 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        equal = (logs or {}).get("frac_reward_zero_std")  # share of the groups, from TRL
+        if equal is None:
+            return
+        self.steps = self.steps + 1 if equal >= 1.0 else 0
+        if self.steps == self.patience and state.is_world_process_zero:
+            self.patience *= 4  # said again only where it lasts
+            score = logs.get("reward", 0.0)
+            if score <= 0.0:
+                cause = "no answer is right: take easier tasks, train SFT longer, or raise --num_generations"
+            elif score >= 1.0:
+                cause = "every answer is right: take harder tasks, or stop here"
+            else:
+                cause = "the answers to a prompt are too alike: raise --temperature or --num_generations"
+            print(
+                f"warning: for {self.steps} steps all answers to each prompt have had the same score (mean "
+                f"{score:.2f}), so nothing is learned from them; {cause}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTrainer:
     """Makes the prompts' order and builds the trainer on it."""
     tasks = load_tasks(config.tasks, "train")
     val_tasks = [task for task, _ in load_tasks(config.val_tasks, "validation")] if config.eval_every > 0 else []
+    check_scorers([*(task for task, _ in tasks), *val_tasks])
     check_code_execution([*(task for task, _ in tasks), *val_tasks], config.allow_code_execution)
     state = distributed_state()
     world = state.num_processes
@@ -262,9 +293,12 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     if not steps:
         raise UserError(f"{len(prompts)} prompts are fewer than prompts_per_step {config.prompts_per_step}; lower it")
     if state.is_main_process:
-        note = f"; {too_long} prompts longer than {room} tokens are left out" if too_long else ""
-        print(f"{steps:,} steps of {config.prompts_per_step} prompts × {config.num_generations} answers{note}")
-    rows = config.prompts_per_step * config.num_generations // world  # per process and step
+        print(f"{steps:,} steps of {config.prompts_per_step} prompts × {config.num_generations} answers")
+        total = sum(len(task) for task, _ in tasks)
+        why = f"prompts are longer than {room} tokens, the context less max_new_tokens, and are left out"
+        report_share("rl", too_long, total, why, "lower --max_new_tokens")
+        report_left_over(len(prompts), steps * config.prompts_per_step, "prompts", "prompts_per_step")
+    rows = config.prompts_per_step * config.num_generations // world  # a process and step
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
     if config.num_generations > 1 and config.temperature == 0:
         raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
@@ -297,5 +331,6 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     trainer.pass_at_k = PassAtK(val_tasks, held_out, max(1, config.eval_every))
     trainer.pass_at_k.trainer = trainer
     trainer.add_callback(trainer.pass_at_k)
+    trainer.add_callback(EqualScores())
     add_callbacks(trainer)
     return trainer

@@ -15,6 +15,7 @@ from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
 from nanochat_hf.trainers.chat_rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
+from nanochat_hf.trainers.row_counts import report_left_over
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
     StageConfig,
@@ -157,6 +158,8 @@ def load_rows(
             f"the tasks fill only {len(train_rows)} rows of {length} tokens, fewer than the {per_step} of one step: "
             "lower total_batch_size or raise epochs"
         )
+    if state.is_main_process:
+        report_left_over(len(train_rows), steps * per_step, "rows", "total_batch_size")
     return train_rows.select(range(steps * per_step)), val_rows, steps
 
 

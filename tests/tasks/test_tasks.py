@@ -119,19 +119,6 @@ def test_spelling_splits_by_word(tmp_path):
     assert test.score(test[0], "#### 99") == 0.0
 
 
-def test_conversations_name_the_broken_line(tmp_path):
-    good = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    path = write_lines(tmp_path / "chats.jsonl", [good, good[::-1]])
-    with pytest.raises(UserError, match="conversation 2: message 1 has the role 'assistant' where 'user' is due"):
-        load(f"conversations={path}", "train")
-    path.write_text(json.dumps(good) + "\n{broken\n")
-    with pytest.raises(UserError, match="line 2: not valid JSON"):
-        load(f"conversations={path}", "train")
-    write_lines(path, [good, {"messages": [{"role": "system", "content": "be kind"}, *good]}])
-    task, _ = load(f"conversations={path}", "train")
-    assert [len(item["messages"]) for item in task] == [2, 3]
-
-
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
