@@ -1,4 +1,4 @@
-# setup · quickstart · test · bench · lint · wheel. Each target bootstraps what it needs, into .venv/.
+# setup · quickstart · test · bench · lint · types · wheel. Each target bootstraps what it needs, into .venv/.
 
 PYTHON ?= python3
 RECIPE ?= training/recipes/quickstart.yaml
@@ -9,7 +9,7 @@ RUST_SOURCES := $(wildcard rustbpe/src/*.rs) rustbpe/Cargo.toml
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test bench lint wheel clean
+.PHONY: help setup quickstart test bench lint types wheel clean
 
 help:
 	@echo "make setup        install everything into .venv/"
@@ -17,6 +17,7 @@ help:
 	@echo "make test         the whole test suite (TESTS=tests/model for a part)"
 	@echo "make bench        the benchmarks against peers that need no data (see benchmarks/ for the others)"
 	@echo "make lint         ruff"
+	@echo "make types        mypy over scaling, optim, data and trainers"
 	@echo "make wheel        a wheel in dist/ that installs without Rust, for this platform and Python 3.11 or newer"
 
 setup: $(VENV)/.built
@@ -34,6 +35,9 @@ bench: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/python -m mypy
 
 wheel: setup
 	$(BIN)/maturin build --quiet --release --interpreter $(BIN)/python --out $(DIST)

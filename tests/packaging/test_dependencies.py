@@ -17,7 +17,9 @@ SCRIPTS = {
 # A checkout of upstream, and a module that it imports.
 BROUGHT_ALONG = {"benchmarks": {"nanochat", "wandb"}, "tests": set()}
 # Declared, but imported by another library: by torch's ONNX exporter; the plugins of pytest by pytest; a program.
-IMPORTED_BY_OTHERS = {"onnx", "pytest-timeout", "pytest-xdist", "ruff"}
+IMPORTED_BY_OTHERS = {
+    "mypy", "onnx", "pytest-timeout", "pytest-xdist", "ruff", "types-psutil", "types-pyyaml", "types-tqdm"
+}  # fmt: skip
 # The platform that the lock file is for.
 LOCKED_FOR = {
     "python_version": "3.11",
