@@ -105,6 +105,7 @@ def main() -> None:
 
     from transformers import AutoTokenizer, set_seed
 
+    from nanochat_hf.data.overview import describe_data
     from nanochat_hf.optim import Schedule
     from nanochat_hf.report.plots import draw_schedules
     from nanochat_hf.scaling.plan import largest_device_batch
@@ -134,6 +135,11 @@ def main() -> None:
             print(f"schedules drawn in {path}")
         return
 
+    if leader:
+        rows = dial.num_iterations * world * batch.device_batch_size * batch.accumulation_steps
+        reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file, "packing": config.packing}
+        reading |= {"sequence_length": config.sequence_length, "rows": rows, "validate": config.eval_every > 0}
+        print(describe_data(config.data, tokenizer, **reading), flush=True)
     arguments.max_steps = dial.num_iterations
     arguments.per_device_train_batch_size = batch.device_batch_size
     arguments.gradient_accumulation_steps = batch.accumulation_steps

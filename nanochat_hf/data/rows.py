@@ -298,9 +298,7 @@ def parse_json(rows: list[tuple[int, str]], path: Any, called: str) -> list[Any]
         except RecursionError:
             raise UserError(f"{path}, {called} {number} is nested too deeply; remove it") from None
         if row is not None and not isinstance(row, dict | str):
-            what = (
-                "a list" if isinstance(row, list) else "a number" if isinstance(row, int | float) else "true or false"
-            )
+            what = "a list" if isinstance(row, list) else "a number or a truth value"
             hint = "; conversations are for training/sft.py --tasks" if isinstance(row, list) else ""
             raise UserError(f'{path}, {called} {number} is {what}, not an object such as {{"text": "..."}}{hint}')
         parsed.append(row)

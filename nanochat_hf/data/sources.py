@@ -134,6 +134,10 @@ class SplitOfFile(DataFile):
             self._counted = True
         return self._few
 
+    def undivided_if_few(self) -> DataFile:
+        """Returns the file itself where it has fewer than `VALIDATION_EVERY` documents, else this split of it."""
+        return self if self.few_documents() is None else self.file
+
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
         few = self.few_documents()
         if few is not None:
@@ -533,6 +537,7 @@ def open_documents(
     repeat: bool = False,
     seed: int | None = None,
     on_bad_file: OnBadFile = "stop",
+    keep_whole: bool = False,
 ) -> DocumentStream | MixedStream:
     """Opens a source and returns an iterator of this process's documents.
 
@@ -545,6 +550,7 @@ def open_documents(
         rank: this process, from 0.
         world_size: the number of processes.
         repeat, seed, on_bad_file: see `DocumentStream`.
+        keep_whole: a file of fewer than `VALIDATION_EVERY` documents is not divided; it is in both splits.
 
     Raises:
         UserError: there is no such source, nothing in it can be read, or `on_bad_file` is another word.
@@ -554,8 +560,11 @@ def open_documents(
     worker, workers = _worker()
     streams, weights = [], []
     for name, weight in parse_sources(source):
+        data_files = find_data_files(name, split, text_column)
+        if keep_whole:
+            data_files = [file.undivided_if_few() if isinstance(file, SplitOfFile) else file for file in data_files]
         stream = DocumentStream(
-            find_data_files(name, split, text_column),
+            data_files,
             stream=rank * workers + worker,
             num_streams=world_size * workers,
             repeat=repeat,
