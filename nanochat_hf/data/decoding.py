@@ -68,7 +68,7 @@ def text_chunks(path: str | os.PathLike) -> Iterator[str]:
         encoding, start = _encoding(path, head)
         decoder = codecs.getincrementaldecoder(encoding)()
         newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-        chunk, position, lines = head[start:], start, 0
+        chunk, position, lines = head[start:] or stream.read(CHUNK_BYTES), start, 0
         while True:
             pending = len(decoder.getstate()[0])
             try:

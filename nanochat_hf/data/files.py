@@ -128,7 +128,9 @@ def _groups(path: Any, kind: str, text_column: str | None, start: int, step: int
 
 def _json_groups(path: Any, text_column: str | None, start: int, step: int) -> Iterator[Group]:
     """Parses only the groups to yield, and those that come before the column of text is known."""
-    called, numbered = rows.json_rows(text_lines(path), path, may_span_lines=".json" in Path(path).suffixes)
+    is_array = next(text_chunks(path), "").lstrip().startswith("[")  # which may be one long line
+    lines = text_lines(path, whole=not is_array)
+    called, numbered = rows.json_rows(lines, path, may_span_lines=".json" in Path(path).suffixes)
     column = None
     for index, first, group in group_documents(numbered, 0, 1, size=lambda row: len(row[1])):
         wanted = index >= start and (index - start) % step == 0

@@ -181,7 +181,7 @@ def json_rows(lines: Iterator[str], path: Any, may_span_lines: bool) -> tuple[st
     """Divides a JSON file into rows, without parsing them.
 
     Args:
-        lines: the lines of the file.
+        lines: the lines of the file; in parts, where it begins with `[`.
         path: the file to name in errors.
         may_span_lines: an object may take several lines, as in files named .json.
 
@@ -198,7 +198,7 @@ def json_rows(lines: Iterator[str], path: Any, may_span_lines: bool) -> tuple[st
         spans = not (between and between[-1].lstrip().startswith("[") and _is_json(first))
         lines = chain(between, lines)
     else:
-        spans = may_span_lines and not _is_json(first)
+        spans = may_span_lines and (not _is_json(first) or len(_rows_of_value(json.loads(first))) != 1)
     if spans:
         return "item", _spanning_rows(chain([first], lines), path)
     rows = enumerate(chain([first], lines), start=number)
@@ -218,13 +218,15 @@ def _spanning_rows(lines: Iterator[str], path: Any) -> Iterator[tuple[int, str]]
     number = 0
     for text in _json_values(lines, path):
         value = json.loads(text)
-        for row in _rows_of_object(value) if isinstance(value, dict) else [value]:
+        for row in _rows_of_value(value):
             number += 1
             yield number, text if row is value else json.dumps(row)
 
 
-def _rows_of_object(value: dict[str, Any]) -> list[Any]:
-    """Returns the rows of `{"text": ["a", "b"]}` or `{"data": [{"text": "a"}, ...]}`; any other object is one row."""
+def _rows_of_value(value: Any) -> list[Any]:
+    """Returns the rows of `{"text": ["a", "b"]}` or `{"data": [{"text": "a"}, ...]}`; any other value is one row."""
+    if not isinstance(value, dict):
+        return [value]
     columns = [items for name, items in value.items() if name.lower() in TEXT_COLUMNS and isinstance(items, list)]
     if len(columns) == 1 and all(item is None or isinstance(item, str) for item in columns[0]):
         return [{"text": item} for item in columns[0]]

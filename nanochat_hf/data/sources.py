@@ -304,9 +304,9 @@ class DocumentStream:
         return self._epoch
 
     @property
-    def all_repeated(self) -> bool:
-        """Whether every document has been read once."""
-        return self._epoch > 0
+    def whole_epochs(self) -> int:
+        """How many times every document has been read."""
+        return self._epoch
 
     @property
     def position(self) -> dict[str, int]:
@@ -440,9 +440,9 @@ class MixedStream:
         return max(stream.epoch for stream in self.streams)
 
     @property
-    def all_repeated(self) -> bool:
-        """Whether every document of every source has been read once."""
-        return all(stream.all_repeated for stream in self.streams)
+    def whole_epochs(self) -> int:
+        """How many times every document of every source has been read."""
+        return min(stream.whole_epochs for stream in self.streams)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the positions of all streams, and how many characters of each have been read."""
