@@ -169,7 +169,7 @@ def find_files(paths: Paths) -> list[Path]:
     """
     found = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         if path.is_dir():
             found += text_files(path)
         elif not path.exists() and glob.has_magic(str(path)):

@@ -196,14 +196,14 @@ def find_source(source: str | Path, text_column: str | None = None) -> FoundSour
     name = str(source)
     if name == MICROWORLD:
         return FoundSource(name, [MicroworldFile("train")], [MicroworldFile("validation")], [])
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         return _find_folder(name, path, "", text_column)
     if os.path.exists(path):
         return _divide(name, [LocalFile(path, text_column)], [path.name], [])
     folder, _, config = name.rpartition(":")
-    if folder and os.path.isdir(Path(folder).expanduser()):
-        return _find_folder(folder, Path(folder).expanduser(), config, text_column)
+    if folder and os.path.isdir(Path(os.path.expanduser(folder))):
+        return _find_folder(folder, Path(os.path.expanduser(folder)), config, text_column)
     if glob.has_magic(name):
         found = [found for found in files.matching_files(str(path)) if not files.description(found.name)]
         root = Path(os.path.commonpath([found.parent for found in found])) if found else path
@@ -495,7 +495,7 @@ def parse_sources(source: str | Path | Sequence[str | Path]) -> list[tuple[str, 
         UserError: a name is missing, or a weight is not above 0.
     """
     if isinstance(source, Path):
-        return [(str(source.expanduser()), 1.0)]
+        return [(os.path.expanduser(str(source)), 1.0)]
     words = [source] if isinstance(source, str) else [str(word) for word in source]
     found = []
     for word in (part for given in words for part in _split_at_commas(given)):
