@@ -15,7 +15,8 @@ TEXT_DOCUMENT_CHARS = 4000  # about the mean length of a web document, for text 
 # the rest, so cutting at the row's length would train on other tokens than upstream. This bound is 65 times the mean
 # of web text: ordinary documents stay as they are, and 1,000 of the longest in a packing buffer are about 2^26 tokens.
 MAX_DOCUMENT_CHARS = 1 << 18
-SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*\s+|[。！？]["'”’»」』)\]]*""")
+# One class of characters comes first, because `re` searches for such a class ten times as fast as for alternatives.
+SENTENCE_END = re.compile(r"""[.!?…。！？](?:(?<=[.!?…])["'”’»)\]]*\s+|(?<=[。！？])["'”’»」』)\]]*)""")
 
 
 def cut_document(text: str, size: int = MAX_DOCUMENT_CHARS) -> Iterator[str]:

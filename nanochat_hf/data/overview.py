@@ -21,6 +21,7 @@ from nanochat_hf.data.sources import (
     LocalFile,
     OnBadFile,
     SplitOfFile,
+    check_on_bad_file,
     find_source,
     parse_sources,
 )
@@ -74,6 +75,7 @@ def describe_data(
     Raises:
         UserError: there is no such source; or a small one cannot be read, or has too little text for validation.
     """
+    check_on_bad_file(on_bad_file)
     table = [("source", "split", "files", "documents", "bytes", "share")]
     notes = []
     named = parse_sources(source)

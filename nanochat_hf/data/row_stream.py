@@ -14,7 +14,7 @@ from nanochat_hf.data.sources import DocumentStream, MixedStream
 from nanochat_hf.settings import UserError
 
 REFILLS_AT_ONCE = 8  # refills of the packing buffer that one call tokenizes; faster than one by one
-CHARS_AT_ONCE = 1 << 24  # one call tokenizes no further refill after so many characters
+CHARS_AT_ONCE = 1 << 23  # one call tokenizes no further refill after so many characters
 
 
 class Encoder(Protocol):

@@ -32,6 +32,7 @@ from nanochat_hf.settings import UserError
 DEFAULT_SOURCE = "karpathy/climbmix-400b-shuffle"  # its last shard, shard_06542, is the validation split
 MICROWORLD = "microworld"
 VALIDATION_EVERY = 20  # where a source is one file, every 20th document is for validation
+BATCH_CHARS = 1 << 23  # of a batch of documents; 128 ordinary documents never have so many
 MIN_HELD_OUT_CHARS = TEXT_DOCUMENT_CHARS  # of a file of few documents, so that validation fills a row
 MIN_CUT_CHARS = 1000  # of a file of few documents, only a longer one is cut to hold out its end
 
@@ -331,12 +332,15 @@ class DocumentStream:
         self._seek(**{key: int(state[key]) for key in self.position})
 
     def next_batch(self, size: int = 128) -> list[str]:
-        """Returns the next 1 to `size` documents, never across the end of a group; [] at the end of the source."""
+        """Returns the next 1 to `size` documents, never across the end of a group; [] at the end of the source.
+
+        They are fewer where they would have more than `BATCH_CHARS` characters.
+        """
         while True:
             if self._texts is None and not self._load_group():
                 return []
             assert self._texts is not None  # _load_group has read it
-            batch = self._texts[self._offset : self._offset + size]
+            batch = _of_bounded_size(self._texts[self._offset : self._offset + size])
             self._offset += len(batch)
             if self._offset >= len(self._texts):
                 self._group, self._offset, self._texts = self._group + 1, 0, None
@@ -415,6 +419,15 @@ class DocumentStream:
     def _shuffle(self, texts: list[str], file: int, group: int) -> list[str]:
         order = np.random.default_rng((self.seed, self._epoch, int(file), group)).permutation(len(texts))
         return [texts[index] for index in order]
+
+
+def _of_bounded_size(texts: list[str]) -> list[str]:
+    chars = 0
+    for count, text in enumerate(texts):
+        chars += len(text)
+        if chars > BATCH_CHARS and count:
+            return texts[:count]
+    return texts
 
 
 class MixedStream:
@@ -555,8 +568,7 @@ def open_documents(
     Raises:
         UserError: there is no such source, nothing in it can be read, or `on_bad_file` is another word.
     """
-    if on_bad_file not in ON_BAD_FILE:
-        raise UserError(f"--on_bad_file is {' or '.join(ON_BAD_FILE)}, not {on_bad_file!r}")
+    check_on_bad_file(on_bad_file)
     worker, workers = _worker()
     streams, weights = [], []
     for name, weight in parse_sources(source):
@@ -574,6 +586,12 @@ def open_documents(
         streams.append(stream)
         weights.append(weight)
     return streams[0] if len(streams) == 1 else MixedStream(streams, weights)
+
+
+def check_on_bad_file(word: str) -> None:
+    """Raises `UserError` where `word` is none of `ON_BAD_FILE`."""
+    if word not in ON_BAD_FILE:
+        raise UserError(f"--on_bad_file is {' or '.join(ON_BAD_FILE)}, not {word!r}")
 
 
 def _worker() -> tuple[int, int]:

@@ -14,6 +14,7 @@ import zstandard
 from toy import write_jsonl
 
 from nanochat_hf.data import files
+from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError
 
@@ -286,3 +287,5 @@ def test_bad_file_words(tmp_path):
     for word in ("ignore", "Skip", "", None, True):
         with pytest.raises(UserError, match="on_bad_file is stop or skip, not"):
             open_documents(str(tmp_path / "a.jsonl"), on_bad_file=word)
+        with pytest.raises(UserError, match="on_bad_file is stop or skip, not"):
+            describe_data(str(tmp_path / "a.jsonl"), on_bad_file=word)
