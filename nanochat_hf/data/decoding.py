@@ -50,11 +50,13 @@ def open_bytes(path: str | os.PathLike) -> Iterator[Any]:
 
     with open(path, "rb") as file:
         head = file.read(10)
-    codec = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-    if codec == "bz2" and head[4:10] != b"1AY&SY":
-        codec = None  # text that begins with BZh
-    with lzma.open(path) if codec == "xz" else pa.input_stream(str(path), compression=codec) as stream:
-        yield stream
+        file.seek(0)
+        codec = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
+        if codec is None or (codec == "bz2" and head[4:10] != b"1AY&SY"):  # text may begin with BZh
+            yield file
+            return
+        with lzma.open(file) if codec == "xz" else pa.input_stream(file, compression=codec) as stream:
+            yield stream
 
 
 def text_chunks(path: str | os.PathLike) -> Iterator[str]:

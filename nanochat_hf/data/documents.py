@@ -40,7 +40,7 @@ def cut_documents(texts: list[str]) -> list[str]:
     return [piece for text in texts for piece in cut_document(text)]
 
 
-def split_lines(lines: Iterable[str]) -> Iterator[str]:
+def split_lines(lines: Iterable[str], marked: bool = False) -> Iterator[str]:
     """Splits plain text into documents at each `END_OF_TEXT`; where there is none, at blank lines.
 
     In the second case paragraphs are joined until a document has at least `TEXT_DOCUMENT_CHARS` characters. Text that
@@ -48,12 +48,13 @@ def split_lines(lines: Iterable[str]) -> Iterator[str]:
 
     Args:
         lines: the lines of a file; a long one may come in several parts.
+        marked: there are such marks. Where it is False, they count from the first one on.
 
     Yields:
         Documents without white space at their ends, none empty.
     """
     waiting: list[str] = []
-    chars, marked = 0, False
+    chars = 0
     for line in lines:
         *ended, line = line.split(END_OF_TEXT)
         for text in ended:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from nanochat_hf.data import rows
 from nanochat_hf.data.decoding import NOT_TEXT, text_chunks, text_lines
-from nanochat_hf.data.documents import cut_documents, split_lines
+from nanochat_hf.data.documents import END_OF_TEXT, cut_documents, split_lines
 from nanochat_hf.settings import UserError
 
 GROUP_SIZE = 1024  # documents per group where the file has no groups of its own; also upstream's row group size
@@ -123,7 +123,8 @@ def _groups(path: Any, kind: str, text_column: str | None, start: int, step: int
         return _json_groups(path, text_column, start, step)
     if kind == "csv":
         return group_documents(rows.csv_rows(text_lines(path), path, text_column), start, step)
-    return group_documents(split_lines(text_lines(path, whole=False)), start, step)
+    marked = END_OF_TEXT in next(text_chunks(path), "")
+    return group_documents(split_lines(text_lines(path, whole=False), marked), start, step)
 
 
 def _json_groups(path: Any, text_column: str | None, start: int, step: int) -> Iterator[Group]:
@@ -191,6 +192,15 @@ def matching_files(pattern: str) -> list[Path]:
     return found
 
 
+def divide_by_format(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Returns the files that may be text by their names, and the others, each with the reason."""
+    why = {path: description(path.name) for path in paths}
+    for path in paths:
+        if not why[path] and not file_format(path) and not has_no_ending(path):
+            why[path] = "no known format"
+    return [path for path in paths if not why[path]], [(path.name, reason) for path, reason in why.items() if reason]
+
+
 def text_files(folder: Path) -> list[Path]:
     """Returns the files of text in `folder` and below it, in order of their names; see `list_folder`.
 
@@ -240,9 +250,15 @@ def list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
 def _walk(folder: Path) -> Iterator[Path]:
     """Yields all files below a folder. A folder that a link leads back to is not entered again."""
     entered = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         folders[:] = [name for name in folders if not _is_entered(os.path.join(place, name), entered)]
         yield from (Path(place, name) for name in names)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(
+        f"the folder {error.filename} cannot be read ({error.strerror}); change its permissions or move it"
+    )
 
 
 def _is_entered(folder: str, entered: set[str]) -> bool:

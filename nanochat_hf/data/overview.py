@@ -15,6 +15,7 @@ import numpy as np
 
 from nanochat_hf.data.packing import REFILL_DOCUMENTS, Packing, pack_best_fit
 from nanochat_hf.data.sources import (
+    VALIDATION_EVERY,
     DataFile,
     DocumentStream,
     FoundSource,
@@ -111,8 +112,10 @@ def _count(found: FoundSource, on_bad_file: OnBadFile) -> tuple[SplitCount, Spli
         own = [sizes[id(file)] for file in data_files]
         size = None if None in own else sum(size or 0 for size in own)
         parts.append(SplitCount(split, data_files, size, documents))
-    if counted and isinstance(found.train[0], SplitOfFile) and parts[0].size is not None:
-        chars = [sum(map(len, part.documents or [])) for part in parts]
+    if isinstance(found.train[0], SplitOfFile) and parts[0].size is not None:
+        chars: list[int] = [VALIDATION_EVERY - 1, 1]  # expected, where the documents are not counted
+        if parts[0].documents is not None and parts[1].documents is not None:
+            chars = [sum(map(len, part.documents or [])) for part in parts]
         held_out = round(parts[0].size * chars[1] / max(1, sum(chars)))
         halves = zip(parts, (parts[0].size - held_out, held_out), strict=True)
         parts = [SplitCount(part.split, part.files, size, part.documents) for part, size in halves]
@@ -168,7 +171,8 @@ def _left_out(found: FoundSource) -> Iterator[str]:
     for why in dict.fromkeys(why for _, why in found.left_out):
         names = [name for name, reason in found.left_out if reason == why]
         more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
-        yield f"left out ({why}): {', '.join(names[:NAMED_FILES])}{more}"
+        line = f"left out ({why}): {', '.join(names[:NAMED_FILES])}{more}"
+        yield line.encode(errors="replace").decode()  # a name may have bytes that are not UTF-8
 
 
 def _repetition(

@@ -206,10 +206,14 @@ def find_source(source: str | Path, text_column: str | None = None) -> FoundSour
     if folder and os.path.isdir(Path(os.path.expanduser(folder))):
         return _find_folder(folder, Path(os.path.expanduser(folder)), config, text_column)
     if glob.has_magic(name):
-        found = [found for found in files.matching_files(str(path)) if not files.description(found.name)]
-        root = Path(os.path.commonpath([found.parent for found in found])) if found else path
-        names = [found.relative_to(root).as_posix() for found in found]
-        return _divide(name, [LocalFile(found, text_column) for found in found], names, [])
+        found, left_out = files.divide_by_format(files.matching_files(str(path)))
+        if not found:
+            raise UserError(
+                f"no file that matches {name} is text ({left_out[0][0]}: {left_out[0][1]}); check the path"
+            )
+        root = os.path.commonpath([one.parent for one in found])
+        names = [one.relative_to(root).as_posix() for one in found]
+        return _divide(name, [LocalFile(one, text_column) for one in found], names, left_out)
     if _looks_like_hub_id(name):
         hub_files, names, left_out = find_hub_files(name, text_column)
         return _divide(name, hub_files, names, left_out)
@@ -289,7 +293,9 @@ class DocumentStream:
             raise ValueError(f"reader {stream} of {num_streams} readers does not exist")
         self.data_files, self.stream, self.num_streams = list(data_files), stream, num_streams
         self.repeat, self.seed, self.on_bad_file = repeat, seed, on_bad_file
-        names = hashlib.sha256("\n".join(file.name for file in self.data_files).encode()).hexdigest()
+        names = hashlib.sha256(
+            "\n".join(file.name for file in self.data_files).encode(errors="surrogateescape")
+        ).hexdigest()
         self._identity = {"files": names, "seed": seed, "num_streams": num_streams}
         self._seek(epoch=0, file=0, group=0, offset=0)
 

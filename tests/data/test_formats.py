@@ -174,6 +174,22 @@ def test_a_column_of_nothing_but_nulls_has_no_text(tmp_path):
             list(open_documents(str(tmp_path / name)))
 
 
+def test_several_compressed_files_joined_are_read_to_the_end(tmp_path):
+    for ending in (".gz", ".zst", ".bz2", ".xz"):
+        halves = ("\n<|endoftext|>\n".join(part).encode() for part in (DOCUMENTS[:30], ["", *DOCUMENTS[30:]]))
+        (tmp_path / f"a.txt{ending}").write_bytes(b"".join(COMPRESS[ending](half) for half in halves))
+        assert texts_of(tmp_path / f"a.txt{ending}") == DOCUMENTS, ending
+        (tmp_path / f"a.txt{ending}").write_bytes(COMPRESS[ending](CONTENT["story.txt"].encode())[:-20])
+        with pytest.raises(UserError, match=f"a.txt{ending} cannot be read .*; is it whole"):
+            texts_of(tmp_path / f"a.txt{ending}")
+
+
+def test_marked_documents_are_never_cut_at_blank_lines(tmp_path):
+    documents = ["word " * 3000 + "\n\n" + "more " * 3000 + "end", "second", "third\n\n" * 3000 + "end"]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(documents))
+    assert texts_of(tmp_path / "a.txt") == documents
+
+
 def test_half_an_emoji_in_json_does_not_stop_the_tokenizer(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "broken \\ud83d and whole \\ud83d\\ude00"}\n')
     (text,) = texts_of(tmp_path / "a.jsonl")

@@ -7,6 +7,7 @@ import pytest
 from toy import make_documents, write_jsonl, write_parquet
 
 from nanochat_hf.data import files, splits
+from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import find_source, open_documents, parse_sources
 from nanochat_hf.settings import UserError
 
@@ -280,10 +281,23 @@ def test_paths_of_every_kind(tmp_path, monkeypatch):
     assert len(list(open_documents(["plain,a,b:0.2", "owner/name"]))) == 3
     assert parse_sources("~/x:0.5") == [(os.path.join(tmp_path, "x"), 0.5)]
     assert [path.name for path in files.find_files(["~/plain/*.txt", "~/a,b/1.txt"])] == ["1.txt", "2.txt", "1.txt"]
+    (tmp_path / "plain" / "cover.jpg").write_bytes(b"x")
+    assert [name for name, _ in find_source("plain/*").left_out] == ["cover.jpg"]
+    with pytest.raises(UserError, match="no file that matches .*jpg is text"):
+        open_documents("plain/*.jpg")
     with pytest.raises(UserError, match="no file matches absent/"):
         open_documents("absent/*.txt")
     with pytest.raises(UserError, match="no data at ~absent"):
         open_documents("~absent")
+
+
+def test_names_that_are_no_utf8(tmp_path, capsys):
+    for name in (b"caf\xe9.txt", b"b.txt", b"caf\xe9.jpg"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
+            file.write("some text")
+    assert list(open_documents(str(tmp_path))) == ["some text"]
+    print(describe_data(str(tmp_path)))
+    assert "no known format): caf" in capsys.readouterr().out
 
 
 def test_all_titles_are_read(tmp_path):
