@@ -24,11 +24,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError, run_main
 
 ROW_GROUP = 1024  # documents per row group, the unit in which loaders divide a shard among readers
+WAITING_CHARS = 1 << 22  # a bucket's documents are written when they have so many characters
 COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
@@ -40,8 +42,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
     add = parser.add_argument
-    add("source", help="folder, file or Hub data set (owner/name[:config]); several as a:0.7,b:0.3")
-    add("output_dir", type=Path, help="folder for the shards; must be new or empty")
+    add("source", help="folder, file, pattern or Hub data set (owner/name[:config]); several as a:0.7,b:0.3")
+    add("output_dir", type=lambda word: Path(word).expanduser(), help="folder for the shards; must be new or empty")
     add("--text_column", help="column or key with the text; found if not given")
     add("--shard_chars", type=int, default=250_000_000, help="characters per shard; 250 million take about 100 MB")
     add("--validation_fraction", type=float, default=0.01, help="validation's share of the text, one shard at most")
@@ -63,6 +65,8 @@ def read_documents(arguments: argparse.Namespace) -> Iterator[str]:
     seen: set[bytes] = set()
     chars = 0
     options = {"text_column": arguments.text_column, "on_bad_file": arguments.on_bad_file}
+    # A file of few documents comes whole in both splits; its duplicates are dropped below.
+    options |= {"keep_whole": True}
     splits = (open_documents(arguments.source, split, **options) for split in ("train", "validation"))
     for text in chain.from_iterable(splits):
         digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
@@ -86,17 +90,20 @@ def scatter(documents: Iterator[str], folder: Path, buckets: int, rng: random.Ra
     schema = pa.schema([("text", pa.large_string())])
     writers = [pa.ipc.new_stream(str(folder / f"{index}.arrow"), schema) for index in range(buckets)]
     waiting: list[list[str]] = [[] for _ in range(buckets)]
+    waiting_chars = [0] * buckets
     count = chars = 0
 
     def write(index: int) -> None:
         writers[index].write_batch(pa.record_batch([pa.array(waiting[index], pa.large_string())], schema=schema))
         waiting[index].clear()
+        waiting_chars[index] = 0
 
     for text in progress_bar(documents, desc="reading", unit=" documents"):
         index = rng.randrange(buckets)
         waiting[index].append(text)
         count, chars = count + 1, chars + len(text)
-        if len(waiting[index]) == ROW_GROUP:
+        waiting_chars[index] += len(text)
+        if len(waiting[index]) == ROW_GROUP or waiting_chars[index] >= WAITING_CHARS:
             write(index)
     for index, writer in enumerate(writers):
         write(index)
@@ -246,6 +253,7 @@ def push(arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     arguments = parse_arguments()
+    print(describe_data(arguments.source, text_column=arguments.text_column, on_bad_file=arguments.on_bad_file))
     numbers = write_shards(arguments)
     write_card(arguments, numbers)
     print(f"{numbers['documents']:,} documents in {numbers['shards']} training shards and 1 validation shard:")

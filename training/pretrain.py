@@ -111,6 +111,7 @@ def main() -> None:
 
     from transformers import AutoTokenizer, set_seed
 
+    from nanochat_hf.data.overview import describe_data
     from nanochat_hf.report.plots import draw_schedules
     from nanochat_hf.trainers import pretraining_setup, stage
 
@@ -130,6 +131,11 @@ def main() -> None:
             print(f"schedules drawn in {path}")
         return
 
+    if leader:
+        rows = dial.total_tokens // config.sequence_length
+        reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file, "packing": config.packing}
+        reading |= {"sequence_length": config.sequence_length, "rows": rows, "validate": config.eval_every > 0}
+        print(describe_data(config.data, tokenizer, **reading), flush=True)
     set_seed(config.seed)
     model = pretraining_setup.build_model(config, tokenizer)
     trainer = pretraining_setup.build_trainer(config, arguments, model, tokenizer, dial, batch, schedule)

@@ -7,8 +7,9 @@ The output folder loads with `AutoTokenizer.from_pretrained`.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from nanochat_hf import settings
@@ -28,7 +29,9 @@ class TokenizerConfig:
     vocab_size: int = field(default=32768, metadata={"help": "number of tokens, control tokens included"})
     sequence_length: int = field(default=2048, metadata={"help": "context length in tokens that the tokenizer states"})
     max_chars: int = field(default=2_000_000_000, metadata={"help": "train on the first so many characters"})
-    doc_cap: int = field(default=10_000, metadata={"help": "characters used per document"})
+    doc_cap: int = field(
+        default=10_000, metadata={"help": "characters used per document; what follows them is used after all others"}
+    )
     num_threads: int | None = field(default=None, metadata={"help": "number of threads; all cores if not given"})
 
 
@@ -38,13 +41,15 @@ def main() -> None:
         raise UserError("give --output_dir, the folder that receives the tokenizer")
     started = time.time()
 
+    from nanochat_hf.data.overview import describe_data
     from nanochat_hf.data.sources import open_documents
     from nanochat_hf.tokenizer import CorpusEncoder, train
 
-    documents = open_documents(config.data, "train", text_column=config.text_column)
+    print(describe_data(config.data, text_column=config.text_column), flush=True)
+    open_again = partial(open_documents, config.data, "train", text_column=config.text_column)
     try:
         tokenizer = train(
-            clip(documents, config.doc_cap, config.max_chars),
+            clip(open_again, config.doc_cap, config.max_chars),
             config.vocab_size,
             num_threads=config.num_threads,
             model_max_length=config.sequence_length,
@@ -67,14 +72,37 @@ def main() -> None:
     print(f"{len(tokenizer):,} tokens, {metrics['bytes_per_token']:.2f} bytes per token on held-out text")
 
 
-def clip(documents: Iterable[str], doc_cap: int, max_chars: int) -> Iterator[str]:
-    """Yields the first `doc_cap` characters of each document, until `max_chars` characters have been yielded."""
-    for document in documents:
+def clip(open_again: Callable[[], Iterable[str]], doc_cap: int, max_chars: int) -> Iterator[str]:
+    """Yields the text to learn from: `max_chars` characters, or all where there are fewer.
+
+    First come the first `doc_cap` characters of each document, as upstream takes them. Only where these are not
+    enough, the documents are read again for the rest of the long ones, so that little text is used completely.
+
+    Args:
+        open_again: opens the documents, from their beginning.
+        doc_cap: characters per document in the first reading, and per piece in the second.
+        max_chars: characters in total.
+
+    Raises:
+        UserError: `doc_cap` is not above 0.
+    """
+    if doc_cap <= 0:
+        raise UserError(f"--doc_cap is a number of characters above 0, not {doc_cap}")
+    has_rest = False
+    for document in open_again():
         if max_chars <= 0:
             return
         text = document[:doc_cap]
+        has_rest = has_rest or len(document) > doc_cap
         max_chars -= len(text)
         yield text
+    for document in open_again() if has_rest else ():
+        for start in range(doc_cap, len(document), doc_cap):
+            if max_chars <= 0:
+                return
+            text = document[start : start + doc_cap]
+            max_chars -= len(text)
+            yield text
 
 
 if __name__ == "__main__":

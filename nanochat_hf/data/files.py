@@ -1,27 +1,39 @@
-"""Reads documents from one file: parquet, JSON lines or plain text, the latter two also compressed (.gz, .zst).
+"""Reads documents from one file: parquet, Arrow, JSON, csv or plain text, the last three also compressed.
 
 In: a path. Out: groups of documents (`Group`), the units in which files are divided among readers and in which a run
-resumes. A parquet file has its own row groups; of any other file 1,024 documents are a group. Whatever is wrong with a
-file is raised as `UserError`, with one sentence that names the file.
+resumes. A parquet file has its own row groups; of any other file 1,024 documents are a group, fewer where they are
+long. Whatever is wrong with a file is raised as `UserError`, with one sentence that names the file.
 """
 
-import io
-import json
+import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nanochat_hf.data import rows
+from nanochat_hf.data.decoding import NOT_TEXT, text_chunks, text_lines
+from nanochat_hf.data.documents import END_OF_TEXT, cut_documents, split_lines
 from nanochat_hf.settings import UserError
 
 GROUP_SIZE = 1024  # documents per group where the file has no groups of its own; also upstream's row group size
-TEXT_COLUMNS = ("text", "content", "document", "raw_content", "body")  # tried in this order
-COMPRESSIONS = (".gz", ".zst")
-FORMATS = (".parquet", ".jsonl", ".json", ".txt", ".md")
-END_OF_TEXT = "<|endoftext|>"  # the line that separates documents in text corpora such as TinyStories
-TEXT_DOCUMENT_CHARS = 4000  # about the mean length of a web document, for text files that mark no documents
+GROUP_CHARS = 1 << 26  # a group ends where it has so many characters, which 1,024 ordinary documents never have
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+# How a file is read, by the end of its name.
+KINDS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "json"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst", ".tokens", ".raw"), "text"),
+}
+FORMATS = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".md")  # named in errors
+# Files that describe a data set: those that `datasets` ignores, and those that it and the Hub's client write beside.
+DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+ENDING = re.compile(r"\.[a-z][a-z0-9_]*")
 
 T = TypeVar("T")
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
@@ -29,56 +41,107 @@ Group = tuple[int, int, list[str]]  # index of the group, index of its first doc
 
 
 def file_format(path: str | os.PathLike) -> str | None:
-    """Returns the suffix in `FORMATS` that says how to read `path`; None where the format is not known."""
-    name = Path(path).name.lower()
+    """Returns how to read `path`, one of the values of `KINDS`, by its name; None where the format is not known."""
+    name, compressed = _without_compression(path)
+    kind = KINDS.get(Path(name).suffix)
+    return None if compressed and kind in ("parquet", "arrow") else kind
+
+
+def has_no_ending(path: str | os.PathLike) -> bool:
+    """Returns whether the name of a file says nothing about its format, as in `corpus`, `corpus.gz` or `part.0001`."""
+    return not ENDING.fullmatch(Path(_without_compression(path)[0]).suffix)
+
+
+def _without_compression(path: str | os.PathLike) -> tuple[str, bool]:
+    name = whole = Path(path).name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
-    suffix = Path(name).suffix
-    compressed_parquet = suffix == ".parquet" and name != Path(path).name.lower()
-    return suffix if suffix in FORMATS and not compressed_parquet else None
+    return name, name != whole
 
 
-def num_groups(path: str | os.PathLike) -> int | None:
+def _format_by_content(path: str | os.PathLike) -> str | None:
+    """Returns how to read a file whose name does not say it; None where it is not text either."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if any(head.startswith(magic) for magic in NOT_TEXT):
+        return None
+    beginning = next(text_chunks(path), "").lstrip()
+    return "json" if beginning.startswith(('{"', "[{", "{\n")) else "text"
+
+
+def num_groups(path: str | os.PathLike, text_column: str | None = None) -> int | None:
     """Returns how many groups a parquet file has; None for other formats, which would have to be read for it.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or has no such column.
     """
-    if file_format(path) != ".parquet":
+    if file_format(path) != "parquet":
         return None
-    with _errors_as_sentences(path):
-        return _parquet(path).num_row_groups
+    with _errors_as_sentences(path), rows.open_parquet(path) as file:
+        return len(rows.parquet_parts(file, rows.arrow_column(path, file.schema_arrow, text_column)))
 
 
 def read_groups(
     path: str | os.PathLike, text_column: str | None = None, start: int = 0, step: int = 1
 ) -> Iterator[Group]:
-    """Yields the groups `start`, `start + step`, ... of the file.
+    """Yields the groups `start`, `start + step`, ... of the file. Long documents are in pieces; see `cut_documents`.
 
     Args:
-        path: a file of one of the `FORMATS`.
-        text_column: the column (parquet) or key (JSON lines) of the text; default: found, see `TEXT_COLUMNS`.
+        path: a file of one of the `KINDS`; its content decides where its name has no ending.
+        text_column: the column or key of the text; default: found, see `rows.find_column`.
         start: index of the first group to yield.
         step: distance between the groups to yield.
 
     Raises:
         UserError: the file is missing, empty, truncated, of another format, or has no such column.
     """
-    suffix = file_format(path)
-    if suffix is None:
-        raise UserError(f"{path} is not a file of text that can be read; give {', '.join(FORMATS)} (.gz, .zst)")
     with _errors_as_sentences(path):
+        kind = file_format(path)
+        if kind is None and has_no_ending(path):
+            kind = _format_by_content(path)
+        if kind is None:
+            raise UserError(
+                f"{path} is not a file of text that can be read; give {', '.join(FORMATS)} (all but the first two "
+                "also compressed), or save its text as .txt"
+            )
         if os.path.getsize(path) == 0:
             raise UserError(f"{path} is empty; remove it or fetch it again")
-        if suffix == ".parquet":
-            yield from _parquet_groups(path, text_column, start, step)
-            return
-        with _open_text(path) as lines:
-            if suffix in (".txt", ".md"):
-                yield from group_documents(_text_documents(lines), start, step)
-                return
-            for index, first, rows in group_documents(_jsonl_lines(lines, path), start, step):
-                yield index, first, _jsonl_texts(rows, path, text_column)
+        for index, first, texts in _groups(path, kind, text_column, start, step):
+            yield index, first, cut_documents(texts)
+
+
+def _groups(path: Any, kind: str, text_column: str | None, start: int, step: int) -> Iterator[Group]:
+    if kind == "parquet":
+        return rows.parquet_groups(path, text_column, start, step)
+    if kind == "arrow":
+        return group_documents(rows.arrow_rows(path, text_column), start, step)
+    if kind == "json":
+        return _json_groups(path, text_column, start, step)
+    if kind == "csv":
+        return group_documents(rows.csv_rows(text_lines(path), path, text_column), start, step)
+    marked = END_OF_TEXT in next(text_chunks(path), "")
+    return group_documents(split_lines(text_lines(path, whole=False), marked), start, step)
+
+
+def _json_groups(path: Any, text_column: str | None, start: int, step: int) -> Iterator[Group]:
+    """Parses only the groups to yield, and those that come before the column of text is known."""
+    is_array = next(text_chunks(path), "").lstrip().startswith("[")  # which may be one long line
+    lines = text_lines(path, whole=not is_array)
+    called, numbered = rows.json_rows(lines, path, may_span_lines=".json" in Path(path).suffixes)
+    column = None
+    for index, first, group in group_documents(numbered, 0, 1, size=lambda row: len(row[1])):
+        wanted = index >= start and (index - start) % step == 0
+        if column is None or wanted:
+            parsed = rows.parse_json(group, path, called)
+            if column is None:
+                column = rows.json_column(parsed, f"{path}, {called} {group[0][0]}", text_column)
+            if wanted:
+                numbers = [number for number, _ in group]
+                yield index, first, rows.json_texts(parsed, numbers, path, called, column)
 
 
 def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str]:
@@ -86,7 +149,7 @@ def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str
 
     Args:
         paths: a file or folder, or several; see `find_files`.
-        text_column: the column (parquet) or key (JSON lines) of the text; default: found.
+        text_column: the column or key of the text; default: found.
 
     Raises:
         UserError: as `find_files` and `read_groups`.
@@ -97,164 +160,183 @@ def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str
 
 
 def find_files(paths: Paths) -> list[Path]:
-    """Returns the files named by `paths`; a folder stands for all text files inside it, in order of their names.
+    """Returns the files named by `paths`.
+
+    A folder stands for all text files inside it, in order of their names; so does a pattern such as `data/*.txt`. `~`
+    is the home folder.
 
     Raises:
-        UserError: a folder has no such file.
+        UserError: a folder or a pattern has no such file.
     """
     found = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        path = Path(path)
-        found += text_files(path) if path.is_dir() else [path]
+        path = Path(os.path.expanduser(path))
+        if path.is_dir():
+            found += text_files(path)
+        elif not path.exists() and glob.has_magic(str(path)):
+            found += matching_files(str(path))
+        else:
+            found.append(path)
     return found
 
 
-def text_files(folder: Path, hidden: bool = True) -> list[Path]:
-    """Returns the files of the `FORMATS` in `folder` and below it, in order of their names.
+def matching_files(pattern: str) -> list[Path]:
+    """Returns the files that match a pattern such as `data/**/*.txt`, in order of their names.
 
-    Args:
-        folder: an existing folder.
-        hidden: also take files whose name, or whose folder's name below `folder`, begins with `.` or `_`.
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(path for name in glob.glob(pattern, recursive=True) if (path := Path(name)).is_file())
+    if not found:
+        raise UserError(f"no file matches {pattern}; check the path of the data")
+    return found
+
+
+def divide_by_format(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Returns the files that may be text by their names, and the others, each with the reason."""
+    why = {path: description(path.name) for path in paths}
+    for path in paths:
+        if not why[path] and not file_format(path) and not has_no_ending(path):
+            why[path] = "no known format"
+    return [path for path in paths if not why[path]], [(path.name, reason) for path, reason in why.items() if reason]
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Returns the files of text in `folder` and below it, in order of their names; see `list_folder`.
 
     Raises:
         UserError: there is no such file.
     """
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and file_format(path))
-    if not hidden:
-        found = [path for path in found if not _is_hidden(path.relative_to(folder))]
-    if not found:
-        raise UserError(f"the folder {folder} holds no {', '.join(FORMATS)} file; check the path of the data")
+    found, _ = list_folder(folder)
     return found
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(name.startswith((".", "_")) for name in path.parts)
-
-
-def _parquet(path: str | os.PathLike) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path)
-
-
-def _parquet_groups(path: str | os.PathLike, text_column: str | None, start: int, step: int) -> Iterator[Group]:
-    with _parquet(path) as file:
-        column = _parquet_column(path, file, text_column)
-        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-        for index in range(start, len(sizes), step):
-            group = file.read_row_group(index, columns=[column]).column(column).to_pylist()
-            yield index, sum(sizes[:index]), [text or "" for text in group]
-
-
-def _parquet_column(path: str | os.PathLike, file: Any, text_column: str | None) -> str:
-    texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string")]
-    return _find_column(path, file.schema_arrow.names, texts, text_column)
-
-
-def _find_column(path: Any, columns: Iterable[str], texts: list[str], wanted: str | None) -> str:
-    """Chooses the column of text: the one asked for, else one of `TEXT_COLUMNS`, else the only one that holds text.
+def list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Finds the files of text in `folder` and below it. Links to files and folders are followed.
 
     Args:
-        path: the place to name in errors.
-        columns: the names of all columns.
-        texts: the names of the columns that hold text.
-        wanted: the column asked for.
+        folder: an existing folder.
+
+    Returns:
+        The files in order of their names; and what else is there: name below `folder`, why it is left out. Names that
+        begin with `.` or `_` are left out. So are files that describe a data set. A file without an ending is text
+        where no file has an ending that is known.
+
+    Raises:
+        UserError: there is no such file, or a link leads nowhere.
     """
-    names = ", ".join(columns) or "none"
-    if wanted is not None:
-        if wanted in texts:
-            return wanted
-        raise UserError(f"{path} has no text column {wanted!r} (it has: {names}); name the right one as text_column")
-    for name in TEXT_COLUMNS:
-        if name in texts:
-            return name
-    if len(texts) == 1:
-        return texts[0]
-    raise UserError(f"{path}: cannot tell which column is the text (it has: {names}); name it as text_column")
-
-
-def group_documents(documents: Iterator[T], start: int, step: int) -> Iterator[tuple[int, int, list[T]]]:
-    """Yields the groups `start`, `start + step`, ... of `GROUP_SIZE` documents, each as a `Group`."""
-    index = 0
-    while group := list(islice(documents, GROUP_SIZE)):
-        if index >= start and (index - start) % step == 0:
-            yield index, index * GROUP_SIZE, group
-        index += 1
-
-
-def _jsonl_lines(lines: Iterable[str], path: Any) -> Iterator[tuple[int, str]]:
-    """Yields the lines that are not blank, with their numbers from 1."""
-    for number, line in enumerate(lines, start=1):
-        if number == 1 and line.lstrip().startswith("["):
-            raise UserError(f"{path} holds one JSON array; write it as JSON lines, one object per line")
-        if line.strip():
-            yield number, line
-
-
-def _jsonl_texts(lines: list[tuple[int, str]], path: Any, text_column: str | None) -> list[str]:
-    """Parses numbered lines and returns the text of each; null becomes an empty text."""
-    texts = []
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error.msg}); is the file whole?") from None
-        if not isinstance(row, dict):
-            raise UserError(f'{path}, line {number} is not an object such as {{"text": "..."}}')
-        if text_column not in row:
-            strings = [key for key, value in row.items() if isinstance(value, str)]
-            text_column = _find_column(f"{path}, line {number}", row, strings, text_column)
-        text = row[text_column]
-        if text is not None and not isinstance(text, str):
-            raise UserError(f"{path}, line {number}: {text_column!r} is not text but {type(text).__name__}")
-        texts.append(text or "")
-    return texts
-
-
-def _text_documents(lines: Iterable[str]) -> Iterator[str]:
-    """Splits plain text into documents at each `END_OF_TEXT`; where there is none, at blank lines.
-
-    In the second case paragraphs are joined until a document has at least `TEXT_DOCUMENT_CHARS` characters.
-    """
-    document: list[str] = []
-    chars, marked = 0, False
-    for line in lines:
-        before, mark, after = line.partition(END_OF_TEXT)
-        paragraph_ends = not line.strip()
-        if mark or (paragraph_ends and not marked and chars >= TEXT_DOCUMENT_CHARS):
-            marked = marked or bool(mark)
-            document.append(before)
-            if text := "".join(document).strip():
-                yield text
-            document, chars = [after], len(after)
+    known, unknown, left_out = [], [], []
+    for path in sorted(_walk(folder)):
+        inside = path.relative_to(folder)
+        why = _why_left_out(path, inside)
+        if why:
+            left_out.append((inside.as_posix(), why))
+        elif file_format(path):
+            known.append(path)
         else:
-            document.append(line)
-            chars += len(line)
-    if text := "".join(document).strip():
-        yield text
+            (unknown if has_no_ending(path) else left_out).append(
+                path if has_no_ending(path) else (inside.as_posix(), "no known format")
+            )
+    if not known:
+        with_content = [path for path in unknown if os.path.getsize(path) and _format_by_content(path)]
+        known, unknown = with_content, [path for path in unknown if path not in with_content]
+    left_out += [(path.relative_to(folder).as_posix(), "no ending") for path in unknown]
+    if not known:
+        others = f" (but {left_out[0][0]}: {left_out[0][1]})" if left_out else ""
+        raise UserError(f"the folder {folder} holds no {', '.join(FORMATS)} file{others}; check the path of the data")
+    return known, left_out
 
 
-@contextmanager
-def _open_text(path: str | os.PathLike) -> Iterator[io.TextIOBase]:
-    import pyarrow as pa  # its decompressors report a truncated file; zstandard's do not
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yields all files below a folder. A folder that a link leads back to is not entered again."""
+    entered = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        folders[:] = [name for name in folders if not _is_entered(os.path.join(place, name), entered)]
+        yield from (Path(place, name) for name in names)
 
-    codecs = {".gz": "gzip", ".zst": "zstd"}
-    raw = pa.input_stream(str(path), compression=codecs.get(Path(path).suffix.lower()))
-    with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as text:
-        yield text
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(
+        f"the folder {error.filename} cannot be read ({error.strerror}); change its permissions or move it"
+    )
+
+
+def _is_entered(folder: str, entered: set[str]) -> bool:
+    if not os.path.islink(folder):
+        return False
+    target = os.path.realpath(folder)
+    inside_one = any(target == place or place.startswith(target + os.sep) for place in entered)
+    entered.add(target)
+    return inside_one
+
+
+def _why_left_out(path: Path, inside: Path) -> str | None:
+    if any(name.startswith((".", "_")) for name in inside.parts):
+        return "hidden"
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; fetch that file or remove it")
+    if not path.is_file():
+        return "not a file"
+    return description(path.name) or _not_in_saved_dataset(path)
+
+
+def description(name: str) -> str | None:
+    """Returns why a file is no data by its name: it describes the data set; None for any other file."""
+    name = Path(name).name.lower()
+    if name in DESCRIPTIONS or Path(name).stem in ("readme", "license", "licence", "citation") or name == "readme":
+        return "describes the data"
+    return None
+
+
+def _not_in_saved_dataset(path: Path) -> str | None:
+    """In a folder of `Dataset.save_to_disk`, only the files that its `state.json` lists are data."""
+    import json
+
+    state = path.parent / "state.json"
+    if path.suffix != ".arrow" or not state.is_file():
+        return None
+    try:
+        listed = {entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]}
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None if path.name in listed else "a cache of datasets"
+
+
+def group_documents(
+    documents: Iterable[T], start: int, step: int, size: Callable[[T], int] = len
+) -> Iterator[tuple[int, int, list[T]]]:
+    """Yields the groups `start`, `start + step`, ..., each as a `Group`.
+
+    A group ends with `GROUP_SIZE` documents, or where they have `GROUP_CHARS` characters, as `size` counts them.
+    """
+    group: list[T] = []
+    index = first = chars = 0
+    for document in documents:
+        group.append(document)
+        chars += size(document)
+        if len(group) == GROUP_SIZE or chars >= GROUP_CHARS:
+            if index >= start and (index - start) % step == 0:
+                yield index, first, group
+            index, first, group, chars = index + 1, first + len(group), [], 0
+    if group and index >= start and (index - start) % step == 0:
+        yield index, first, group
 
 
 @contextmanager
 def _errors_as_sentences(path: str | os.PathLike) -> Iterator[None]:
     """Turns whatever a reader raises on a bad file into a `UserError` of one sentence that names the file."""
+    import lzma
+
     try:
         yield
     except (UserError, GeneratorExit):
         raise
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path") from None
+    except PermissionError:
+        raise UserError(f"{path} may not be read by you; change its permissions or remove it") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
-    except (OSError, ValueError) as error:  # pyarrow's errors are these
-        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"{path} holds text that is not UTF-8 ({error.reason}); write it again as UTF-8") from None
+    except (OSError, ValueError, EOFError, lzma.LZMAError, MemoryError) as error:  # pyarrow's errors are among these
+        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); is it whole? Fetch or make it again") from None

@@ -4,7 +4,6 @@ One request lists the files. `huggingface_hub` fetches each into its cache. Wher
 the Hub states, the file is fetched again. While one file is read, the next one is fetched.
 """
 
-import fnmatch
 import hashlib
 import os
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_hf.data import files
+from nanochat_hf.data import files, splits
 from nanochat_hf.settings import UserError
 
 RETRY_SECONDS = (1, 2, 4, 8, 16)  # before the second, third, ... attempt
@@ -34,6 +33,7 @@ class HubFile:
         name: the file's path in the data set.
         sha256: the checksum that the Hub states, None where it states none.
         text_column: the column or key of the text; default: found.
+        size: bytes, None where the Hub does not say.
     """
 
     repo_id: str
@@ -41,10 +41,11 @@ class HubFile:
     name: str
     sha256: str | None
     text_column: str | None = None
+    size: int | None = None
 
     def num_groups(self) -> int | None:
         """Returns how many groups the file has, as `files.num_groups`; fetches the file."""
-        return files.num_groups(self.fetch())
+        return files.num_groups(self.fetch(), self.text_column)
 
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
         """Yields the groups `start`, `start + step`, ..., as `files.read_groups`; fetches the file."""
@@ -97,7 +98,9 @@ class HubFile:
         threading.Thread(target=attempt, name=f"fetch-{self.name}", daemon=True).start()
 
 
-def find_hub_files(source: str, text_column: str | None = None) -> tuple[list[HubFile], list[str]]:
+def find_hub_files(
+    source: str, text_column: str | None = None
+) -> tuple[list[HubFile], list[str], list[tuple[str, str]]]:
     """Lists the files of a data set.
 
     Args:
@@ -105,23 +108,44 @@ def find_hub_files(source: str, text_column: str | None = None) -> tuple[list[Hu
         text_column: the column or key of the text; default: found.
 
     Returns:
-        The files, and for each a name from which `sources.files_of_split` tells its split.
+        The files, for each a name from which `splits.divide` tells its split, and the files that are left out with the
+        reason.
 
     Raises:
         UserError: the data set does not exist, cannot be reached, or has no such config or no files of text.
     """
     repo_id, _, config = source.partition(":")
     info = _dataset_info(repo_id)
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings if files.file_format(sibling.rfilename)}
-    names = sorted(name for name in siblings if Path(name).suffix != ".md")
-    names, split_names = _files_of_config(repo_id, info, names, config)
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings}
+    whys = {name: _why_left_out(name) for name in sorted(siblings)}
+    names, split_names = splits.files_of_config(
+        repo_id, info.card_data, [n for n, why in whys.items() if not why], config
+    )
     if not names:
         raise UserError(f"the data set {source} holds no {', '.join(files.FORMATS)} file; choose another one")
     found = [
-        HubFile(repo_id, info.sha, name, siblings[name].lfs.sha256 if siblings[name].lfs else None, text_column)
+        HubFile(
+            repo_id,
+            info.sha,
+            name,
+            siblings[name].lfs.sha256 if siblings[name].lfs else None,
+            text_column,
+            siblings[name].size,
+        )
         for name in names
     ]
-    return found, split_names
+    chosen = set(names)
+    left_out = [(name, why or "not in the config") for name, why in whys.items() if name not in chosen]
+    return found, split_names, left_out
+
+
+def _why_left_out(name: str) -> str | None:
+    """As in a local folder; see `files.list_folder`. A data set's other .md files are about it, too."""
+    if any(part.startswith(".") for part in name.split("/")):
+        return "hidden"
+    if Path(name).suffix == ".md":
+        return "describes the data"
+    return files.description(name) or (None if files.file_format(name) else "no known format")
 
 
 def _dataset_info(repo_id: str) -> Any:
@@ -140,31 +164,6 @@ def _dataset_info(repo_id: str) -> Any:
         f"there is no file or folder {repo_id}, and as a data set of the Hub it cannot be read "
         f"({_first_line(failure)}); check the name and the connection"
     )
-
-
-def _files_of_config(repo_id: str, info: Any, names: list[str], config: str) -> tuple[list[str], list[str]]:
-    """Returns the file names that belong to a config, and for each a name that tells its split."""
-    card = (info.card_data or {}).get("configs") or []
-    configs = {entry.get("config_name", "default"): entry.get("data_files") for entry in card}
-    chosen = configs.get(config or "default")
-    if not chosen:
-        if not config:
-            return names, names
-        inside = [name for name in names if name.startswith(config.rstrip("/") + "/")]
-        if not inside:
-            known = ", ".join(sorted(configs)) or "none named"
-            raise UserError(f"the data set {repo_id} has no config or folder {config} (configs: {known})")
-        return inside, inside
-    entries = [{"split": "train", "path": chosen}] if isinstance(chosen, str) else chosen
-    found: dict[str, str] = {}
-    for entry in entries:
-        entry = {"split": "train", "path": entry} if isinstance(entry, str) else entry
-        patterns = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
-        for name in names:
-            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-                found.setdefault(name, f"{entry['split']}/{Path(name).name}")
-    # Sorted by name: where the card names no splits, the last shard is the validation split.
-    return sorted(found), [found[name] for name in sorted(found)]
 
 
 def _endpoint() -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 IGNORED = -100  # the label of a token that is not trained on, as in torch and transformers
 BUFFER_DOCUMENTS = 1000  # upstream's buffer
 REFILL_DOCUMENTS = 128  # upstream tokenizes and refills in batches of this size
+BUFFER_TOKENS = 1 << 26  # a buffer with more is not refilled; 1,000 documents of 262,144 characters have about as many
 MIN_TAIL = 16  # tokens; a shorter rest of a document is dropped, because it needs a start token of its own
 
 Packing = Literal["best_fit", "keep_tails"]
@@ -54,6 +55,7 @@ class BestFitPacker:
         self._queues: list[deque[int]] = [deque() for _ in range(row_length + 1)]
         self._present = 0  # bit n is set where self._queues[n] is not empty
         self._up_to = [(1 << (length + 1)) - 1 for length in range(row_length + 1)]
+        self.tokens = 0  # of all waiting documents
         self._long: list[tuple[int, int]] = []  # heap of (length, arrival), or (0, arrival) with keep_tails
 
     def __len__(self) -> int:
@@ -72,6 +74,7 @@ class BestFitPacker:
         arrival = self._arrivals
         self._arrivals += 1
         self._documents[arrival] = document
+        self.tokens += length
         if length <= self.row_length:
             self._queues[length].append(arrival)
             self._present |= 1 << length
@@ -110,15 +113,20 @@ class BestFitPacker:
         arrival = queue.popleft()
         if not queue:
             self._present ^= 1 << length
-        return self._documents.pop(arrival)
+        return self._take(arrival)
+
+    def _take(self, arrival: int) -> np.ndarray:
+        document = self._documents.pop(arrival)
+        self.tokens -= len(document)
+        return document
 
     def _take_to_crop(self) -> np.ndarray:
         if self.packing == "best_fit":  # the shortest, so that little is lost
             if self._present:
                 return self._take_queued((self._present & -self._present).bit_length() - 1)
-            return self._documents.pop(heapq.heappop(self._long)[1])
+            return self._take(heapq.heappop(self._long)[1])
         if self._long:
-            return self._documents.pop(heapq.heappop(self._long)[1])
+            return self._take(heapq.heappop(self._long)[1])
         if self._present:
             return self._take_queued(self._present.bit_length() - 1)
         raise IndexError("no document is waiting")
@@ -138,7 +146,8 @@ def pack_best_fit(
         documents: the token ids of each document, the start token first.
         row_length: tokens per row.
         packing: `"best_fit"` is upstream's rule; `"keep_tails"` keeps the rests of cropped documents.
-        buffer_documents: the buffer is refilled whenever it holds fewer documents than this.
+        buffer_documents: the buffer is refilled whenever it holds fewer documents than this, and fewer tokens than
+            `BUFFER_TOKENS`.
         refill_documents: documents per refill.
 
     Yields:
@@ -151,7 +160,7 @@ def pack_best_fit(
     while True:
         row, filled = np.empty(row_length, dtype=np.int64), 0
         while filled < row_length:
-            while len(packer) < buffer_documents:
+            while len(packer) < buffer_documents and packer.tokens < BUFFER_TOKENS:
                 batch = list(islice(remaining, refill_documents))
                 for document in batch:
                     packer.add(np.asarray(document))

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nanochat_hf.data.packing import BUFFER_DOCUMENTS, REFILL_DOCUMENTS, BestFitPacker, Packing
+from nanochat_hf.data.packing import BUFFER_DOCUMENTS, BUFFER_TOKENS, REFILL_DOCUMENTS, BestFitPacker, Packing
 from nanochat_hf.data.sources import DocumentStream, MixedStream
 from nanochat_hf.settings import UserError
 
 REFILLS_AT_ONCE = 8  # refills of the packing buffer that one call tokenizes; faster than one by one
+CHARS_AT_ONCE = 1 << 23  # one call tokenizes no further refill after so many characters
 
 
 class Encoder(Protocol):
@@ -52,7 +53,9 @@ class RowStream:
         encoder: turns texts into token ids.
         row_length: tokens per row, one more than the model's sequence length.
         packing: see `BestFitPacker`.
-        buffer_documents: the buffer is refilled whenever it holds fewer documents than this.
+        buffer_documents: the buffer is refilled whenever it holds fewer documents than this, and fewer tokens than
+            `BUFFER_TOKENS`. Where the whole source has fewer documents, they are all used before any of them comes
+            again; a buffer with many copies of each would give copies one after the other.
 
     Raises:
         UserError: in `next_row`, where the documents end or cannot be read.
@@ -70,7 +73,9 @@ class RowStream:
         self.packer = BestFitPacker(row_length, packing)
         self.buffer_documents = buffer_documents
         self.rows_made = 0
-        self._refills: deque[list[np.ndarray]] = deque()  # tokenized, not yet in the packer
+        self._in_source = 0  # documents of the source that the packer has got in its first epoch
+        self._packer_epoch = 0  # of the newest documents in the packer
+        self._refills: deque[tuple[list[np.ndarray], int]] = deque()  # tokenized, not yet in the packer; their epoch
         # The position where the refills were read, and how many of them are in the packer.
         self._position, self._refills_used = documents.state_dict(), 0
 
@@ -78,22 +83,39 @@ class RowStream:
         """Writes the next row into `out`, int64 [row_length]."""
         filled = 0
         while filled < len(out):
-            while len(self.packer) < self.buffer_documents:
-                self._refill()
+            while len(self.packer) < self.buffer_documents and self.packer.tokens < BUFFER_TOKENS:
+                if not self._refill():
+                    break
             filled += self.packer.place(out[filled:])
         self.rows_made += 1
 
-    def _refill(self) -> None:
+    def _refill(self) -> bool:
+        """Adds documents to the packer; returns False where those that it holds have to be used first."""
         if not self._refills:
             self._tokenize()
-        for document in self._refills.popleft():
+        documents, epoch = self._refills[0]
+        is_small = 0 < self._in_source < self.buffer_documents
+        if epoch > self._packer_epoch and is_small and len(self.packer):
+            return False
+        self._refills.popleft()
+        self._packer_epoch = epoch
+        if not epoch:
+            self._in_source += len(documents)
+        for document in documents:
             self.packer.add(document)
         self._refills_used += 1
+        return True
 
     def _tokenize(self) -> None:
         """Reads and tokenizes the documents of the next refills."""
         self._position, self._refills_used = self.documents.state_dict(), 0
-        batches = [self.documents.next_batch(REFILL_DOCUMENTS) for _ in range(REFILLS_AT_ONCE)]
+        batches: list[list[str]] = []
+        epochs: list[int] = []
+        chars = 0
+        while len(batches) < REFILLS_AT_ONCE and chars < CHARS_AT_ONCE:
+            batches.append(self.documents.next_batch(REFILL_DOCUMENTS))
+            epochs.append(self.documents.whole_epochs)
+            chars += sum(map(len, batches[-1]))
         if not batches[0]:
             raise UserError("the training data ended; a stream for training has to repeat")
         ids, offsets = self.encoder.encode_batch([text for batch in batches for text in batch])
@@ -101,12 +123,20 @@ class RowStream:
         bounds = offsets.tolist()
         # Copies: a view of one document that waits long would keep the ids of the whole batch in memory.
         documents = (ids[start:end].copy() for start, end in zip(bounds, bounds[1:], strict=False))
-        self._refills.extend(list(islice(documents, len(batch))) for batch in batches if batch)
+        for batch, epoch in zip(batches, epochs, strict=True):
+            if batch:
+                self._refills.append((list(islice(documents, len(batch))), epoch))
 
     def snapshot(self) -> "StreamSnapshot":
         """Returns the state at this moment. It is cheap: it refers to the waiting documents, which nobody changes."""
         return StreamSnapshot(
-            self.rows_made, self.documents.epoch, self._position, self._refills_used, self.packer.documents
+            self.rows_made,
+            self.documents.epoch,
+            self._position,
+            self._refills_used,
+            self.packer.documents,
+            self._in_source,
+            self._packer_epoch,
         )
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -128,6 +158,9 @@ class RowStream:
         for start, end in zip([0, *ends], ends, strict=False):
             self.packer.add(ids[start:end].copy())
         self.rows_made = state["rows_made"]
+        # Absent in checkpoints of version 0.1, which then go on by upstream's rule.
+        self._in_source = state.get("documents_in_source", 0)
+        self._packer_epoch = state.get("packer_epoch", 0)
 
 
 @dataclass(frozen=True)
@@ -140,6 +173,8 @@ class StreamSnapshot:
         position: where the current refills were read.
         refills_used: how many of these refills are in the packer.
         documents: the documents in the packer, oldest first.
+        documents_in_source: documents that the packer has got in the first epoch.
+        packer_epoch: the epoch of the newest documents in the packer.
     """
 
     rows_made: int
@@ -147,6 +182,8 @@ class StreamSnapshot:
     position: dict[str, Any]
     refills_used: int
     documents: list[np.ndarray]
+    documents_in_source: int = 0
+    packer_epoch: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as numbers, strings and tensors; the waiting documents as one int32 array and lengths."""
@@ -156,6 +193,8 @@ class StreamSnapshot:
             "rows_made": self.rows_made,
             "position": self.position,
             "refills_used": self.refills_used,
+            "documents_in_source": self.documents_in_source,
+            "packer_epoch": self.packer_epoch,
             "buffer_ids": torch.from_numpy(ids),
             "buffer_lengths": torch.tensor(lengths, dtype=torch.int64),
         }

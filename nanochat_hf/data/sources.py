@@ -3,7 +3,8 @@
 A source is written as one string, the same in every recipe and on every command line:
 
 - `microworld`: the built-in data;
-- a file or folder of parquet, JSON lines or text (`.gz`, `.zst`);
+- a file, a folder or a pattern (`data/*.txt`) of parquet, Arrow, JSON, csv or text; a folder may also be one that
+  `Dataset.save_to_disk` wrote, or a copy of a data set of the Hub, then also `folder:config`;
 - anything else of the form `owner/name` or `owner/name:config`: a data set of the Hub, fetched file by file as needed;
 - several of these with weights, `"web:0.7,code:0.3"` or a list. The weights are shares of the characters read.
 
@@ -11,7 +12,9 @@ A source is written as one string, the same in every recipe and on every command
 whatever the number of processes. The iterator's position can be saved and restored exactly.
 """
 
+import glob
 import hashlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,16 +24,21 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from nanochat_hf.data import files
+from nanochat_hf.data import files, splits
+from nanochat_hf.data.documents import TEXT_DOCUMENT_CHARS, cut_point
 from nanochat_hf.data.hub_files import DownloadError, find_hub_files
 from nanochat_hf.settings import UserError
 
 DEFAULT_SOURCE = "karpathy/climbmix-400b-shuffle"  # its last shard, shard_06542, is the validation split
 MICROWORLD = "microworld"
 VALIDATION_EVERY = 20  # where a source is one file, every 20th document is for validation
+BATCH_CHARS = 1 << 23  # of a batch of documents; 128 ordinary documents never have so many
+MIN_HELD_OUT_CHARS = TEXT_DOCUMENT_CHARS  # of a file of few documents, so that validation fills a row
+MIN_CUT_CHARS = 1000  # of a file of few documents, only a longer one is cut to hold out its end
 
 Split = Literal["train", "validation"]
 OnBadFile = Literal["stop", "skip"]
+ON_BAD_FILE = ("stop", "skip")
 
 
 class DataFile(Protocol):
@@ -66,7 +74,7 @@ class LocalFile(DataFile):
         return self.path.name
 
     def num_groups(self) -> int | None:
-        return files.num_groups(self.path)
+        return files.num_groups(self.path, self.text_column)
 
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
         return files.read_groups(self.path, self.text_column, start, step)
@@ -91,91 +99,164 @@ class MicroworldFile(DataFile):
         return files.group_documents(iter(microworld.documents(self.split)), start, step)
 
 
-@dataclass(frozen=True)
 class SplitOfFile(DataFile):
-    """The training or the validation documents of a single file: every `VALIDATION_EVERY`-th is for validation."""
+    """The training or the validation documents of a single file.
 
-    file: DataFile
-    split: Split
+    Every `VALIDATION_EVERY`-th document is for validation. Where the file has fewer documents, the end of its text is:
+    a share of 1 / `VALIDATION_EVERY`, or up to a fifth where that is less than `MIN_HELD_OUT_CHARS`. It is cut off a
+    long document at a line end or a sentence end.
+    """
+
+    def __init__(self, file: DataFile, split: Split):
+        self.file, self.split = file, split
+        self._few: list[str] | None = None  # all documents, where they are few
+        self._counted = False
 
     @property
     def name(self) -> str:
         return self.file.name
 
     def num_groups(self) -> int | None:
-        return self.file.num_groups()
+        return 1 if self.few_documents() is not None else self.file.num_groups()
 
     def prefetch(self) -> None:
         self.file.prefetch()
 
+    def few_documents(self) -> list[str] | None:
+        """Returns all documents of this split where the file has fewer than `VALIDATION_EVERY`, else None."""
+        if not self._counted:
+            documents: list[str] = []
+            for _, _, texts in self.file.groups(0, 1):
+                documents += [text for text in texts if text]
+                if len(documents) >= VALIDATION_EVERY:
+                    break
+            else:
+                self._few = hold_out_end(documents)[self.split == "validation"]
+            self._counted = True
+        return self._few
+
+    def undivided_if_few(self) -> DataFile:
+        """Returns the file itself where it has fewer than `VALIDATION_EVERY` documents, else this split of it."""
+        return self if self.few_documents() is None else self.file
+
     def groups(self, start: int, step: int) -> Iterator[files.Group]:
+        few = self.few_documents()
+        if few is not None:
+            if start == 0:
+                yield 0, 0, list(few)
+            return
         held_out = self.split == "validation"
         for index, first, texts in self.file.groups(start, step):
             numbered = enumerate(texts, start=first)
             yield index, first, [text for i, text in numbered if (i % VALIDATION_EVERY == 0) == held_out]
 
 
-def find_data_files(source: str | Path, split: Split = "train", text_column: str | None = None) -> list[DataFile]:
-    """Returns the files of one source that belong to `split`, in reading order; `files_of_split` has the rule.
+def hold_out_end(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Divides a few documents into those for training and those for validation; see `SplitOfFile`."""
+    chars = sum(map(len, documents))
+    wanted = max(1, chars // VALIDATION_EVERY, min(MIN_HELD_OUT_CHARS, chars // 5))
+    training, validation = list(documents), []
+    while training and wanted > 0:
+        last = training.pop()
+        if len(last) > max(2 * wanted, MIN_CUT_CHARS) or (not training and len(last) > 1):
+            end = cut_point(last, max(0, len(last) - 2 * wanted), min(wanted, len(last) - wanted))
+            training.append(last[:end])
+            last = last[end:]
+        validation.insert(0, last)
+        wanted -= len(last)
+    return training, validation
+
+
+@dataclass(frozen=True)
+class FoundSource:
+    """What a source consists of.
+
+    Attributes:
+        name: the source as it was given.
+        train, validation: the files of each split, in reading order.
+        left_out: the files in neither: name, and why.
+    """
+
+    name: str
+    train: list[DataFile]
+    validation: list[DataFile]
+    left_out: list[tuple[str, str]]
+
+
+def find_source(source: str | Path, text_column: str | None = None) -> FoundSource:
+    """Finds the files of one source and divides them into training and validation; `splits` has the rules.
 
     Args:
-        source: a file, a folder, a Hub data set or `microworld`.
-        split: `"train"` or `"validation"`.
+        source: a file, a folder, a pattern such as `data/*.txt`, a Hub data set or `microworld`; a folder and a data
+            set may be followed by `:config`. What exists on disk is never taken for anything else.
         text_column: the column or key of the text; default: found.
+
+    Raises:
+        UserError: there is no such source, or it has no file that can be read.
+    """
+    name = str(source)
+    if name == MICROWORLD:
+        return FoundSource(name, [MicroworldFile("train")], [MicroworldFile("validation")], [])
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        return _find_folder(name, path, "", text_column)
+    if os.path.exists(path):
+        return _divide(name, [LocalFile(path, text_column)], [path.name], [])
+    folder, _, config = name.rpartition(":")
+    if folder and os.path.isdir(Path(os.path.expanduser(folder))):
+        return _find_folder(folder, Path(os.path.expanduser(folder)), config, text_column)
+    if glob.has_magic(name):
+        found, left_out = files.divide_by_format(files.matching_files(str(path)))
+        if not found:
+            raise UserError(
+                f"no file that matches {name} is text ({left_out[0][0]}: {left_out[0][1]}); check the path"
+            )
+        root = os.path.commonpath([one.parent for one in found])
+        names = [one.relative_to(root).as_posix() for one in found]
+        return _divide(name, [LocalFile(one, text_column) for one in found], names, left_out)
+    if _looks_like_hub_id(name):
+        hub_files, names, left_out = find_hub_files(name, text_column)
+        return _divide(name, hub_files, names, left_out)
+    raise UserError(f"no data at {source}; give a file, a folder, a Hub data set such as owner/name, or {MICROWORLD}")
+
+
+def _find_folder(name: str, folder: Path, config: str, text_column: str | None) -> FoundSource:
+    found, left_out = files.list_folder(folder)
+    paths = {path.relative_to(folder).as_posix(): path for path in found}
+    chosen, split_names = splits.files_of_config(name, splits.read_card(folder), list(paths), config)
+    left_out += [(other, "not in the config") for other in paths if other not in set(chosen)]
+    return _divide(name, [LocalFile(paths[inside], text_column) for inside in chosen], split_names, left_out)
+
+
+def _divide(
+    name: str, data_files: Sequence[DataFile], split_names: Sequence[str], left_out: list[tuple[str, str]]
+) -> FoundSource:
+    division = splits.divide(split_names)
+    if division.is_divided_file:
+        train, validation = ([SplitOfFile(data_files[0], split)] for split in ("train", "validation"))
+    else:
+        train, validation = ([data_files[i] for i in part] for part in (division.train, division.validation))
+    others = [(data_files[i].name, why) for i, why in division.left_out.items()]
+    return FoundSource(name, train, validation, left_out + others)
+
+
+def find_data_files(source: str | Path, split: Split = "train", text_column: str | None = None) -> list[DataFile]:
+    """Returns the files of one source that belong to `split`, in reading order; see `find_source`.
 
     Raises:
         UserError: there is no such split or source, or the source has no file that can be read.
     """
     if split not in ("train", "validation"):
         raise UserError(f"there is no split {split!r}; choose train or validation")
-    if str(source) == MICROWORLD:
-        return [MicroworldFile(split)]
-    path = Path(source)
-    if path.is_dir():
-        found = files.text_files(path, hidden=False)
-        local: list[DataFile] = [LocalFile(p, text_column) for p in found]
-        return files_of_split(local, [p.relative_to(path).as_posix() for p in found], split)
-    if path.is_file():
-        return [SplitOfFile(LocalFile(path, text_column), split)]
-    if _looks_like_hub_id(str(source)):
-        return files_of_split(*find_hub_files(str(source), text_column), split)
-    raise UserError(f"no data at {source}; give a file, a folder, a Hub data set such as owner/name, or {MICROWORLD}")
-
-
-def files_of_split(data_files: Sequence[DataFile], names: Sequence[str], split: Split) -> list[DataFile]:
-    """Chooses the files of a split.
-
-    Where the names say `train` and also `validation` (`valid`, `val`, `dev`, `eval`) or `test`, the names decide.
-    Otherwise the last file is the validation split. A single file is split by `VALIDATION_EVERY`.
-
-    Args:
-        data_files: all files of a source, in order of their names.
-        names: the name of each file, with its folders.
-        split: `"train"` or `"validation"`.
-    """
-    words = [_split_word(name) for name in names]
-    held_out = next((word for word in ("validation", "test") if word in words), None)
-    if "train" in words and held_out:
-        wanted = "train" if split == "train" else held_out
-        return [file for file, word in zip(data_files, words, strict=True) if word == wanted]
-    if len(data_files) == 1:
-        return [SplitOfFile(data_files[0], split)]
-    return list(data_files[:-1] if split == "train" else data_files[-1:])
-
-
-def _split_word(name: str) -> str | None:
-    """Returns the split that a file's name or folder names, None where it names none."""
-    for word in reversed(name.lower().replace("-", "/").replace("_", "/").replace(".", "/").split("/")):
-        if word in ("validation", "valid", "val", "dev", "eval"):
-            return "validation"
-        if word in ("train", "training", "test"):
-            return word.removesuffix("ing")
-    return None
+    found = find_source(source, text_column)
+    return found.train if split == "train" else found.validation
 
 
 def _looks_like_hub_id(source: str) -> bool:
     owner, slash, name = source.partition("/")
-    return bool(slash and owner and name) and "/" not in name and not source.startswith((".", "~", "/"))
+    return (
+        bool(slash and owner and name) and "/" not in name.partition(":")[0] and not source.startswith((".", "~", "/"))
+    )
 
 
 class DocumentStream:
@@ -212,7 +293,9 @@ class DocumentStream:
             raise ValueError(f"reader {stream} of {num_streams} readers does not exist")
         self.data_files, self.stream, self.num_streams = list(data_files), stream, num_streams
         self.repeat, self.seed, self.on_bad_file = repeat, seed, on_bad_file
-        names = hashlib.sha256("\n".join(file.name for file in self.data_files).encode()).hexdigest()
+        names = hashlib.sha256(
+            "\n".join(file.name for file in self.data_files).encode(errors="surrogateescape")
+        ).hexdigest()
         self._identity = {"files": names, "seed": seed, "num_streams": num_streams}
         self._seek(epoch=0, file=0, group=0, offset=0)
 
@@ -225,6 +308,11 @@ class DocumentStream:
     @property
     def epoch(self) -> int:
         """How many times the whole source has been read."""
+        return self._epoch
+
+    @property
+    def whole_epochs(self) -> int:
+        """How many times every document has been read."""
         return self._epoch
 
     @property
@@ -250,12 +338,15 @@ class DocumentStream:
         self._seek(**{key: int(state[key]) for key in self.position})
 
     def next_batch(self, size: int = 128) -> list[str]:
-        """Returns the next 1 to `size` documents, never across the end of a group; [] at the end of the source."""
+        """Returns the next 1 to `size` documents, never across the end of a group; [] at the end of the source.
+
+        They are fewer where they would have more than `BATCH_CHARS` characters.
+        """
         while True:
             if self._texts is None and not self._load_group():
                 return []
             assert self._texts is not None  # _load_group has read it
-            batch = self._texts[self._offset : self._offset + size]
+            batch = _of_bounded_size(self._texts[self._offset : self._offset + size])
             self._offset += len(batch)
             if self._offset >= len(self._texts):
                 self._group, self._offset, self._texts = self._group + 1, 0, None
@@ -278,6 +369,8 @@ class DocumentStream:
             if self._file >= len(self.data_files):
                 if not self._found_in_epoch:
                     names = ", ".join(file.name for file in self.data_files[:3])
+                    if self.num_streams == 1:
+                        raise UserError(f"there is no text in {names}; give files that hold some")
                     raise UserError(
                         f"no documents for reader {self.stream} of {self.num_streams} in {names}; "
                         "give more documents or use fewer processes"
@@ -334,6 +427,15 @@ class DocumentStream:
         return [texts[index] for index in order]
 
 
+def _of_bounded_size(texts: list[str]) -> list[str]:
+    chars = 0
+    for count, text in enumerate(texts):
+        chars += len(text)
+        if chars > BATCH_CHARS and count:
+            return texts[:count]
+    return texts
+
+
 class MixedStream:
     """Several streams, read in given shares of the characters.
 
@@ -355,6 +457,11 @@ class MixedStream:
     def epoch(self) -> int:
         """How many times the source with the most epochs has been read."""
         return max(stream.epoch for stream in self.streams)
+
+    @property
+    def whole_epochs(self) -> int:
+        """How many times every document of every source has been read."""
+        return min(stream.whole_epochs for stream in self.streams)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the positions of all streams, and how many characters of each have been read."""
@@ -398,27 +505,45 @@ class MixedStream:
         return batch[0]
 
 
-def parse_sources(source: str | Path | Sequence[str]) -> list[tuple[str, float]]:
+def parse_sources(source: str | Path | Sequence[str | Path]) -> list[tuple[str, float]]:
     """Splits `"a:0.7,b:0.3"` or `["a:0.7", "b:0.3"]` into names and weights; a source without a weight has 1.
+
+    A name that exists on disk is taken as it is, with the commas and colons in it. `~` is the home folder.
 
     Raises:
         UserError: a name is missing, or a weight is not above 0.
     """
     if isinstance(source, Path):
-        return [(str(source), 1.0)]
+        return [(os.path.expanduser(str(source)), 1.0)]
     words = [source] if isinstance(source, str) else [str(word) for word in source]
-    if len(words) == 1 and not Path(words[0]).exists():
-        words = words[0].split(",")
     found = []
-    for word in (word.strip() for word in words):
+    for word in (part for given in words for part in _split_at_commas(given)):
         name, colon, weight = word.rpartition(":")
         try:
-            found.append((name, float(weight)) if colon and not Path(word).exists() else (word, 1.0))
+            found.append((name, float(weight)) if colon and not _exists(word) else (word, 1.0))
         except ValueError:
             found.append((word, 1.0))
-    if not all(name and weight > 0 for name, weight in found):
+    if not found or not all(name and 0 < weight < float("inf") for name, weight in found):
         raise UserError(f"cannot read the data sources {source!r}; write NAME or NAME:WEIGHT,NAME:WEIGHT")
+    return [(os.path.expanduser(name), weight) for name, weight in found]
+
+
+def _split_at_commas(word: str) -> list[str]:
+    """Splits at commas, but not inside of a name that exists, such as `Shakespeare, W.txt`."""
+    parts = word.split(",")
+    found = []
+    while parts:
+        for count in range(len(parts), 0, -1):
+            name = ",".join(parts[:count]).strip()
+            if count == 1 or _exists(name) or _exists(name.rpartition(":")[0]):
+                found.append(name)
+                parts = parts[count:]
+                break
     return found
+
+
+def _exists(name: str) -> bool:
+    return bool(name) and os.path.exists(os.path.expanduser(name))
 
 
 def open_documents(
@@ -431,6 +556,7 @@ def open_documents(
     repeat: bool = False,
     seed: int | None = None,
     on_bad_file: OnBadFile = "stop",
+    keep_whole: bool = False,
 ) -> DocumentStream | MixedStream:
     """Opens a source and returns an iterator of this process's documents.
 
@@ -438,20 +564,25 @@ def open_documents(
 
     Args:
         source: one source or several, see the top of this module.
-        split: `"train"` or `"validation"`; they share no document, see `files_of_split`.
+        split: `"train"` or `"validation"`; they share no document, see `find_source`.
         text_column: the column or key of the text; default: found.
         rank: this process, from 0.
         world_size: the number of processes.
         repeat, seed, on_bad_file: see `DocumentStream`.
+        keep_whole: a file of fewer than `VALIDATION_EVERY` documents is not divided; it is in both splits.
 
     Raises:
-        UserError: there is no such source, or nothing in it can be read.
+        UserError: there is no such source, nothing in it can be read, or `on_bad_file` is another word.
     """
+    check_on_bad_file(on_bad_file)
     worker, workers = _worker()
     streams, weights = [], []
     for name, weight in parse_sources(source):
+        data_files = find_data_files(name, split, text_column)
+        if keep_whole:
+            data_files = [file.undivided_if_few() if isinstance(file, SplitOfFile) else file for file in data_files]
         stream = DocumentStream(
-            find_data_files(name, split, text_column),
+            data_files,
             stream=rank * workers + worker,
             num_streams=world_size * workers,
             repeat=repeat,
@@ -461,6 +592,12 @@ def open_documents(
         streams.append(stream)
         weights.append(weight)
     return streams[0] if len(streams) == 1 else MixedStream(streams, weights)
+
+
+def check_on_bad_file(word: str) -> None:
+    """Raises `UserError` where `word` is none of `ON_BAD_FILE`."""
+    if word not in ON_BAD_FILE:
+        raise UserError(f"--on_bad_file is {' or '.join(ON_BAD_FILE)}, not {word!r}")
 
 
 def _worker() -> tuple[int, int]:

@@ -11,7 +11,8 @@ import pytest
 from toy import make_documents, write_parquet
 
 from nanochat_hf.data import hub_files
-from nanochat_hf.data.sources import open_documents
+from nanochat_hf.data.overview import describe_data
+from nanochat_hf.data.sources import find_source, open_documents
 from nanochat_hf.settings import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -153,6 +154,34 @@ def test_splits_and_configs_of_the_card_are_used(hub, tmp_path):
     assert list(open_documents("o/d:de")) == shards[3], "a folder is a config too"
     with pytest.raises(UserError, match="no config or folder fr .configs: english"):
         open_documents("o/d:fr")
+
+
+def test_descriptions_are_no_data_and_a_single_shard_serves_both_splits(hub, tmp_path):
+    (documents,) = add_shards(hub, tmp_path, ["data/train-00000-of-00001.parquet"])
+    for name in ("dataset_infos.json", "notes.md", "LICENSE", ".gitattributes", "picture.png", "state.json"):
+        hub.files[name] = b'{"text": "no data"}'
+    read = [list(open_documents("o/d", split)) for split in ("train", "validation")]
+    assert read[1] == documents[::20] and sorted(read[0] + read[1]) == sorted(documents)
+    assert {name: why for name, why in find_source("o/d").left_out} == {
+        "README.md": "describes the data",
+        "dataset_infos.json": "describes the data",
+        "notes.md": "describes the data",
+        "LICENSE": "describes the data",
+        "state.json": "describes the data",
+        ".gitattributes": "hidden",
+        "picture.png": "no known format",
+    }
+    table = describe_data("o/d").splitlines()
+    size = len(hub.files["data/train-00000-of-00001.parquet"])
+    assert table[1].split() == ["o/d", "train", "part", "of", "1", f"{size - round(size / 20):,}", "95.0%"]
+
+
+def test_a_data_set_of_several_configs_without_a_default_asks_for_one(hub, tmp_path):
+    add_shards(hub, tmp_path, ["a/x.parquet", "b/y.parquet"])
+    hub.card = {"configs": [{"config_name": name, "data_files": f"{name}/*"} for name in "ab"]}
+    with pytest.raises(UserError, match=r"o/d has several configs \(a, b\); name one, as o/d:a"):
+        open_documents("o/d")
+    assert len(list(open_documents("o/d:b"))) == 38
 
 
 def test_an_unknown_data_set_is_said_at_once(hub):

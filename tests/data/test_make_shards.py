@@ -72,6 +72,30 @@ def test_what_is_there_is_not_overwritten_and_too_little_is_said(make, tmp_path)
         make(write_jsonl(tmp_path / "b.jsonl", ["same", "same"]), tmp_path / "new")
 
 
+def test_titles_are_no_splits_and_the_table_says_what_is_read(make, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a_garden", "test_pilots_of_the_air", "the_great_train_robbery", "zebra"):
+        (tmp_path / "in" / f"{name}.txt").write_text(f"{name}\n\n" + f"word of {name}. " * 200)
+    (tmp_path / "in" / "cover.jpg").write_bytes(b"x")
+    make(tmp_path / "in", tmp_path / "out", "--validation_fraction", 0.3)
+    read = [text for split in ("train", "validation") for text in open_documents(str(tmp_path / "out"), split)]
+    assert {text.split()[0] for text in read} == {
+        "a_garden",
+        "test_pilots_of_the_air",
+        "the_great_train_robbery",
+        "zebra",
+    }
+    said = capsys.readouterr().out
+    assert "left out (no known format): cover.jpg" in said and "documents" in said
+
+
+def test_a_file_of_few_documents_is_shuffled_whole(make, tmp_path):
+    documents = [f"document {i} " * 1000 for i in range(5)]
+    make(write_jsonl(tmp_path / "a.jsonl", documents), tmp_path / "out")
+    read = [text for split in ("train", "validation") for text in open_documents(str(tmp_path / "out"), split)]
+    assert sorted(read) == sorted(documents)
+
+
 def test_shards_are_pushed_as_a_data_set_and_kept_when_that_fails(make, tmp_path, monkeypatch, capsys):
     """A stand-in for the Hub's client: nothing here may need a network."""
     import huggingface_hub

@@ -181,7 +181,7 @@ BAD_FILES = {
     "truncated.jsonl.zst": lambda good: zstandard.compress((good / "x.jsonl").read_bytes())[:-50],
     "truncated.jsonl": lambda good: (good / "x.jsonl").read_bytes()[:-20],
     "empty.jsonl": lambda good: b"",
-    "array.json": lambda good: b'[{"text": "a"}]',
+    "array.json": lambda good: b'[{"text": "a"}',
     "latin1.txt": lambda good: "caf\xe9 ".encode("latin1") * 10,
     "picture.txt": lambda good: b"\x89PNG\r\n\x1a\n\xff\xfe",
     "numbers.jsonl": lambda good: b'{"text": 5}\n',

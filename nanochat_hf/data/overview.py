@@ -1,0 +1,211 @@
+"""What a run reads, said before it starts. In: sources. Out: a table of files and splits, and warnings.
+
+A small source on disk (below `COUNTED_BYTES`) is read once for it: its documents are counted, and where there is a
+tokenizer, also its rows. Of a larger source, and of one on the Hub, only names and sizes are known.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat_hf.data.packing import REFILL_DOCUMENTS, Packing, pack_best_fit
+from nanochat_hf.data.sources import (
+    VALIDATION_EVERY,
+    DataFile,
+    DocumentStream,
+    FoundSource,
+    LocalFile,
+    OnBadFile,
+    SplitOfFile,
+    check_on_bad_file,
+    find_source,
+    parse_sources,
+)
+from nanochat_hf.settings import UserError
+
+COUNTED_BYTES = 1 << 26  # a source of more bytes, or of more characters, is not counted
+# Text that is seen up to four times teaches almost as much as new text (Muennighoff et al., arXiv:2305.16264).
+FEW_TIMES = 4
+NAMED_FILES = 5  # files that are left out are named up to this number for each reason
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """What one split of a source holds; None where it is not known.
+
+    Attributes:
+        split: `"train"` or `"validation"`.
+        files: its files.
+        size: bytes on disk; for a part of a file its share.
+        documents: the documents themselves.
+    """
+
+    split: str
+    files: list[DataFile]
+    size: int | None
+    documents: list[str] | None
+
+
+def describe_data(
+    source: str | Path | Sequence[str],
+    tokenizer: Any = None,
+    *,
+    sequence_length: int = 0,
+    rows: int = 0,
+    packing: Packing = "best_fit",
+    validate: bool = False,
+    text_column: str | None = None,
+    on_bad_file: OnBadFile = "stop",
+) -> str:
+    """Returns the table of a run's data, and a warning for each source whose rows repeat more than `FEW_TIMES`.
+
+    Args:
+        source: one source or several, see `nanochat_hf.data.sources`.
+        tokenizer: a tokenizer of `nanochat_hf.tokenizer`, or its encoder; None where only the table is wanted.
+        sequence_length: tokens of a row that the model sees.
+        rows: rows that the whole run asks for.
+        packing: see `nanochat_hf.data.packing`.
+        validate: the run measures its loss on the validation split.
+        text_column, on_bad_file: see `open_documents`.
+
+    Raises:
+        UserError: there is no such source; or a small one cannot be read, or has too little text for validation.
+    """
+    check_on_bad_file(on_bad_file)
+    table = [("source", "split", "files", "documents", "bytes", "share")]
+    notes = []
+    named = parse_sources(source)
+    total = sum(weight for _, weight in named)
+    for name, weight in named:
+        found = find_source(name, text_column)
+        counts = _count(found, on_bad_file)
+        table += _table_rows(found.name, counts)
+        notes += _left_out(found)
+        if len(named) > 1:
+            notes.append(f"{found.name}: {weight / total:.0%} of the training text")
+        train, validation = counts
+        if train.documents is None or validation.documents is None or tokenizer is None:
+            continue
+        if validate and not _num_rows(validation.documents, tokenizer, sequence_length + 1, "best_fit"):
+            raise UserError(
+                f"the validation split of {found.name} does not fill one row of {sequence_length + 1} tokens; give "
+                "more text, a shorter --sequence_length, or --eval_every -1"
+            )
+        where = f"{found.name}: " if len(named) > 1 else ""
+        for note in _repetition(train.documents, tokenizer, sequence_length + 1, rows * weight / total, packing):
+            notes.append(f"warning: {where}{note}")
+    return "\n".join([*_aligned(table), *notes])
+
+
+def _count(found: FoundSource, on_bad_file: OnBadFile) -> tuple[SplitCount, SplitCount]:
+    sizes = {id(file): _size(file) for file in (*found.train, *found.validation)}
+    known = sum(size or 0 for size in sizes.values())
+    counted = known <= COUNTED_BYTES and all(_is_local(file) for file in (*found.train, *found.validation))
+    parts = []
+    for split, data_files in (("train", found.train), ("validation", found.validation)):
+        documents = _read(data_files, on_bad_file) if counted else None
+        own = [sizes[id(file)] for file in data_files]
+        size = None if None in own else sum(size or 0 for size in own)
+        parts.append(SplitCount(split, data_files, size, documents))
+    if isinstance(found.train[0], SplitOfFile) and parts[0].size is not None:
+        chars: list[int] = [VALIDATION_EVERY - 1, 1]  # expected, where the documents are not counted
+        if parts[0].documents is not None and parts[1].documents is not None:
+            chars = [sum(map(len, part.documents or [])) for part in parts]
+        held_out = round(parts[0].size * chars[1] / max(1, sum(chars)))
+        halves = zip(parts, (parts[0].size - held_out, held_out), strict=True)
+        parts = [SplitCount(part.split, part.files, size, part.documents) for part, size in halves]
+    return parts[0], parts[1]
+
+
+def _read(data_files: list[DataFile], on_bad_file: OnBadFile) -> list[str] | None:
+    """Returns the documents; None where they turn out to be many."""
+    documents: list[str] = []
+    chars = 0
+    stream = DocumentStream(data_files, on_bad_file=on_bad_file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is skipped is said when it is read for training
+        while batch := stream.next_batch(REFILL_DOCUMENTS):
+            documents += batch
+            chars += sum(map(len, batch))
+            if chars > COUNTED_BYTES:
+                return None
+    return documents
+
+
+def _is_local(file: DataFile) -> bool:
+    return isinstance(file.file if isinstance(file, SplitOfFile) else file, LocalFile)
+
+
+def _size(file: DataFile) -> int | None:
+    file = file.file if isinstance(file, SplitOfFile) else file
+    return os.path.getsize(file.path) if isinstance(file, LocalFile) else getattr(file, "size", None)
+
+
+def _table_rows(name: str, counts: tuple[SplitCount, SplitCount]) -> Iterator[tuple[str, ...]]:
+    sizes = [part.size for part in counts]
+    for part in counts:
+        share = "" if None in sizes or not sum(sizes) else f"{part.size / sum(sizes):.1%}"  # type: ignore[arg-type,operator]
+        documents = "" if part.documents is None else f"{len(part.documents):,}"
+        size = "" if part.size is None else f"{part.size:,}"
+        files = f"part of {len(part.files)}" if isinstance(part.files[0], SplitOfFile) else f"{len(part.files):,}"
+        yield name if part.split == "train" else "", part.split, files, documents, size, share
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        words = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+        words += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(words).rstrip())
+    return lines
+
+
+def _left_out(found: FoundSource) -> Iterator[str]:
+    """Yields a line for each reason for which files are left out."""
+    for why in dict.fromkeys(why for _, why in found.left_out):
+        names = [name for name, reason in found.left_out if reason == why]
+        more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+        line = f"left out ({why}): {', '.join(names[:NAMED_FILES])}{more}"
+        yield line.encode(errors="replace").decode()  # a name may have bytes that are not UTF-8
+
+
+def _repetition(
+    documents: list[str], tokenizer: Any, row_length: int, wanted: float, packing: Packing
+) -> Iterator[str]:
+    """Yields a sentence if the rows of these documents are seen more than `FEW_TIMES` in `wanted` rows."""
+    distinct = max(1, _num_rows(documents, tokenizer, row_length, packing))
+    times = wanted / distinct
+    if times <= FEW_TIMES:
+        return
+    line = (
+        f"{len(documents):,} documents give {distinct:,} distinct rows; {wanted:,.0f} are asked for: each is "
+        f"seen {times:,.0f} times. Give more text or fewer --num_iterations"
+    )
+    if packing == "best_fit":
+        others = _num_rows(documents, tokenizer, row_length, "keep_tails")
+        if others >= 2 * distinct:
+            line += f", or --packing keep_tails, which gives {others:,} rows because it drops no ends of documents"
+    yield line
+
+
+def _num_rows(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> int:
+    """Returns how many rows the documents fill when each is read once."""
+    from nanochat_hf.data.row_stream import as_encoder
+
+    encoder = as_encoder(tokenizer)
+
+    def encoded() -> Iterator[np.ndarray]:
+        for start in range(0, len(documents), REFILL_DOCUMENTS):
+            ids, offsets = encoder.encode_batch(documents[start : start + REFILL_DOCUMENTS])
+            ids = ids.astype(np.int32)
+            yield from (
+                ids[first:last] for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+            )
+
+    return sum(1 for _ in pack_best_fit(encoded(), row_length, packing=packing))

@@ -1,0 +1,103 @@
+"""What is said before a run starts: files, documents, bytes, splits, and rows that repeat."""
+
+import pytest
+from toy import ByteEncoder, make_documents, write_jsonl, write_parquet, write_shards
+
+from nanochat_hf.data import overview
+from nanochat_hf.data.loader import PackedLoader
+from nanochat_hf.data.overview import describe_data
+from nanochat_hf.settings import UserError
+
+
+def cells(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_the_table_says_files_documents_bytes_split_and_share(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("train-0", 30), ("train-1", 10), ("validation", 5), ("test", 7), ("others", 3)):
+        write_jsonl(tmp_path / f"{name}.jsonl", ["x" * 89] * count)  # 102 bytes per line
+    (tmp_path / "README.md").write_text("about")
+    assert cells(describe_data(".")) == [
+        ["source", "split", "files", "documents", "bytes", "share"],
+        [".", "train", "2", "40", "4,080", "88.9%"],
+        ["validation", "1", "5", "510", "11.1%"],
+        ["left", "out", "(describes", "the", "data):", "README.md"],
+        ["left", "out", "(its", "name", "says", "no", "split,", "and", "other", "names", "do):", "others.jsonl"],
+        ["left", "out", "(test", "split):", "test.jsonl"],
+    ]
+
+
+def test_the_held_out_share_of_a_single_file_is_said(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["x" * 88] * 100)
+    table = cells(describe_data(str(path)))
+    assert table[1][1:] == ["train", "part", "of", "1", "95", "9,595", "95.0%"]
+    assert table[2] == ["validation", "part", "of", "1", "5", "505", "5.0%"]
+
+
+def test_a_large_source_is_not_read(tmp_path, monkeypatch):
+    write_shards(tmp_path, shards=3)
+    monkeypatch.setattr(overview, "COUNTED_BYTES", 1000)
+    monkeypatch.setattr(overview, "_read", None)
+    table = cells(describe_data(str(tmp_path), ByteEncoder(), sequence_length=32, rows=10**9))
+    sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
+    assert table[1][1:4] == ["train", "2", f"{sum(sizes[:2]):,}"] and len(table) == 3
+
+
+def test_rows_that_repeat_often_are_said_with_the_remedy(tmp_path):
+    documents = ["y" * 400] * 11 + ["z" * 30]
+    write_parquet(tmp_path / "a.parquet", documents)
+    write_jsonl(tmp_path / "b.jsonl", ["w" * 100])
+    options = {"sequence_length": 64, "rows": 2264}
+    *_, line = describe_data(str(tmp_path), ByteEncoder(), **options).splitlines()
+    assert line.startswith(
+        "warning: 12 documents give 11 distinct rows; 2,264 are asked for: each is seen 206 times. Give more text"
+    )
+    assert line.endswith("--packing keep_tails, which gives 69 rows because it drops no ends of documents")
+    for quiet in ({"rows": 44}, {"packing": "keep_tails", "rows": 4 * 69}):
+        assert "warning" not in describe_data(str(tmp_path), ByteEncoder(), **(options | quiet))
+    assert "each is seen 5 times" in describe_data(str(tmp_path), ByteEncoder(), **(options | {"rows": 60}))
+
+
+def test_the_number_of_distinct_rows_is_what_the_loader_gives(tmp_path):
+    documents = make_documents(60)
+    write_jsonl(tmp_path / "a.jsonl", documents)
+    write_jsonl(tmp_path / "b.jsonl", ["held out"])
+    for packing in ("best_fit", "keep_tails"):
+        loader = PackedLoader(str(tmp_path), ByteEncoder(), batch_size=1, sequence_length=48, packing=packing)
+        told = overview._num_rows(documents, ByteEncoder(), 49, packing)
+        rows = [next(loader)["input_ids"].numpy().tobytes() for _ in range(told)]
+        loader.close()
+        assert told > 40 and len(set(rows)) == told, "all rows of the first epoch differ"
+
+
+def test_several_sources_are_described_each_with_its_share_of_the_training_text(tmp_path):
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"{name}.jsonl", make_documents(100, name))
+    source = f"{tmp_path}/a.jsonl:3,{tmp_path}/b.jsonl:1"
+    text = describe_data(source, ByteEncoder(), sequence_length=64, rows=3000)
+    assert f"{tmp_path}/a.jsonl: 75% of the training text" in text
+    assert f"warning: {tmp_path}/a.jsonl: 95 documents give" in text and "2,250 are asked for" in text
+
+
+def test_too_little_text_for_validation_is_said_before_the_run(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ["short"] * 3)
+    options = {"sequence_length": 64, "rows": 10}
+    with pytest.raises(
+        UserError, match="does not fill one row of 65 tokens; give more text, a shorter --sequence_len"
+    ):
+        describe_data(str(tmp_path / "a.jsonl"), ByteEncoder(), validate=True, **options)
+    describe_data(str(tmp_path / "a.jsonl"), ByteEncoder(), validate=False, **options)
+
+
+def test_a_bad_file_stops_the_run_before_it_starts_or_is_skipped(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", make_documents(30))
+    (tmp_path / "b.jsonl").write_text('{"text": "cut o')
+    write_jsonl(tmp_path / "c.jsonl", ["held out"])
+    with pytest.raises(UserError, match="b.jsonl, line 1 is not JSON"):
+        describe_data(str(tmp_path))
+    assert cells(describe_data(str(tmp_path), on_bad_file="skip"))[1][1:4] == ["train", "2", "30"]
+
+
+def test_generated_data_has_no_files_to_count():
+    assert cells(describe_data("microworld"))[1:] == [["microworld", "train", "1"], ["validation", "1"]]
