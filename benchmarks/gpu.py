@@ -794,8 +794,8 @@ def text(results: Results) -> None:
         steps, shape = 2, ["--depth", 1, "--head_dim", 32, "--sequence_length", 64, "--device_batch_size", 4]
         shape += ["--total_batch_size", 256, "--eval_tokens", 512, "--compile", "false"]
     else:
-        # Starting and compiling take about a minute; small models reach some 30 % of the peak.
-        rate = 0.3 * (peak_flops(torch.cuda.get_device_name()) or 100e12)
+        # Starting and compiling take about a minute; a small model reaches some 20 % of the peak.
+        rate = 0.2 * (peak_flops(torch.cuda.get_device_name()) or 100e12)
         flops = depth_dial(depth, vocab_size=vocab_size, sequence_length=1024).flops_per_token
         steps = max(20, int(rate / flops / 131072 * (results.seconds - 90)))
         shape = ["--depth", depth, "--sequence_length", 1024, "--device_batch_size", 32]
@@ -842,6 +842,7 @@ def start_process(function: Callable[[], Any], command: list[str] | None, log: P
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
         if command is not None:
             os.execv(command[0], command)
         function()
@@ -876,8 +877,6 @@ def wait_for(pid: int, seconds: float | None, patience: float = 0.0, group: bool
 
 def run_check(name: str, options: argparse.Namespace) -> None:
     """Runs one check inside this process."""
-    if options.dry:
-        compile_eagerly()
     results = Results(name, options)
     results["started"] = True
     CHECKS[name].run(results)
@@ -1042,6 +1041,8 @@ def prepare(options: argparse.Namespace) -> None:
                 importlib.import_module(name)
             except ImportError:
                 pass  # the check that needs it says so
+    if installed("torch"):
+        compile_eagerly()
 
 
 if __name__ == "__main__":

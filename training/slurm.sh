@@ -16,7 +16,7 @@
 set -euo pipefail
 export PATH="$PWD/.venv/bin:$PATH"
 export HEAD_NODE GPUS_PER_NODE=${SLURM_GPUS_ON_NODE:-8}
-HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # Single quotes: each node fills in its own SLURM_NODEID.
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file accelerate_config.yaml \
     --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS_PER_NODE))" \

@@ -114,6 +114,15 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(run_one, gpu, tmp_path
     pytest.fail("the process that the check started is still running")
 
 
+def test_the_history_of_a_stopped_run_is_in_its_newest_checkpoint(gpu, tmp_path):
+    assert gpu.history_of(tmp_path) == []
+    for step in (9, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step, "loss": 2.5}]}))
+    assert gpu.history_of(tmp_path) == [{"step": 10, "loss": 2.5}]
+
+
 def test_absent_packages_and_a_spent_budget_are_said(run_one):
     def never(results):
         raise AssertionError
