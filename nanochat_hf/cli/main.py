@@ -98,7 +98,7 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument("--gpus", metavar="N", type=int, default=8, help="number of devices (default 8)")
     parser.add_argument("--gpu", metavar="NAME", default="h100", help="such as a100 or 'rtx 4090' (default h100)")
     parser.add_argument(
-        "--mfu", metavar="SHARE", type=float, default=0.5, help="share of the device's peak FLOP/s (default 0.5)"
+        "--mfu", metavar="SHARE", type=float, help="share of the device's peak FLOP/s (default 0.5, an assumption)"
     )
     parser.add_argument("--fp8", action="store_true", help="matrix products in 8 bits; the loss then holds all logits")
     parser.add_argument("--preset", choices=("modern", "classic"), default="modern", help="architecture")

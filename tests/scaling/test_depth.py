@@ -102,6 +102,16 @@ def test_plan_agrees_with_the_published_run(capsys):
     assert all(part in text for part in ("weights", "gradients", "optimizer state", "activations", "loss", "$40"))
 
 
+@pytest.mark.parametrize("preset", ["modern", "classic"])
+def test_plan_says_what_its_share_of_the_peak_rests_on(preset):
+    from nanochat_hf.scaling.plan import MFU_BY_PRESET, plan
+
+    path, (low, high), source = MFU_BY_PRESET[preset]
+    assumed, given = plan(24, preset=preset), plan(24, preset=preset, mfu=high)
+    assert "50% MFU (assumed)" in assumed and path in assumed and f"{low:.0%}" in assumed and source in assumed
+    assert f"{high:.0%} MFU (as given)" in given and path not in given
+
+
 @pytest.mark.parametrize(("capacity", "needed"), [(1, 8), (5, 8), (6, 32), (7, 7), (100, 12), (0, 4)])
 def test_the_largest_device_batch_is_found_by_trial(capacity, needed):
     """A device whose memory ends beyond `capacity` rows; the answer is never more than a step can use."""
