@@ -214,9 +214,10 @@ def _asked(row: dict[str, Any], question: str, answer: str) -> list[Any]:
     """Returns the raw messages before the answer: system, history, and the question with what belongs to it."""
     system = next((row[key] for key in SYSTEMS if row.get(key)), None)
     messages: list[Any] = [{"role": "system", "content": system}] if system else []
-    for past in row.get("history") or []:
-        if not isinstance(past, list) or len(past) != 2:
-            raise NotAConversation("'history' must be a list of pairs [question, answer]")
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(past, list) and len(past) == 2 for past in history):
+        raise NotAConversation("has a 'history' that is no list of pairs [question, answer]; remove or mend it")
+    for past in history:
         messages += [{"role": "user", "content": past[0]}, {"role": "assistant", "content": past[1]}]
     asked = row[question]
     if isinstance(asked, list | dict):

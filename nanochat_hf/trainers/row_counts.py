@@ -33,9 +33,10 @@ class RowCounts:
         """Prints the counts; nothing where there was no conversation."""
         if not self.conversations:
             return
+        masked = _share(self.kept - self.trained_kept, self.kept)
         print(
             f"{self.title}: {self.conversations:,} conversations, {self.tokens:,} tokens; {self.kept:,} in rows, "
-            f"{self.trained_kept:,} of them trained on, the others masked ({_share(self.kept - self.trained_kept, self.kept)})",
+            f"{self.trained_kept:,} of them trained on, the others masked ({masked})",
             flush=True,
         )
         length = self.row_length - 1
