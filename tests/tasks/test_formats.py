@@ -52,6 +52,7 @@ GOOD = [user("Which?"), assistant("This.")]
         ({"conversations": [said("human", "Hi"), said("gpt", "Hello.")]}, "ShareGPT (from, value)"),
         ({"id": 1, "conversation": [said("Human", "Hi"), said("GPT", "Hello.")]}, "ShareGPT (from, value)"),
         ([said("user", "Hi"), said("assistant", "Hello.")], "ShareGPT (from, value)"),
+        ({"messages": [{"role": "user", "value": "Hi"}, HI[1]]}, "messages (role, content)"),
         ({"messages": [said("prompter", "Hi"), said("bot", "Hello.")]}, "ShareGPT (from, value)"),
         ({"instruction": "Hi", "output": "Hello."}, "Alpaca (instruction, input, output)"),
         ({"instruction": "Hi", "input": "", "output": "Hello."}, "Alpaca (instruction, input, output)"),
@@ -111,6 +112,9 @@ def test_a_question_and_its_answer_in_every_format(row, format_name):
         ([*HI, user("And?"), user("So?")], HI),
         ([assistant("Welcome!"), *HI], HI),
         ([system("S"), assistant("Welcome!"), *HI], [system("S"), *HI]),
+        # half of a character, which no encoding can write
+        ([user("Hi \ud83d"), HI[1]], [user("Hi \ufffd"), HI[1]]),
+        ([user("Hi \ud83d\ude00"), HI[1]], [user("Hi \U0001f600"), HI[1]]),
         # our own parts stay
         (
             [HI[0], assistant([part("python", "1+1"), part("python_output", "2"), part("text", "Two.")])],
