@@ -214,9 +214,10 @@ def _asked(row: dict[str, Any], question: str, answer: str) -> list[Any]:
     """Returns the raw messages before the answer: system, history, and the question with what belongs to it."""
     system = next((row[key] for key in SYSTEMS if row.get(key)), None)
     messages: list[Any] = [{"role": "system", "content": system}] if system else []
-    for past in row.get("history") or []:
-        if not isinstance(past, list) or len(past) != 2:
-            raise NotAConversation("'history' must be a list of pairs [question, answer]")
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(past, list) and len(past) == 2 for past in history):
+        raise NotAConversation("has a 'history' that is no list of pairs [question, answer]; remove or mend it")
+    for past in history:
         messages += [{"role": "user", "content": past[0]}, {"role": "assistant", "content": past[1]}]
     asked = row[question]
     if isinstance(asked, list | dict):
@@ -286,7 +287,7 @@ def _turns(value: Any, where: str) -> list[Any]:
     # A table fills the keys that other rows have with null.
     empty = [key for key in ("from", "value") if all(isinstance(t, dict) and t.get(key) is None for t in value)]
     value = [{k: v for k, v in turn.items() if k not in empty} if isinstance(turn, dict) else turn for turn in value]
-    if any(isinstance(turn, dict) and "from" in turn for turn in value):
+    if any(isinstance(turn, dict) and {"from", "value"} & set(turn) for turn in value):
         from trl.data_utils import maybe_convert_to_chatml
 
         return maybe_convert_to_chatml({"messages": value})["messages"]
@@ -406,8 +407,30 @@ def canonical(messages: Iterable[Any], notes: Notes, changed: set[str]) -> list[
         del turns[-1]
     if not turns:
         return None
-    conversation = [{"role": role, "content": _content(role, parts)} for role, parts in turns]
-    return ([{"role": "system", "content": JOIN.join(system)}] if system else []) + conversation
+    conversation = [{"role": role, "content": _content(parts)} for role, parts in turns]
+    if system:
+        conversation.insert(0, {"role": "system", "content": JOIN.join(system)})
+    for message in conversation:
+        for holder, key in _texts(message):
+            if not _is_unicode(holder[key]):
+                changed.add("halves of characters (lone surrogates) are replaced by U+FFFD")
+                holder[key] = holder[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return conversation
+
+
+def _texts(message: Message) -> list[tuple[dict[str, Any], str]]:
+    """Returns where the texts of a message are: (dict, key) pairs."""
+    if isinstance(message["content"], str):
+        return [(message, "content")]
+    return [(part, "text") for part in message["content"]]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_message(message: Any, number: int, notes: Notes) -> tuple[str, list[Message], list[tuple[Any, Message]]]:
@@ -526,7 +549,7 @@ def _add_result(
     parts.insert(next(i for i, part in enumerate(parts) if part is call) + 1, result)
 
 
-def _content(role: str, parts: list[Message]) -> str | list[Message]:
+def _content(parts: list[Message]) -> str | list[Message]:
     """Returns parts as a content: text where all are text, else a list in which each text is one part."""
     merged: list[Message] = []
     for index, part in enumerate(parts):

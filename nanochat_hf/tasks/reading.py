@@ -255,7 +255,7 @@ def read_source(source: str | os.PathLike, split: str) -> tuple[list[tuple[str, 
             return [(str(path), _saved_rows(path, split))], ""
         files, note = files_of_split(path, split)
         return [(str(file), read_numbered(file)) for file in files], note
-    if looks_like_hub_id(source):
+    if looks_like_hub_id(source) and file_suffix(path) is None:
         name, _, config = str(source).partition(":")
         return [(str(source), hub_split(name, config or None, split))], ""
     raise UserError(

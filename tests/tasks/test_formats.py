@@ -1,6 +1,7 @@
 """The formats of chat data: what each row becomes, what is counted, and what is refused with which sentence."""
 
 import json
+import random
 
 import pytest
 
@@ -51,6 +52,7 @@ GOOD = [user("Which?"), assistant("This.")]
         ({"conversations": [said("human", "Hi"), said("gpt", "Hello.")]}, "ShareGPT (from, value)"),
         ({"id": 1, "conversation": [said("Human", "Hi"), said("GPT", "Hello.")]}, "ShareGPT (from, value)"),
         ([said("user", "Hi"), said("assistant", "Hello.")], "ShareGPT (from, value)"),
+        ({"messages": [{"role": "user", "value": "Hi"}, HI[1]]}, "messages (role, content)"),
         ({"messages": [said("prompter", "Hi"), said("bot", "Hello.")]}, "ShareGPT (from, value)"),
         ({"instruction": "Hi", "output": "Hello."}, "Alpaca (instruction, input, output)"),
         ({"instruction": "Hi", "input": "", "output": "Hello."}, "Alpaca (instruction, input, output)"),
@@ -110,6 +112,9 @@ def test_a_question_and_its_answer_in_every_format(row, format_name):
         ([*HI, user("And?"), user("So?")], HI),
         ([assistant("Welcome!"), *HI], HI),
         ([system("S"), assistant("Welcome!"), *HI], [system("S"), *HI]),
+        # half of a character, which no encoding can write
+        ([user("Hi \ud83d"), HI[1]], [user("Hi \ufffd"), HI[1]]),
+        ([user("Hi \ud83d\ude00"), HI[1]], [user("Hi \U0001f600"), HI[1]]),
         # our own parts stay
         (
             [HI[0], assistant([part("python", "1+1"), part("python_output", "2"), part("text", "Two.")])],
@@ -282,7 +287,7 @@ def test_what_the_rules_do_is_counted():
         ([HI[0], {"role": "assistant", "tool_calls": [{"id": "1"}]}], "message 2 has a tool call without a name"),
         ([HI[0], "Hello."], "message 2 is text where an object with role and content is due"),
         ({"chosen": "a", "rejected": "b"}, "has 'chosen' and 'rejected' without a 'prompt'"),
-        ({"instruction": "x", "output": "y", "history": "z"}, "'history' must be a list of pairs"),
+        ({"instruction": "x", "output": "y", "history": "z"}, "has a 'history' that is no list of pairs"),
     ],
 )  # fmt: skip
 def test_what_is_no_conversation_is_refused_by_what_it_looks_like(row, says):
@@ -368,3 +373,64 @@ def test_the_place_of_a_wrong_row_is_named(tmp_path):
     array.write_text(json.dumps([{"messages": HI}, {"messages": 3}], indent=1))
     with pytest.raises(UserError, match="chats.json, the file's value, item 2: has the keys 'messages'"):
         load(f"conversations={array}", "train")
+
+
+KEYS = (
+    "messages conversations conversation data prompt completion chosen rejected instruction input output question "
+    "answer text label history system role content from value tool_calls function_call weight type name arguments "
+    "function id choices"
+).split()
+TEXTS = ["", " ", "hi", "[{", "[{}]", '[{"role":"user","content":"x"}]', "{}", '{"name":"a"}']
+LEAVES = [*TEXTS, None, True, False, 0, 1, 2.5, "user", "assistant", "human", "gpt", "text", "python", "calculator"]
+
+
+def random_value(rng, depth):
+    kind = rng.random() if depth else 0.0
+    if kind < 0.5:
+        return rng.choice(LEAVES)
+    if kind < 0.75:
+        return [random_value(rng, depth - 1) for _ in range(rng.randrange(4))]
+    return {rng.choice(KEYS): random_value(rng, depth - 1) for _ in range(rng.randrange(5))}
+
+
+def random_message(rng):
+    content = rng.choice([random_value(rng, 2), "text", "text"])
+    if rng.random() < 0.5:
+        message = {"role": rng.choice(["user", "assistant", "system", "tool", "developer"]), "content": content}
+    else:
+        message = {"from": rng.choice(["human", "gpt", "function_call", "observation"]), "value": content}
+    if rng.random() < 0.3:
+        message[rng.choice(["tool_calls", "function_call", "weight", "tool_call_id"])] = random_value(rng, 3)
+    return message
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_value_is_a_conversation_of_our_form_or_refused(seed):
+    rng, converted = random.Random(seed), 0
+    for _ in range(4000):
+        value = random_value(rng, 4)
+        if rng.random() < 0.5:
+            value = [random_message(rng) for _ in range(rng.randrange(5))]
+            value = {rng.choice(["messages", "conversations"]): value} if rng.random() < 0.5 else value
+        before = json.dumps(value)
+        try:
+            for row in rows_of_value(value):
+                messages = to_conversation(row)
+                converted += messages is not None
+                check_form(messages or HI)
+            if isinstance(value, dict):
+                to_preference(value)
+        except NotAConversation as error:
+            assert "\n" not in str(error)
+        assert json.dumps(value) == before, "the row is left as it was"
+    assert converted > 50
+
+
+def check_form(messages):
+    turns = messages[1:] if messages[0]["role"] == "system" else messages
+    assert turns and [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            assert message["role"] == "assistant" and content
+            assert all(set(one) == {"type", "text"} and isinstance(one["text"], str) for one in content)

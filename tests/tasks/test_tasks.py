@@ -127,6 +127,7 @@ def test_spelling_splits_by_word(tmp_path):
         ("spelling", "need a word list"),
         ("microworld-exam/dev", "train, validation, test"),
         ("conversations=/no/such.jsonl", "there are no conversations"),
+        ("conversations=data/no_such.jsonl", "there are no conversations"),
         ("conversations", "needs a file: conversations=PATH.jsonl"),
         ("microworld-exam=my_world", "is built in and takes no source; leave =my_world out"),
     ],
