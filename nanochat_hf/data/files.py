@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nanochat_hf.data import rows
+from nanochat_hf.data import table_files
 from nanochat_hf.data.decoding import NOT_TEXT, text_chunks, text_lines
 from nanochat_hf.data.documents import END_OF_TEXT, cut_documents, split_lines
 from nanochat_hf.settings import UserError
@@ -81,8 +81,8 @@ def num_groups(path: str | os.PathLike, text_column: str | None = None) -> int |
     """
     if file_format(path) != "parquet":
         return None
-    with _errors_as_sentences(path), rows.open_parquet(path) as file:
-        return len(rows.parquet_parts(file, rows.arrow_column(path, file.schema_arrow, text_column)))
+    with _errors_as_sentences(path), table_files.open_parquet(path) as file:
+        return len(table_files.parquet_parts(file, table_files.arrow_column(path, file.schema_arrow, text_column)))
 
 
 def read_groups(
@@ -92,7 +92,7 @@ def read_groups(
 
     Args:
         path: a file of one of the `KINDS`; its content decides where its name has no ending.
-        text_column: the column or key of the text; default: found, see `rows.find_column`.
+        text_column: the column or key of the text; default: found, see `table_files.find_column`.
         start: index of the first group to yield.
         step: distance between the groups to yield.
 
@@ -116,13 +116,13 @@ def read_groups(
 
 def _groups(path: Any, kind: str, text_column: str | None, start: int, step: int) -> Iterator[Group]:
     if kind == "parquet":
-        return rows.parquet_groups(path, text_column, start, step)
+        return table_files.parquet_groups(path, text_column, start, step)
     if kind == "arrow":
-        return group_documents(rows.arrow_rows(path, text_column), start, step)
+        return group_documents(table_files.arrow_rows(path, text_column), start, step)
     if kind == "json":
         return _json_groups(path, text_column, start, step)
     if kind == "csv":
-        return group_documents(rows.csv_rows(text_lines(path), path, text_column), start, step)
+        return group_documents(table_files.csv_rows(text_lines(path), path, text_column), start, step)
     marked = END_OF_TEXT in next(text_chunks(path), "")
     return group_documents(split_lines(text_lines(path, whole=False), marked), start, step)
 
@@ -131,17 +131,17 @@ def _json_groups(path: Any, text_column: str | None, start: int, step: int) -> I
     """Parses only the groups to yield, and those that come before the column of text is known."""
     is_array = next(text_chunks(path), "").lstrip().startswith("[")  # which may be one long line
     lines = text_lines(path, whole=not is_array)
-    called, numbered = rows.json_rows(lines, path, may_span_lines=".json" in Path(path).suffixes)
+    called, numbered = table_files.json_rows(lines, path, may_span_lines=".json" in Path(path).suffixes)
     column = None
     for index, first, group in group_documents(numbered, 0, 1, size=lambda row: len(row[1])):
         wanted = index >= start and (index - start) % step == 0
         if column is None or wanted:
-            parsed = rows.parse_json(group, path, called)
+            parsed = table_files.parse_json(group, path, called)
             if column is None:
-                column = rows.json_column(parsed, f"{path}, {called} {group[0][0]}", text_column)
+                column = table_files.json_column(parsed, f"{path}, {called} {group[0][0]}", text_column)
             if wanted:
                 numbers = [number for number, _ in group]
-                yield index, first, rows.json_texts(parsed, numbers, path, called, column)
+                yield index, first, table_files.json_texts(parsed, numbers, path, called, column)
 
 
 def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str]:
