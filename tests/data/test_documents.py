@@ -141,12 +141,11 @@ def test_a_group_ends_where_it_has_many_characters(tmp_path, monkeypatch):
 
 
 def test_a_giant_row_group_is_read_in_parts_that_readers_share(tmp_path, monkeypatch):
-
     originals = make_documents(1000)
     write_parquet(tmp_path / "a.parquet", originals, group=1000)
     write_parquet(tmp_path / "b.parquet", ["held out"])
     assert files.num_groups(tmp_path / "a.parquet") == 1
-    monkeypatch.setattr(table_files, "ROW_GROUP_BYTES", 4000)
+    monkeypatch.setattr("nanochat_hf.data.table_files.ROW_GROUP_BYTES", 4000)
     count = files.num_groups(tmp_path / "a.parquet")
     assert count > 8
     for start, step in ((0, 1), (1, 3), (2, 3), (0, 3), (5, count)):
