@@ -112,7 +112,7 @@ class DecoderWeights:
 
 
 class WeightStore:
-    """Prepares a model's [`DecoderWeights`] when they are first asked for, and keeps them for the batches of a call."""
+    """Prepares a model's [`DecoderWeights`] when first asked for, and keeps them for the batches of a call."""
 
     def __init__(self, model: Any):
         self.model = model

@@ -142,16 +142,16 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list | No
             "the samples of one prompt are on several processes; "
             "make prompts_per_step a multiple of the number of processes"
         )
-    with trainer.compute_loss_context_manager():  # the precision of training
-        rollouts = generate_with_tools(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            conversations,
-            num_samples=group,
-            seed=rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
-            batch_size=trainer.rollout_batch_size,
-            **asdict(trainer.sampling),
-        )
+    # The forward that accelerate wrapped decides the precision: rollouts are sampled in that of training.
+    rollouts = generate_with_tools(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        conversations,
+        num_samples=group,
+        seed=rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
+        batch_size=trainer.rollout_batch_size,
+        **asdict(trainer.sampling),
+    )
     samples = [rollout for samples in rollouts for rollout in samples]
     return {
         "prompt_ids": [list(rollout.prompt_ids) for rollout in samples],
