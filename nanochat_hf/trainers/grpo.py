@@ -30,6 +30,7 @@ from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
+    OneDevice,
     StageConfig,
     add_callbacks,
     chat_arguments,
@@ -62,6 +63,10 @@ class RolloutConfig(StageConfig):
     momentum_warmup_steps: int = field(default=0, metadata={"help": "steps in which the momentum rises to its peak"})
     eval_every: int = field(default=60, metadata={"help": "steps between measurements on held-out data; 0: never"})
     save_every: int = field(default=60, metadata={"help": "steps between two checkpoints to resume from; 0: none"})
+
+
+class RolloutArguments(OneDevice, GRPOConfig):
+    """TRL's `GRPOConfig` for one device per process."""
 
 
 class RolloutTrainer(MuonAdamWMixin, ChatTrainerMixin, GRPOTrainer):
@@ -285,7 +290,7 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     }
     trainer = RolloutTrainer(
         model=model,
-        args=GRPOConfig(**arguments),
+        args=RolloutArguments(**arguments),
         train_dataset=Dataset.from_list(prompts[: steps * config.prompts_per_step]),
         processing_class=tokenizer,
         tasks=[task for task, _ in tasks],

@@ -45,6 +45,10 @@ def check(config: Any) -> None:
         raise UserError(f"--compile {config.compile} is not known; use auto, true, false")
 
 
+class PretrainingArguments(stage.OneDevice, TrainingArguments):
+    """`TrainingArguments` for one device per process."""
+
+
 def training_arguments(config: Any) -> TrainingArguments:
     """transformers' arguments. The number of steps and the batch follow in `build_trainer`, when they are known.
 
@@ -70,7 +74,7 @@ def training_arguments(config: Any) -> TrainingArguments:
         "ignore_data_skip": True,  # the loader resumes by itself
         "report_to": config.report_to,
     }
-    arguments = TrainingArguments(**(shared | own))
+    arguments = PretrainingArguments(**(shared | own))
     if config.fp8 and not config.dry_run:
         fp8.require_hardware(arguments.device.type)
     return arguments

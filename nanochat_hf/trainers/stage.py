@@ -42,6 +42,7 @@ def base_arguments(
         dtype: "bfloat16", "float32", or "auto": bf16 on GPUs that have it.
     """
     device = pick_device()
+    warn_of_idle_gpus()
     bf16 = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     return {
         "output_dir": output_dir,
@@ -57,6 +58,29 @@ def base_arguments(
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": device.type == "cuda",
     }
+
+
+class OneDevice:
+    """Put before `TrainingArguments` in the bases: one process uses one device, the first of the visible GPUs.
+
+    transformers would otherwise wrap the model in `DataParallel`, without mixed precision and compilation.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """Number of GPUs that this process trains on, 0 or 1."""
+        return min(1, super().n_gpu)  # type: ignore[misc]
+
+
+def warn_of_idle_gpus() -> None:
+    """Says how all GPUs are used, where this is the only process and sees several."""
+    count, world_size = torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and world_size == 1:
+        print(
+            f"training on the first of {count} GPUs; to use all of them, start the same script with `accelerate "
+            f"launch --config_file accelerate_config.yaml --num_processes {count}`",
+            file=sys.stderr,
+        )
 
 
 def check_dtype(dtype: str) -> None:
