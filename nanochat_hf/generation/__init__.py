@@ -27,6 +27,7 @@ The files, from the entry points down:
 from nanochat_hf.generation.batch import generate_with_tools
 from nanochat_hf.generation.loading import (
     DEFAULT_CONTEXT_LENGTH,
+    allow_tf32,
     check_checkpoint,
     context_length_of,
     load_checkpoint,
@@ -42,6 +43,7 @@ __all__ = [
     "Chunk",
     "Rollout",
     "Sampling",
+    "allow_tf32",
     "check_checkpoint",
     "context_length_of",
     "fit_conversation",

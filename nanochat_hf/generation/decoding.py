@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nanochat_hf.generation.fast_decoder import FastDecoder
+from nanochat_hf.generation.fast_decoder import FastDecoder, WeightStore
 from nanochat_hf.generation.forward_decoder import ForwardDecoder
 from nanochat_hf.generation.loading import DEFAULT_CONTEXT_LENGTH, context_length_of
 from nanochat_hf.generation.sampling import Sampling
@@ -45,6 +45,7 @@ class DecodingSession:
         self.sampling = Sampling(**sampling)
         self.control = ControlTokens.from_tokenizer(tokenizer, model)
         self.context_length = context_length or context_length_of(model) or DEFAULT_CONTEXT_LENGTH
+        self.store = WeightStore(model)
         self.generator = None if seed is None else torch.Generator(device=model.device).manual_seed(seed)
 
     def new_turn(self, prompt: Sequence[int]) -> Turn:
@@ -57,7 +58,14 @@ class DecodingSession:
     ) -> Iterator[None]:
         """Generates these turns to their ends; see [`decode_batch`]."""
         return decode_batch(
-            self.model, prompts, turns, prompt_of_turn, self.sampling, self.generator, compiled=self.compiled
+            self.model,
+            prompts,
+            turns,
+            prompt_of_turn,
+            self.sampling,
+            self.generator,
+            compiled=self.compiled,
+            store=self.store,
         )
 
 
@@ -71,6 +79,7 @@ def decode_batch(
     generator: torch.Generator | None = None,
     pad_token_id: int = 0,
     compiled: bool = False,
+    store: WeightStore | None = None,
 ) -> Iterator[None]:
     """Generates all `turns` to their ends. Yields after every token, so that a caller can stream.
 
@@ -82,11 +91,13 @@ def decode_batch(
         sampling: how tokens are sampled.
         generator: of the random numbers, on the model's device; None takes torch's default generator.
         compiled: compiles the steps of this project's models; the steps of other models stay as they are.
+        store: the fast decoder's weights, where several batches share them.
     """
     rows = list(turns)
     ids, mask = pad_left(prompts, pad_token_id, model.device)  # [P, T]
     capacity = ids.shape[1] + max(turn.max_tokens for turn in rows)
-    decoder = FastDecoder(model, capacity, compiled) if FastDecoder.supports(model) else ForwardDecoder(model)
+    fast = FastDecoder.supports(model)
+    decoder = FastDecoder(model, capacity, compiled, store) if fast else ForwardDecoder(model)
     logits = decoder.prefill(ids, mask, prompt_of_turn)  # [R, V]
     soft_cap = None  # the model's own forward read the prompt, and it applies the soft cap
     while True:

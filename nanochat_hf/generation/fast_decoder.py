@@ -4,6 +4,11 @@ The arithmetic of one token is little. Most of a forward's time goes elsewhere: 
 them, and dispatches three projections where one is enough. The fast decoder reads the prompt through the model itself.
 Then it computes single steps with the same weights: projections are fused, and buffers are allocated once. In sliding
 layers the buffer is a ring with as many slots as the window has keys, so it stops growing.
+
+Steps compute in the dtype in which the model's forward computes. With mixed precision that is not the dtype of the
+weights. So [`DecoderWeights`] holds the projections in the compute dtype, copied once per call of
+`generate_with_tools` or `stream_chat`. In RL one such call makes all rollouts of a step, so the copies are made once
+per policy update. Without mixed precision nothing is copied but the fused projections of queries, keys and values.
 """
 
 import functools
@@ -57,6 +62,69 @@ def runs_on_intel() -> bool:
         return False
 
 
+class DecoderWeights:
+    """The weights of a `NanochatHFForCausalLM`, prepared for [`FastDecoder`].
+
+    Projections and scalars are in the compute dtype: copies where the model's weights have another dtype, else the
+    model's own tensors. Only queries, keys and values are always copied, into one projection. Token tables stay in
+    the model's dtype, because a step reads a few of their rows only. Make new ones after the model's weights change.
+    """
+
+    def __init__(self, model: NanochatHFForCausalLM, dtype: torch.dtype):
+        """Prepares the weights.
+
+        Args:
+            model: a model that [`FastDecoder.supports`].
+            dtype: the compute dtype.
+        """
+        base, config = model.model, model.config
+        self.dtype = dtype
+        self.embed_tokens = base.embed_tokens.weight.detach()
+        self.layers = [self._layer_weights(model, index) for index in range(config.num_hidden_layers)]
+        self.head = Projection(model.lm_head.weight.detach().to(dtype))
+        # Scalars stay tensors: numbers would be compiled into the step as constants.
+        if config.residual_scalars:
+            self.resid_scales = base.resid_lambdas.detach().to(dtype).unbind()
+            self.initial_scales = base.x0_lambdas.detach().to(dtype)[:, None, None]  # [layers, 1, 1]
+        if config.smear:
+            self.smear_gate = base.smear_gate.weight.detach().to(dtype)
+            self.smear_scale = base.smear_lambda.detach().to(dtype)
+        if config.backout:
+            self.minus_backout = -base.backout_lambda.detach().to(dtype)
+
+    def _layer_weights(self, model: NanochatHFForCausalLM, index: int) -> dict[str, Any]:
+        layer, base, config = model.model.layers[index], model.model, model.config
+        attention = layer.self_attn
+        projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        weights: dict[str, Any] = {"sliding": config.layer_types[index] == "sliding_attention", "table": None}
+        if config.has_value_embedding(index):
+            # The gate reads the first channels of the same input. With zeros for the others it joins the projection.
+            gate = attention.ve_gate.weight
+            projections.append(F.pad(gate, (0, config.hidden_size - gate.shape[1])))
+            weights["table"] = base.value_embeds[str(index)].weight.detach()
+        matrices = {
+            "qkv": torch.cat([weight.to(self.dtype) for weight in projections]),
+            "out": attention.o_proj.weight,
+            "up": layer.mlp.up_proj.weight,
+            "down": layer.mlp.down_proj.weight,
+        }
+        return weights | {name: Projection(matrix.detach().to(self.dtype)) for name, matrix in matrices.items()}
+
+
+class WeightStore:
+    """Prepares a model's [`DecoderWeights`] when first asked for, and keeps them for the batches of a call."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.prepared: DecoderWeights | None = None
+
+    def get(self, dtype: torch.dtype) -> DecoderWeights:
+        """Returns the weights in the compute dtype `dtype`."""
+        if self.prepared is None or self.prepared.dtype != dtype:
+            self.prepared = DecoderWeights(self.model, dtype)
+        return self.prepared
+
+
 class FastDecoder:
     """Computes next-token logits of a `NanochatHFForCausalLM`: those of its forward, up to rounding.
 
@@ -68,13 +136,17 @@ class FastDecoder:
     vocabulary.
 
     Attributes:
+        dtype: the compute dtype, known after `prefill`: that of the keys which the model's forward left in its cache.
         soft_cap: the soft cap that the logits of `step` still need (see [`Sampling.draw`]), or None.
     """
 
     @staticmethod
     def supports(model: Any) -> bool:
-        """Whether the model is exactly this class, on one device, without adapters, hooks or quantised weights."""
-        if type(model) is not NanochatHFForCausalLM or torch.is_autocast_enabled(model.device.type):
+        """Whether the model is exactly this class, on one device, without adapters, hooks or quantised weights.
+
+        Its forward may run under autocast, as the one that accelerate wraps for mixed precision does.
+        """
+        if type(model) is not NanochatHFForCausalLM:
             return False
         if model.model.rotary_emb.rope_type != "default" or len({p.device for p in model.parameters()}) > 1:
             return False
@@ -84,60 +156,38 @@ class FastDecoder:
             module._forward_hooks or module._forward_pre_hooks for module in model.modules()
         )
 
-    def __init__(self, model: NanochatHFForCausalLM, capacity: int, compiled: bool = False):
-        """Prepares the weights.
+    def __init__(
+        self, model: NanochatHFForCausalLM, capacity: int, compiled: bool = False, store: WeightStore | None = None
+    ):
+        """Prepares the decoder; `prefill` prepares the weights.
 
         Args:
             model: a model that [`FastDecoder.supports`].
             capacity: columns, that is the padded prompt and the new tokens, at most.
             compiled: compiles the steps.
+            store: the weights that other batches of the same call share; None: weights of its own.
         """
         self.model, self.config, self.compiled = model, model.config, compiled
-        base, config = model.model, model.config
-        self.dtype = base.embed_tokens.weight.dtype
-        self.layers = [self._layer_weights(index) for index in range(config.num_hidden_layers)]
-        self.head = Projection(model.lm_head.weight.detach().to(self.dtype))
-        angles = torch.arange(capacity, device=model.device)[:, None] * base.rotary_emb.inv_freq.float()
-        self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(self.dtype)  # [capacity, D]
-        self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(self.dtype)
+        self.store = store or WeightStore(model)
         self.capacity = capacity
-        self.soft_cap = config.final_logit_softcapping
-        fp32_on_cpu = model.device.type == "cpu" and self.dtype == torch.float32
-        self.eps = torch.tensor(config.rms_norm_eps) if fp32_on_cpu else None
-        self.scale = config.head_dim**-0.5 * config.qk_scale**2
-        # Scalars stay tensors: numbers would be compiled into the step as constants.
-        if config.residual_scalars:
-            self.resid_scales = base.resid_lambdas.detach().to(self.dtype).unbind()
-            self.initial_scales = base.x0_lambdas.detach().to(self.dtype)[:, None, None]  # [layers, 1, 1]
-        if config.smear:
-            self.smear_gate = base.smear_gate.weight.detach().to(self.dtype)
-            self.smear_scale = base.smear_lambda.detach().to(self.dtype)
-        if config.backout:
-            self.minus_backout = -base.backout_lambda.detach().to(self.dtype)
+        self.soft_cap = self.config.final_logit_softcapping
+        self.scale = self.config.head_dim**-0.5 * self.config.qk_scale**2
 
-    def _layer_weights(self, index: int) -> dict[str, Any]:
-        """Returns the weights of one layer, in the dtype of the activations."""
-        layer, base = self.model.model.layers[index], self.model.model
-        attention = layer.self_attn
-        projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-        weights: dict[str, Any] = {"sliding": self.config.layer_types[index] == "sliding_attention", "table": None}
-        if self.config.has_value_embedding(index):
-            # The gate reads the first channels of the same input. With zeros for the others it joins the projection.
-            gate = attention.ve_gate.weight
-            projections.append(F.pad(gate, (0, self.config.hidden_size - gate.shape[1])))
-            weights["table"] = base.value_embeds[str(index)].weight.detach().to(self.dtype)
-        matrices = {
-            "qkv": torch.cat([weight.to(self.dtype) for weight in projections]),
-            "out": attention.o_proj.weight,
-            "up": layer.mlp.up_proj.weight,
-            "down": layer.mlp.down_proj.weight,
-        }
-        return weights | {name: Projection(matrix.detach().to(self.dtype)) for name, matrix in matrices.items()}
+    def _set_compute_dtype(self, dtype: torch.dtype) -> None:
+        """Prepares what the steps need in this dtype: the weights and the rotary positions of all columns."""
+        self.dtype, self.weights = dtype, self.store.get(dtype)
+        device = self.model.device
+        angles = torch.arange(self.capacity, device=device)[:, None] * self.model.model.rotary_emb.inv_freq.float()
+        self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(dtype)  # [capacity, D]
+        self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(dtype)
+        fp32_on_cpu = device.type == "cpu" and dtype == torch.float32
+        self.eps = torch.tensor(self.config.rms_norm_eps) if fp32_on_cpu else None
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """See [`ForwardDecoder.prefill`]."""
         reader = ForwardDecoder(self.model)
         logits = reader.prefill(ids, mask, range(len(ids)))
+        self._set_compute_dtype(reader.cache.layers[0].keys.dtype)
         chosen = torch.tensor(rows, device=ids.device)
         self.column = ids.shape[1]  # of the next token
         self.padding = (ids.shape[1] - mask.sum(dim=1))[chosen]  # [R]
@@ -147,7 +197,7 @@ class FastDecoder:
         shared = len(ids) == 1 < len(rows) and ids.device.type == "cpu" and self.dtype == torch.float32
         self.first_own = self.column if shared else 0  # the first column in the rows' own buffers
         self.keys, self.values, self.prefixes = [], [], []
-        for layer, cached in zip(self.layers, reader.cache.layers, strict=False):
+        for layer, cached in zip(self.weights.layers, reader.cache.layers, strict=False):
             slots = self.capacity - self.first_own
             if layer["sliding"]:
                 slots = min(slots, self.config.sliding_window)
@@ -176,13 +226,19 @@ class FastDecoder:
         """See [`ForwardDecoder.step`]."""
         # With a single filled slot the compiler would make a special graph: not worth it for one token.
         eager = not self.compiled or self.column == self.first_own
-        logits = (FastDecoder._step if eager else compiled_step())(self, tokens)
+        step = FastDecoder._step if eager else compiled_step()
+        device = self.model.device.type
+        if torch.is_autocast_enabled(device):  # it would give products and norms dtypes of its own
+            with torch.autocast(device, enabled=False):
+                logits = step(self, tokens)
+        else:
+            logits = step(self, tokens)
         self.column += 1
         return logits
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The model's forward for one token per row: [R] → fp32 logits [R, V]. What `compiled` compiles."""
-        base, config = self.model.model, self.config
+        config, weights = self.config, self.weights
         positions = self.column - self.padding if self.max_padding else slice(self.column, self.column + 1)
         rotation = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [R or 1, 1, D]
         masks = (
@@ -190,34 +246,35 @@ class FastDecoder:
             self._no_padding(min(self.capacity, config.sliding_window or self.capacity)),
         )
 
-        x = self._norm(F.embedding(tokens, base.embed_tokens.weight))  # [R, C]
+        x = self._norm(F.embedding(tokens, weights.embed_tokens).to(self.dtype))  # [R, C]
         if config.smear:
-            gate = self.smear_scale * torch.sigmoid(F.linear(x[:, : self.smear_gate.shape[1]], self.smear_gate))
+            gate_in = x[:, : weights.smear_gate.shape[1]]
+            gate = weights.smear_scale * torch.sigmoid(F.linear(gate_in, weights.smear_gate))
             self.previous, x = x, torch.addcmul(x, gate, self.previous)
-        initial = (self.initial_scales * x).unbind() if config.residual_scalars else None  # layers of [R, C]
+        initial = (weights.initial_scales * x).unbind() if config.residual_scalars else None  # layers of [R, C]
         middle = None
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(weights.layers):
             if initial is not None:
-                x = torch.addcmul(initial[index], x, self.resid_scales[index])
+                x = torch.addcmul(initial[index], x, weights.resid_scales[index])
             attended = self._attend(index, self._norm(x), tokens, rotation, masks[layer["sliding"]])
             x = layer["out"](attended, residual=x)
             x = layer["down"](layer["up"](self._norm(x)).relu_().square_(), residual=x)
             if index == config.num_hidden_layers // 2:
                 middle = x
         if config.backout:
-            x = torch.addcmul(x, middle, self.minus_backout)
-        return self.head(self._norm(x)).float()
+            x = torch.addcmul(x, middle, weights.minus_backout)
+        return weights.head(self._norm(x)).float()
 
     def _attend(self, index: int, x: torch.Tensor, tokens: torch.Tensor, rotation: Any, mask: Any) -> torch.Tensor:
         """Attention of one token per row over the layer's buffers: [R, C] → [R, H * D]."""
-        config, layer, rows = self.config, self.layers[index], len(x)
+        config, layer, rows = self.config, self.weights.layers[index], len(x)
         heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         sizes = [(heads + kv_heads) * width, kv_heads * width] + [kv_heads] * (layer["table"] is not None)
         query_key, value, *gate = layer["qkv"](x).split(sizes, dim=1)
         query_key, value = query_key.reshape(rows, -1, width), value.view(rows, kv_heads, width)
         if gate:
             gate = torch.sigmoid(gate[0]).unsqueeze(-1)  # [R, K, 1]
-            embedded = F.embedding(tokens, layer["table"]).view(rows, kv_heads, width)
+            embedded = F.embedding(tokens, layer["table"]).to(self.dtype).view(rows, kv_heads, width)
             value = torch.addcmul(value, gate, embedded, value=3)
         cos, sin = rotation
         query_key = self._norm(torch.addcmul(query_key * cos, query_key.roll(width // 2, -1), sin))
@@ -241,7 +298,7 @@ class FastDecoder:
         if self.prefixes[index] is None:
             return None
         keys, values = self.prefixes[index]
-        if not self.layers[index]["sliding"]:
+        if not self.weights.layers[index]["sliding"]:
             return keys, values
         # The columns of the window that lie before `first_own`; the cache holds the last of them.
         seen = min(keys.shape[1], self.first_own - (self.column + 1 - self.config.sliding_window))

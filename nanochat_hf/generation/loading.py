@@ -52,7 +52,9 @@ def load_checkpoint(
             f"cannot load {checkpoint} ({reason}); give a checkpoint folder such as runs/quickstart/rl, or a Hub id"
         ) from None
     try:
-        return model.to(pick_device(device)).eval(), tokenizer
+        place = pick_device(device)
+        allow_tf32(place)
+        return model.to(place).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not have
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot put the model on device {device!r} ({reason}); --device cpu always works") from None
@@ -65,6 +67,16 @@ def pick_device(name: str | None = None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Lets fp32 matrix products on a GPU use TensorFloat-32. Changes nothing for other devices.
+
+    transformers sets only PyTorch's newer switch for this, `torch.backends.fp32_precision`. Inductor also reads the
+    older one, and fails where the two differ. This function sets both.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
 
 
 def check_checkpoint(checkpoint: str | Path) -> None:

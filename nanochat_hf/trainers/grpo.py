@@ -32,6 +32,7 @@ from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
+    OneDevice,
     StageConfig,
     add_callbacks,
     chat_arguments,
@@ -64,6 +65,10 @@ class RolloutConfig(StageConfig):
     momentum_warmup_steps: int = field(default=0, metadata={"help": "steps in which the momentum rises to its peak"})
     eval_every: int = field(default=60, metadata={"help": "steps between measurements on held-out data; 0: never"})
     save_every: int = field(default=60, metadata={"help": "steps between two checkpoints to resume from; 0: none"})
+
+
+class RolloutArguments(OneDevice, GRPOConfig):
+    """TRL's `GRPOConfig` for one device per process."""
 
 
 class RolloutTrainer(MuonAdamWMixin, ChatTrainerMixin, GRPOTrainer):
@@ -144,16 +149,16 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list | No
             "the samples of one prompt are on several processes; "
             "make prompts_per_step a multiple of the number of processes"
         )
-    with trainer.compute_loss_context_manager():  # the precision of training
-        rollouts = generate_with_tools(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            conversations,
-            num_samples=group,
-            seed=rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
-            batch_size=trainer.rollout_batch_size,
-            **asdict(trainer.sampling),
-        )
+    # The forward that accelerate wrapped decides the precision: rollouts are sampled in that of training.
+    rollouts = generate_with_tools(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        conversations,
+        num_samples=group,
+        seed=rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
+        batch_size=trainer.rollout_batch_size,
+        **asdict(trainer.sampling),
+    )
     samples = [rollout for samples in rollouts for rollout in samples]
     return {
         "prompt_ids": [list(rollout.prompt_ids) for rollout in samples],
@@ -319,7 +324,7 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     }
     trainer = RolloutTrainer(
         model=model,
-        args=GRPOConfig(**arguments),
+        args=RolloutArguments(**arguments),
         train_dataset=Dataset.from_list(prompts[: steps * config.prompts_per_step]),
         processing_class=tokenizer,
         tasks=[task for task, _ in tasks],

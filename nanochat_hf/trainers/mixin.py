@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
+from nanochat_hf.generation import allow_tf32
 from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
 from nanochat_hf.progress import quiet_transformers
 from nanochat_hf.settings import UserError
@@ -38,6 +39,10 @@ class MuonAdamWMixin(_Base):
     Args:
         hyper: arguments of `build_optimizer`.
         schedule: learning rate factor, momentum and weight decay by step; default the modern one over all steps.
+
+    Raises:
+        UserError: transformers would wrap the model in `DataParallel`, because the process sees several GPUs. The
+            arguments of our stages do not let it ([`OneDevice`][nanochat_hf.trainers.stage.OneDevice]).
     """
 
     optimizer: Any  # MuonAdamW, and accelerate's wrapper around it once training has begun
@@ -50,6 +55,13 @@ class MuonAdamWMixin(_Base):
         quiet_transformers()
         with fsdp.hidden_from_accelerate():
             super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise UserError(
+                f"this process would train on {self.args.n_gpu} GPUs with DataParallel, which MuonAdamW does not "
+                "support; start one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.args.tf32 is not False:
+            allow_tf32(self.args.device)  # not before the arguments exist: they set the same through another interface
         self.checkpointing = Checkpointing(self, keep=self.args.save_total_limit)
         self.add_callback(self.checkpointing)
         # Trainer writes the model and its own state; `Checkpointing` writes the rest and deletes old checkpoints.

@@ -40,9 +40,13 @@ def check(config: Any) -> None:
             f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
             "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
         )
-    for name, allowed in (("dtype", ("auto", "bfloat16", "float32")), ("compile", ("auto", "true", "false"))):
-        if getattr(config, name) not in allowed:
-            raise UserError(f"--{name} {getattr(config, name)} is not known; use {', '.join(allowed)}")
+    stage.check_dtype(config.dtype)
+    if config.compile not in ("auto", "true", "false"):
+        raise UserError(f"--compile {config.compile} is not known; use auto, true, false")
+
+
+class PretrainingArguments(stage.OneDevice, TrainingArguments):
+    """`TrainingArguments` for one device per process."""
 
 
 def training_arguments(config: Any) -> TrainingArguments:
@@ -70,7 +74,7 @@ def training_arguments(config: Any) -> TrainingArguments:
         "ignore_data_skip": True,  # the loader resumes by itself
         "report_to": config.report_to,
     }
-    arguments = TrainingArguments(**(shared | own))
+    arguments = PretrainingArguments(**(shared | own))
     if config.fp8 and not config.dry_run:
         fp8.require_hardware(arguments.device.type)
     return arguments

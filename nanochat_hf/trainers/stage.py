@@ -25,6 +25,7 @@ from nanochat_hf.trainers.callbacks import QuietGarbageCollector, StopOnSignal, 
 from nanochat_hf.trainers.chat_rows import delete_rows
 
 START_FILE = "started.json"  # the configuration that the checkpoints in a stage folder belong to
+DTYPES = ("auto", "bfloat16", "float32")
 MAY_CHANGE = {"model", "output_dir", "save_every", "save_total_limit", "eval_every", "num_threads"}  # on resuming
 
 
@@ -41,6 +42,7 @@ def base_arguments(
         dtype: "bfloat16", "float32", or "auto": bf16 on GPUs that have it.
     """
     device = pick_device()
+    warn_of_idle_gpus()
     bf16 = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     return {
         "output_dir": output_dir,
@@ -56,6 +58,35 @@ def base_arguments(
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": device.type == "cuda",
     }
+
+
+class OneDevice:
+    """Put before `TrainingArguments` in the bases: one process uses one device, the first of the visible GPUs.
+
+    transformers would otherwise wrap the model in `DataParallel`, without mixed precision and compilation.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """Number of GPUs that this process trains on, 0 or 1."""
+        return min(1, super().n_gpu)  # type: ignore[misc]
+
+
+def warn_of_idle_gpus() -> None:
+    """Says how all GPUs are used, where this is the only process and sees several."""
+    count, world_size = torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and world_size == 1:
+        print(
+            f"training on the first of {count} GPUs; to use all of them, start the same script with `accelerate "
+            f"launch --config_file accelerate_config.yaml --num_processes {count}`",
+            file=sys.stderr,
+        )
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises UserError where `dtype` is none of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is not known; use {', '.join(DTYPES)}")
 
 
 def check_output_dir(output_dir: str) -> None:
@@ -143,6 +174,7 @@ class StageConfig:
     save_every: int = field(default=0, metadata={"help": "steps between two checkpoints to resume from; 0: none"})
     save_total_limit: int = field(default=1, metadata={"help": "how many of these checkpoints are kept"})
     seed: int = field(default=42, metadata={"help": "seed of data order and sampling"})
+    dtype: str = field(default="auto", metadata={"help": "bfloat16, float32 or auto: bf16 on GPUs that have it"})
     num_threads: int = field(default=0, metadata={"help": "processes that render conversations; 0: one per CPU core"})
 
     def schedule(self, num_iterations: int) -> Schedule:
@@ -176,12 +208,14 @@ def open_stage(config: StageConfig) -> None:
     """Checks the settings before anything slow begins, and records them for a later resume.
 
     Raises:
-        UserError: a folder is not given or does not exist, or `output_dir` holds the checkpoints of another run.
+        UserError: a folder is not given or does not exist, the dtype is unknown, or `output_dir` holds the
+            checkpoints of another run.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run to its authors by default
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is announced as experimental each time
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL uses
     check_output_dir(config.output_dir)
+    check_dtype(config.dtype)
     if not config.model:
         raise UserError("give --model, the checkpoint folder of the stage before")
     if not Path(config.model, "config.json").exists():
@@ -192,7 +226,8 @@ def open_stage(config: StageConfig) -> None:
     started = Path(config.output_dir, START_FILE)
     if started.exists():
         before = json.loads(started.read_text(encoding="utf-8"))
-        changed = sorted(name for name in asked if asked[name] != before.get(name) and name not in MAY_CHANGE)
+        # A setting that an older version of this program did not know has not changed.
+        changed = sorted(name for name in asked.keys() & before.keys() - MAY_CHANGE if asked[name] != before[name])
         if changed and checkpoints.newest_intact(config.output_dir)[0]:
             raise UserError(
                 f"{config.output_dir} holds the checkpoints of a run with another {', '.join(changed)}; "
@@ -238,7 +273,11 @@ def initialize_control_tokens(model: Any, tokenizer: Any, pairs: Sequence[str]) 
 def chat_arguments(config: StageConfig, num_iterations: int) -> dict[str, Any]:
     """The values of TRL's `SFTConfig` and `GRPOConfig` that the chat stages share."""
     shared = base_arguments(
-        config.output_dir, save_every=config.save_every, save_total_limit=config.save_total_limit, seed=config.seed
+        config.output_dir,
+        save_every=config.save_every,
+        save_total_limit=config.save_total_limit,
+        seed=config.seed,
+        dtype=config.dtype,
     )
     own = {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
     return shared | own | {"gradient_checkpointing": False}  # TRL's default is True, which slows a small model down

@@ -18,6 +18,7 @@ from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
+    OneDevice,
     StageConfig,
     add_callbacks,
     chat_arguments,
@@ -36,6 +37,10 @@ class SupervisedConfig(StageConfig):
     val_tasks: list[str] = field(
         default_factory=list, metadata={"help": "held-out tasks for the validation loss, written like tasks"}
     )
+
+
+class SupervisedArguments(OneDevice, SFTConfig):
+    """TRL's `SFTConfig` for one device per process."""
 
 
 class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
@@ -107,7 +112,7 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
         print(f"{steps:,} steps; {plan.describe()}", flush=True)
     trainer = PackedRowsTrainer(
         model=model,
-        args=SFTConfig(**arguments),
+        args=SupervisedArguments(**arguments),
         train_dataset=train_rows,
         eval_dataset=val_rows,
         processing_class=tokenizer,

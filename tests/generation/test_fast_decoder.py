@@ -4,10 +4,13 @@ import functools
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import StaticCache
 
+from nanochat_hf.generation import generate_with_tools
 from nanochat_hf.generation.decoding import pad_left
-from nanochat_hf.generation.fast_decoder import FastDecoder, Projection, compiled_step
+from nanochat_hf.generation.fast_decoder import DecoderWeights, FastDecoder, Projection, compiled_step
 from nanochat_hf.generation.forward_decoder import ForwardDecoder
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 
@@ -46,6 +49,64 @@ def test_steps_equal_forward(fields, dtype, tolerance, prompts, make_model):
             ours, theirs = ours[keep], theirs[keep]
         tokens = torch.randint(0, 256, (len(ours),), generator=generator)
         ours, theirs = soft_cap(fast.step(tokens), fast.soft_cap), plain.step(tokens)
+
+
+@pytest.fixture
+def prepare_bf16():
+    """Prepares a model as a Trainer does with `bf16=True`: fp32 weights, and a forward under autocast."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    yield accelerator.prepare_model
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("under", ["accelerate", "autocast"])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["ragged", "shared"])
+@pytest.mark.parametrize("fields", [{}, {"num_key_value_heads": 2}, {"preset": "classic"}], ids=str)
+def test_steps_of_a_mixed_precision_model_are_in_its_compute_dtype(fields, prompts, under, make_model, prepare_bf16):
+    """fp32 weights under autocast: prefill and steps are in bf16, logits in fp32, and the weights stay as they are."""
+    model, copy = make_model(**fields), make_model(**fields).to(torch.bfloat16)
+    model = prepare_bf16(model) if under == "accelerate" else model
+    assert FastDecoder.supports(model)
+    ids, mask = pad_left(prompts, 0, "cpu")
+    rows = [0] * 2 + list(range(len(prompts)))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=under == "autocast"):
+        decoders = [FastDecoder(model, ids.shape[1] + 12), ForwardDecoder(model)]
+        fast, plain = (decoder.prefill(ids, mask, rows) for decoder in decoders)
+        assert torch.equal(fast, plain)
+        for turn in range(12):
+            tokens = (torch.arange(len(rows)) * 7 + turn * 13) % 256
+            fast, plain = (decoder.step(tokens) for decoder in decoders)
+            fast = soft_cap(fast, decoders[0].soft_cap)
+            assert fast.dtype == torch.float32
+            torch.testing.assert_close(fast, plain, atol=0.6, rtol=0)  # logits up to 15 from 8 bits of mantissa
+    assert {tensor.dtype for tensor in decoders[0].keys + decoders[0].values} == {torch.bfloat16}
+    assert decoders[0].weights.head.weight.equal(copy.lm_head.weight)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_weights_are_copied_once_per_call_and_anew_after_a_policy_update(
+    make_model, tokenizer, prepare_bf16, monkeypatch
+):
+    made, prepare = [], DecoderWeights.__init__
+    monkeypatch.setattr(DecoderWeights, "__init__", lambda self, *given: made.append(self) or prepare(self, *given))
+    model = prepare_bf16(make_model())
+    options = dict(max_new_tokens=4, temperature=0, batch_size=1, tool=None)
+    before = generate_with_tools(model, tokenizer, PROMPTS, **options)
+    assert len(made) == 1 and made[0].dtype == torch.bfloat16
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight.roll(5, 0))
+    after = generate_with_tools(model, tokenizer, PROMPTS, **options)
+    assert len(made) == 2 and made[1].head.weight.equal(model.lm_head.weight.to(torch.bfloat16))
+    assert [group[0].token_ids for group in after] != [group[0].token_ids for group in before]
+
+
+@torch.inference_mode()
+def test_a_model_without_mixed_precision_shares_its_weights_with_the_decoder(model):
+    weights = DecoderWeights(model, torch.float32)
+    layer = model.model.layers[0]
+    assert weights.head.weight.data_ptr() == model.lm_head.weight.data_ptr()
+    assert weights.layers[0]["down"].weight.data_ptr() == layer.mlp.down_proj.weight.data_ptr()
 
 
 @torch.inference_mode()
@@ -111,8 +172,6 @@ def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
 def test_changed_models_take_the_forward_decoder(make_model):
     model = make_model()
     assert FastDecoder.supports(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not FastDecoder.supports(model)
     model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
     assert not FastDecoder.supports(model)
     adapted = make_model()

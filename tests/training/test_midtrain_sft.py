@@ -134,6 +134,30 @@ def test_a_stage_learns_and_leaves_a_checkpoint(stage, base, chats, tmp_path):
     assert not list((tmp_path / "out").glob("rows-*"))
 
 
+@pytest.mark.parametrize("stage", ["midtrain", "sft"])
+def test_bfloat16_reaches_training_and_evaluation(stage, base, chats, tmp_path, monkeypatch):
+    from nanochat_hf.model.modeling_nanochat_hf import NanochatHFMLP
+
+    seen, forward = [], NanochatHFMLP.forward
+
+    def watched(self, hidden_states):
+        output = forward(self, hidden_states)
+        seen.append((self.training, output.dtype))
+        return output
+
+    monkeypatch.setattr(NanochatHFMLP, "forward", watched)
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        seen.clear()
+        arguments = stage_arguments(base, chats, tmp_path / dtype, num_iterations=2, dtype=dtype)
+        run_stage(stage, *arguments, "--val_tasks", f"conversations={chats}@20")
+        assert set(seen) == {(True, getattr(torch, dtype)), (False, getattr(torch, dtype))}
+        assert {tensor.dtype for tensor in weights(tmp_path / dtype).values()} == {torch.float32}
+        scores[dtype] = json.loads((tmp_path / dtype / "run.json").read_text())["metrics"]
+    for name, score in scores["float32"].items():
+        assert scores["bfloat16"][name] == pytest.approx(score, rel=0.02) and scores["bfloat16"][name] != score
+
+
 def test_one_big_micro_batch_equals_eight_small_ones(base, chats, tmp_path):
     for size in (8, 1):
         arguments = stage_arguments(base, chats, tmp_path / str(size), device_batch_size=size)

@@ -138,6 +138,37 @@ def test_reward_rises_and_held_out_problems_are_measured(base, tmp_path):
     assert run["metrics"]["val_pass@2/short-answers"] >= run["metrics"]["val_pass@1/short-answers"]
 
 
+def test_bfloat16_reaches_rollouts_measurements_and_the_loss(base, tmp_path, monkeypatch):
+    """Of fp32 weights, which are what the optimizer updates and what is saved."""
+    from nanochat_hf.generation.fast_decoder import DecoderWeights
+    from nanochat_hf.trainers.grpo import LeftAligned
+
+    prepared, lost = [], []
+    prepare, score = DecoderWeights.__init__, LeftAligned.__call__
+
+    def watched_score(self, *given, **options):
+        seen = self.model.model.layers[0].mlp.register_forward_hook(lambda _, __, output: lost.append(output.dtype))
+        outputs = score(self, *given, **options)
+        seen.remove()
+        assert outputs.log_probs.dtype == torch.float32
+        return outputs
+
+    monkeypatch.setattr(
+        DecoderWeights, "__init__", lambda self, *given: prepared.append(given[1]) or prepare(self, *given)
+    )
+    monkeypatch.setattr(LeftAligned, "__call__", watched_score)
+    steps = {"num_iterations": 2, "eval_every": 1}
+    run_stage("rl", *stage_arguments(base, tmp_path / "out", dtype="bfloat16", **steps))
+    assert prepared == [torch.bfloat16] * 5  # two rollouts, and pass@k before, between and after
+    assert set(lost) == {torch.bfloat16}
+    found, start = weights(tmp_path / "out"), weights(base)
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert any(not torch.equal(start[key], found[key]) for key in start)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["config"]["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match="--dtype half is not known; use auto, bfloat16, float32"):
+        run_stage("rl", *stage_arguments(base, tmp_path / "other", dtype="half"))
+
+
 def test_a_resumed_run_ends_with_the_same_bits(base, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run_stage("rl", *stage_arguments(base, whole, save_every=2, save_total_limit=5))
