@@ -4,6 +4,7 @@
 - `files`: one file → documents, in groups.
 - `hub_files`: a data set of the Hub → files that are fetched when they are read.
 - `splits`: names of files → which are for training and which for validation.
+- `found`: a source's name → its files of each split.
 - `sources`: a source's name → the documents of one process, with a position that can be saved.
 - `packing`: documents as token ids → rows of one length; conversations likewise.
 - `row_stream`: documents → tokenized, packed rows, with a state that is exact to the row.

@@ -25,7 +25,7 @@ class DownloadError(UserError):
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a data set of the Hub; see `nanochat_hf.data.sources.DataFile`.
+    """A file of a data set of the Hub; see `nanochat_hf.data.found.DataFile`.
 
     Attributes:
         repo_id: the data set, `owner/name`.

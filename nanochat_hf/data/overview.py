@@ -13,19 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from nanochat_hf.data.found import VALIDATION_EVERY, DataFile, FoundSource, LocalFile, SplitOfFile, find_source
 from nanochat_hf.data.packing import REFILL_DOCUMENTS, Packing, pack_best_fit
-from nanochat_hf.data.sources import (
-    VALIDATION_EVERY,
-    DataFile,
-    DocumentStream,
-    FoundSource,
-    LocalFile,
-    OnBadFile,
-    SplitOfFile,
-    check_on_bad_file,
-    find_source,
-    parse_sources,
-)
+from nanochat_hf.data.sources import DocumentStream, OnBadFile, check_on_bad_file, parse_sources
 from nanochat_hf.settings import UserError
 
 COUNTED_BYTES = 1 << 26  # a source of more bytes, or of more characters, is not counted

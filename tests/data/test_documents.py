@@ -12,10 +12,11 @@ from toy import ByteEncoder, make_documents, write_jsonl, write_parquet
 
 from nanochat_hf.data import decoding, documents, files, packing, row_stream
 from nanochat_hf.data.documents import MAX_DOCUMENT_CHARS, TEXT_DOCUMENT_CHARS, cut_document, split_lines
+from nanochat_hf.data.found import hold_out_end
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches
 from nanochat_hf.data.packing import BestFitPacker, pack_best_fit
 from nanochat_hf.data.row_stream import RowStream
-from nanochat_hf.data.sources import hold_out_end, open_documents
+from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError
 
 WORDS = [f"word{i}" for i in range(500)]

@@ -11,8 +11,9 @@ import pytest
 from toy import make_documents, write_parquet
 
 from nanochat_hf.data import hub_files
+from nanochat_hf.data.found import find_source
 from nanochat_hf.data.overview import describe_data
-from nanochat_hf.data.sources import find_source, open_documents
+from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,8 +7,9 @@ import pytest
 from toy import make_documents, write_jsonl, write_parquet
 
 from nanochat_hf.data import files, splits
+from nanochat_hf.data.found import find_source
 from nanochat_hf.data.overview import describe_data
-from nanochat_hf.data.sources import find_source, open_documents, parse_sources
+from nanochat_hf.data.sources import open_documents, parse_sources
 from nanochat_hf.settings import UserError
 
 TITLES = [
