@@ -26,7 +26,7 @@ PUBLISHED = (
     re.compile(r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json"),
     re.compile(r"model\.safetensors\.index\.json"),
     re.compile(r"chat_template\.jinja"),
-    re.compile(r"(configuration|modeling|loss)_nanochat_hf\.py"),
+    re.compile(r"\w+_nanochat_hf\.py"),
 )
 WEIGHTS = PUBLISHED[0]
 # Benchmarks that the Hub shows on a model's page: our task's name → (Hub id of the data set, its task).
@@ -74,9 +74,12 @@ def files_to_publish(folder: str | os.PathLike) -> list[Path]:
     if "config.json" in names:
         mapped = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
         code = {f"{reference.split('.')[0]}.py" for reference in mapped.values()}
-        for name in code & names:
-            imported = re.findall(r"^from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
-            code = code | {f"{module}.py" for module in imported}
+        unread = code & names
+        while unread:
+            text = (folder / unread.pop()).read_text(encoding="utf-8")
+            imported = {f"{module}.py" for module in re.findall(r"^from \.(\w+) import", text, re.MULTILINE)}
+            unread |= (imported - code) & names
+            code |= imported
         missing += sorted(code - names)
     if missing:
         raise UserError(

@@ -18,7 +18,8 @@ step, in order (paths without a library's name are below nanochat_hf/):
    updates each bucket with the kernels in optim/kernels.py and sends the new weights to all processes. Then Trainer
    advances the scheduler and clears the gradients.
 6. Checks. trainers/pretraining.py:NanochatTrainer._check_losses stops the run at a loss that is not finite or far
-   above its mean. It is called at the end of training_step, before the optimizer's step (on a GPU one step later).
+   above its mean. It judges the mean over the processes, so all of them stop at the same step. It is called at the end
+   of training_step, before the optimizer's step (on a GPU one step later).
 7. Log, evaluation, checkpoint. Trainer calls the callbacks (trainers/callbacks.py), then as the intervals say
    trainers/pretraining.py:NanochatTrainer.log and `evaluate`, and MuonAdamWMixin.save_model for a checkpoint, which
    trainers/mixin.py:Checkpointing completes.
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer
@@ -41,6 +43,51 @@ from transformers import PrinterCallback, Trainer
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers import checkpoints, fp8, fsdp
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
+
+
+def copy_to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Copies a tensor to the CPU without waiting for its GPU.
+
+    Returns:
+        The copy, and an event after which it is complete; None: it is complete already.
+    """
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
+
+
+class StepLoss:
+    """The loss of one training step on every process.
+
+    Summing, exchanging and copying are only started here. So a GPU's queue stays filled, if `read` follows one step
+    later. Every process has to make it.
+
+    Args:
+        micro_batches: (loss, rows) of this process; each loss is divided by their number.
+    """
+
+    def __init__(self, micro_batches: list[tuple[torch.Tensor, dict]]):
+        self.micro_batches = micro_batches
+        losses = torch.stack([loss for loss, _ in micro_batches]).sum().view(1)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            own, losses = losses, losses.new_empty(dist.get_world_size())
+            dist.all_gather_into_tensor(losses, own)
+        self._host, self._event = copy_to_host(losses)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it was computed on a CPU, so that reading it never waits."""
+        return self._event is None
+
+    def read(self) -> list[float]:
+        """The loss of each process in nats per token, the same list on all of them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.tolist()
 
 
 class NanochatTrainer(MuonAdamWMixin, Trainer):
@@ -80,7 +127,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self.loss_is_scaled_for_ga = False  # rows are full, so the mean of the micro-batches' means is exact
         self._mean_loss: float | None = None
         self._micro_batches: list[tuple[torch.Tensor, dict]] = []  # of the current step
-        self._unchecked: deque[tuple[int, list[tuple[torch.Tensor, dict]]]] = deque()
+        self._unchecked: deque[tuple[int, StepLoss]] = deque()
         self._clock: tuple[int, float] | None = None
         self._paused = 0.0
 
@@ -99,10 +146,11 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_batches.append((loss, inputs))
         if self.accelerator.sync_gradients:
-            self._unchecked.append((self.state.global_step, self._micro_batches))
+            step_loss = StepLoss(self._micro_batches)
+            self._unchecked.append((self.state.global_step, step_loss))
             self._micro_batches = []
-            # On a GPU the newest losses are still being computed. To look at them would wait for them.
-            self._check_losses(unchecked=0 if loss.device.type == "cpu" else 1)
+            # On a GPU the newest losses are still being computed. To read them would wait for them.
+            self._check_losses(unchecked=0 if step_loss.is_ready else 1)
         return loss
 
     def _check_losses(self, unchecked: int = 0) -> None:
@@ -110,31 +158,41 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         while len(self._unchecked) > unchecked:
             self._check_loss(*self._unchecked.popleft())
 
-    def _check_loss(self, step: int, micro_batches: list[tuple[torch.Tensor, dict]]) -> None:
+    def _check_loss(self, step: int, step_loss: StepLoss) -> None:
         """Stops at a loss that is not finite or far above the running mean, and writes the step's rows to a file.
 
-        The mean over the step's micro-batches counts, because a single row may be two nats harder than the mean.
+        The mean over the step's micro-batches and over the processes counts. A single row may be two nats harder than
+        the mean. And a process that stopped alone would leave the others waiting for it.
 
         Raises:
-            UserError: names the step, the loss and the file.
+            UserError: names the step, the loss and the file; on every process.
         """
-        value = float(torch.stack([loss for loss, _ in micro_batches]).sum())  # each is divided by their number
+        losses = step_loss.read()
+        value = sum(losses) / len(losses)
         mean = value if self._mean_loss is None else self._mean_loss
         spike = self.spike_threshold > 0 and value - mean > self.spike_threshold
         if not math.isfinite(value) or spike:
-            path = Path(self.args.output_dir) / f"bad-batch-step{step}-rank{self.args.process_index}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = {
-                name: torch.cat([inputs[name].cpu() for _, inputs in micro_batches]) for name in micro_batches[0][1]
-            }
-            save_file(rows, path)
+            files = self._save_rows(step, step_loss.micro_batches, len(losses))
             what = f"rose to {value:.3f} from a mean of {mean:.3f}" if math.isfinite(value) else f"is {value}"
+            bad = [str(rank) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+            if bad and len(losses) > 1:
+                what += f" (process {', '.join(bad)} of {len(losses)})"
             raise UserError(
-                f"stopped at step {step}: the loss {what}; the batch is in {path}; run the same command again to "
+                f"stopped at step {step}: the loss {what}; the batch is in {files}; run the same command again to "
                 "resume from the last checkpoint; if it happens again, lower the learning rate or raise "
                 "--spike_threshold"
             )
         self._mean_loss = 0.95 * mean + 0.05 * value
+
+    def _save_rows(self, step: int, micro_batches: list[tuple[torch.Tensor, dict]], world_size: int) -> Path:
+        """Writes this process's rows of a step; returns the path, with `*` for the rank if there are several."""
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = micro_batches[0][1]
+        rows = {name: torch.cat([inputs[name].cpu() for _, inputs in micro_batches]) for name in names}
+        path = folder / f"bad-batch-step{step}-rank{self.args.process_index}.safetensors"
+        save_file(rows, path)
+        return path if world_size == 1 else folder / f"bad-batch-step{step}-rank*.safetensors"
 
     # -- measuring -----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A pretraining run of seconds on arithmetic rows, for the tests to start, kill and resume as real processes.
 
-    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|kill_in_save|term|nan|spike]
+    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|kill_in_save|term|nan|spike[@RANK]]
 
 Rank 0 ends with one line of JSON: world size, losses and a sum over the weights.
 """
@@ -54,8 +54,13 @@ class Rows:
 
 
 class Mishap(TrainerCallback):
-    def __init__(self, order: str | None):
+    """What `order` says happens after its step, on all ranks or on the named one."""
+
+    def __init__(self, order: str | None, rank: int):
         self.step, self.kind = (int(order[5:].split(":")[0]), order.split(":")[1]) if order else (-1, "")
+        self.kind, _, only = self.kind.partition("@")
+        if only and int(only) != rank:
+            self.step = -1
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         print(f"sharded: {is_sharded(model)}", flush=True)
@@ -93,7 +98,7 @@ def main():
         loader=Rows(arguments.process_index, arguments.world_size, rows),
         schedule=Schedule(steps, warmup_steps=2),
         spike_threshold=2.0,
-        callbacks=[Mishap(sys.argv[5] if len(sys.argv) > 5 else None), stop],
+        callbacks=[Mishap(sys.argv[5] if len(sys.argv) > 5 else None, arguments.process_index), stop],
     )
     checkpoint, complaints = checkpoints.newest_intact(output)
     print(*complaints, sep="\n", file=sys.stderr)

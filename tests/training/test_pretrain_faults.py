@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,31 @@ def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_fil
     command += [str(TOY), str(output), str(STEPS), str(rows), str(accumulation), *([mishap] if mishap else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.run([*prefix, *command], capture_output=True, text=True, env=environment, timeout=240)
+
+
+def launch_apart(output, rows, accumulation, mishap, ranks):
+    """Each rank as a process of its own, without a launcher that would end the others after one has ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "WORLD_SIZE": str(ranks)}
+    shared |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(TOY), str(output), str(STEPS), str(rows), str(accumulation), mishap]
+    processes = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        return [(process.communicate(timeout=240)[1], process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def result(run):
@@ -106,6 +132,20 @@ def test_sigterm_saves_and_exits_and_nan_stops_with_the_batch(tmp_path):
     assert spoiled.returncode == 2 and "the loss is nan" in spoiled.stderr
     batch = load_file(tmp_path / "bad-batch-step5-rank0.safetensors")
     assert batch["input_ids"].shape == batch["shift_labels"].shape == (6, 32)  # all micro-batches of the step
+
+
+def test_a_nan_on_one_rank_stops_all_three_with_the_same_sentence(tmp_path):
+    ended = launch_apart(tmp_path, 2, 1, "step=5:nan@1", ranks=3)
+    assert [status for _, status in ended] == [2, 2, 2], ended[0][0][-2000:]
+    said = {line for errors, _ in ended for line in errors.splitlines() if line.startswith("error:")}
+    assert len(said) == 1 and "stopped at step 5: the loss is nan (process 1 of 3)" in said.pop()
+    assert len(list(tmp_path.glob("bad-batch-step5-rank*.safetensors"))) == 3
+
+
+def test_sigterm_on_one_rank_saves_and_ends_all_three(tmp_path):
+    ended = launch_apart(tmp_path, 2, 1, "step=4:term@2", ranks=3)
+    assert [status for _, status in ended] == [143, 143, 143], ended[0][0][-2000:]
+    assert (tmp_path / "checkpoint-4" / "checksums.json").exists()
 
 
 def test_a_loss_spike_stops_with_the_batch_and_the_same_command_goes_on(plain, tmp_path):

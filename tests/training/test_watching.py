@@ -13,8 +13,8 @@ from nanochat_hf.data.loader import make_batch
 from nanochat_hf.optim import Schedule
 from nanochat_hf.scaling.plan import device_facts, peak_flops
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainers import callbacks
-from nanochat_hf.trainers.pretraining import NanochatTrainer
+from nanochat_hf.trainers import callbacks, pretraining
+from nanochat_hf.trainers.pretraining import NanochatTrainer, StepLoss
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,11 @@ def test_the_guard_judges_whole_steps(tmp_path):
     trainer = train(tmp_path)
     trainer.spike_threshold, trainer._mean_loss = 2.0, 4.0
     batch = make_batch(torch.arange(9)[None].numpy())
-    trainer._check_loss(7, [(torch.tensor(part), batch) for part in (1.0, 1.0, 1.0, 2.5)])  # 4, 4, 4 and 10 nats
+    trainer._check_loss(
+        7, StepLoss([(torch.tensor(part), batch) for part in (1.0, 1.0, 1.0, 2.5)])
+    )  # 4, 4, 4 and 10 nats
     with pytest.raises(UserError, match="stopped at step 8: the loss rose to 7.000 from a mean of 4.0"):
-        trainer._check_loss(8, [(torch.tensor(1.75), batch)] * 4)
+        trainer._check_loss(8, StepLoss([(torch.tensor(1.75), batch)] * 4))
     saved = load_file(tmp_path / "bad-batch-step8-rank0.safetensors")
     assert saved["shift_labels"].equal(torch.arange(1, 9).repeat(4, 1))
 
@@ -150,7 +152,35 @@ def test_nothing_is_saved_before_the_last_step_is_judged(tmp_path):
         lambda: trainer._save_checkpoint(trainer.model, None),
         lambda: trainer.save_model(str(tmp_path / "last")),
     ):
-        trainer._unchecked.append((6, [(torch.tensor(torch.nan), batch)]))
+        trainer._unchecked.append((6, StepLoss([(torch.tensor(torch.nan), batch)])))
         with pytest.raises(UserError, match="stopped at step 6: the loss is nan"):
             save()
     assert not (tmp_path / "last").exists() and not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_on_a_gpu_a_loss_is_read_one_step_later_and_all_before_saving(tmp_path, monkeypatch):
+    """With a stand-in for the copy to pinned memory, whose event notes when it is waited for."""
+    noted = []
+
+    class Event:
+        def __init__(self, number):
+            self.number = number
+
+        def synchronize(self):
+            noted.append(f"read {self.number}")
+
+    def copy_to_host(values):
+        noted.append(f"copy {sum(note.startswith('copy') for note in noted)}")
+        return values.clone(), Event(int(noted[-1].split()[1]))
+
+    monkeypatch.setattr(pretraining, "copy_to_host", copy_to_host)
+    trainer = train(tmp_path)
+    expected = ["copy 0"] + [note for step in range(1, 6) for note in (f"copy {step}", f"read {step - 1}")]
+    assert noted == expected
+    trainer.save_model(str(tmp_path / "saved"))
+    assert noted == [*expected, "read 5"]
+
+
+def test_the_copy_of_a_loss_on_the_cpu_is_complete_at_once():
+    host, event = pretraining.copy_to_host(torch.tensor([1.5]))
+    assert host.tolist() == [1.5] and event is None
