@@ -43,6 +43,19 @@ class SupervisedArguments(OneDevice, SFTConfig):
     """TRL's `SFTConfig` for one device per process."""
 
 
+class WithoutMask:
+    """Calls the model without the attention mask of a batch from `collate`, which is all ones.
+
+    With a mask, sliding layers make a dense one of [B, 1, T, T]. Without, they take the window as in pretraining.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __call__(self, attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
 class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
     """`SFTTrainer` on packed rows.
 
@@ -57,6 +70,10 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
         self.mask_name = mask_name
         super().__init__(*args, data_collator=collate, **kwargs)
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's loss. TRL counts tokens by the batch's attention mask; the model does not get it."""
+        return super().compute_loss(WithoutMask(model), inputs, return_outputs, num_items_in_batch)
+
     @torch.no_grad()
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Mean loss (nats per token) and bits per byte over the trained tokens of the validation rows."""
@@ -68,7 +85,9 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
         for batch in self.get_eval_dataloader():
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with self.compute_loss_context_manager():
-                nats = -self.model(**batch, fused_lm_head=True).log_probs.double()  # [B, T], 0 where not trained
+                nats = -WithoutMask(self.model)(
+                    **batch, fused_lm_head=True
+                ).log_probs.double()  # [B, T], 0 where not trained
             targets = batch["shift_labels"]
             sizes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
             sums += torch.stack([nats.sum(), (targets >= 0).sum(), nats[sizes > 0].sum(), sizes.sum()])

@@ -220,7 +220,7 @@ def test_short_contexts_never_make_nan(base, chats, tmp_path, length, device_bat
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "out").values())
 
 
-def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, tokenizer, tmp_path):
+def one_row_trainer(base, tokenizer, folder, row):
     from datasets import Dataset
     from trl import SFTConfig
 
@@ -228,21 +228,58 @@ def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, toke
     from nanochat_hf.trainers.supervised import PackedRowsTrainer
 
     model, _ = load_model(base)
-    config = StageConfig(output_dir=str(tmp_path))
-    row = {"input_ids": np.arange(1, 10), "labels": np.full(9, -100)}
-    trainer = PackedRowsTrainer(
+    config = StageConfig(output_dir=str(folder))
+    return PackedRowsTrainer(
         model=model,
         args=SFTConfig(**chat_arguments(config, 1), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
         train_dataset=Dataset.from_list([row]).with_format("numpy"),
+        eval_dataset=Dataset.from_list([row]).with_format("numpy"),
         processing_class=tokenizer,
         hyper=config.hyper(),
         schedule=config.schedule(1),
         mask_name="assistant_tokens",
     )
-    loss = trainer.compute_loss(model, collate([row]), num_items_in_batch=torch.tensor(0))
+
+
+def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, tokenizer, tmp_path):
+    row = {"input_ids": np.arange(1, 10), "labels": np.full(9, -100)}
+    trainer = one_row_trainer(base, tokenizer, tmp_path, row)
+    loss = trainer.compute_loss(trainer.model, collate([row]), num_items_in_batch=torch.tensor(0))
     loss.backward()
     assert loss.item() == 0.0
-    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_model_gets_no_mask_and_trl_counts_tokens_by_it(window, base, tokenizer, tmp_path, monkeypatch):
+    """Without windows every bit is as with the mask; with them attention adds up in another order."""
+    from nanochat_hf.model.modeling_nanochat_hf import NanochatHFModel
+
+    row = {"input_ids": np.arange(1, 34), "labels": np.arange(1, 34)}
+    trainer = one_row_trainer(base, tokenizer, tmp_path, row)
+    config = trainer.model.config
+    kind = "full_attention" if window is None else "sliding_attention"
+    config.layer_types, config.sliding_window = [kind] * config.num_hidden_layers, window
+    for layer in trainer.model.model.layers:
+        layer.self_attn.layer_type, layer.self_attn.sliding_window = kind, window
+    batch = collate([row])
+    with torch.no_grad():
+        outputs = trainer.model(**batch, fused_lm_head=True)
+    expected = -outputs.log_probs.sum() / 32
+
+    seen, forward = [], NanochatHFModel.forward
+    monkeypatch.setattr(
+        NanochatHFModel,
+        "forward",
+        lambda self, *given, **options: seen.append(options.get("attention_mask")) or forward(self, *given, **options),
+    )
+    loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=torch.tensor(32))
+    assert trainer._metrics["train"]["num_tokens"] == [32]
+    trainer.evaluate()
+    assert seen == [None, None]
+    if window is None:
+        assert loss.item() == expected.item()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
 def test_learning_rates_fall_to_the_end_and_never_rise_after_the_warmup():
