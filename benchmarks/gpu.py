@@ -558,7 +558,7 @@ def pretrain(results: Results) -> None:
     import torch
     from safetensors.torch import load_file
 
-    steps = 4 if results.dry else 20
+    steps = 2 if results.dry else 20
     whole, resumed = results.scratch / "base", results.scratch / "resumed"
     if not (installed("trl") and installed("datasets")):
         results["options"] = "read by transformers' parser (trl: absent)"
@@ -1029,20 +1029,21 @@ def prepare(options: argparse.Namespace) -> None:
             raise UserError("there is no NVIDIA GPU here (no nvidia-smi); --dry runs the miniature on a CPU")
         return
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    for name in (
-        "torch._dynamo",
-        "accelerate",
-        "trl",
-        "nanochat_hf.trainers.pretraining",
-        "nanochat_hf.trainers.grpo",
-    ):
+    modules = ("torch._dynamo", "torch.profiler", "torchao.float8", "nanochat_hf.trainers.pretraining_setup")
+    for name in (*modules, "nanochat_hf.trainers.grpo", "nanochat_hf.trainers.supervised"):
         if installed(name.split(".")[0]):
             try:
                 importlib.import_module(name)
             except ImportError:
                 pass  # the check that needs it says so
     if installed("torch"):
+        import torch
+        from torch._dynamo.utils import counters
+
         compile_eagerly()
+        torch.compile(lambda x: x + 1)(torch.zeros(1))  # imports what compiling needs
+        torch._dynamo.reset()
+        counters.clear()
 
 
 if __name__ == "__main__":
