@@ -225,7 +225,9 @@ def list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     Raises:
         UserError: there is no such file, or a link leads nowhere.
     """
-    known, unknown, left_out = [], [], []
+    known: list[Path] = []
+    unknown: list[Path] = []
+    left_out: list[tuple[str, str]] = []
     for path in sorted(_walk(folder)):
         inside = path.relative_to(folder)
         why = _why_left_out(path, inside)
@@ -233,10 +235,10 @@ def list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
             left_out.append((inside.as_posix(), why))
         elif file_format(path):
             known.append(path)
+        elif has_no_ending(path):
+            unknown.append(path)
         else:
-            (unknown if has_no_ending(path) else left_out).append(
-                path if has_no_ending(path) else (inside.as_posix(), "no known format")
-            )
+            left_out.append((inside.as_posix(), "no known format"))
     if not known:
         with_content = [path for path in unknown if os.path.getsize(path) and _format_by_content(path)]
         known, unknown = with_content, [path for path in unknown if path not in with_content]
@@ -303,7 +305,7 @@ def _not_in_saved_dataset(path: Path) -> str | None:
 
 
 def group_documents(
-    documents: Iterable[T], start: int, step: int, size: Callable[[T], int] = len
+    documents: Iterable[T], start: int, step: int, size: Callable[[Any], int] = len
 ) -> Iterator[tuple[int, int, list[T]]]:
     """Yields the groups `start`, `start + step`, ..., each as a `Group`.
 

@@ -137,7 +137,8 @@ def hold_out_end(documents: list[str]) -> tuple[list[str], list[str]]:
     """Divides a few documents into those for training and those for validation; see `SplitOfFile`."""
     chars = sum(map(len, documents))
     wanted = max(1, chars // VALIDATION_EVERY, min(MIN_HELD_OUT_CHARS, chars // 5))
-    training, validation = list(documents), []
+    training: list[str] = list(documents)
+    validation: list[str] = []
     while training and wanted > 0:
         last = training.pop()
         if len(last) > max(2 * wanted, MIN_CUT_CHARS) or (not training and len(last) > 1):
@@ -214,10 +215,10 @@ def _divide(
     name: str, data_files: Sequence[DataFile], split_names: Sequence[str], left_out: list[tuple[str, str]]
 ) -> FoundSource:
     division = splits.divide(split_names)
+    train: list[DataFile] = [data_files[i] for i in division.train]
+    validation: list[DataFile] = [data_files[i] for i in division.validation]
     if division.is_divided_file:
-        train, validation = ([SplitOfFile(data_files[0], split)] for split in ("train", "validation"))
-    else:
-        train, validation = ([data_files[i] for i in part] for part in (division.train, division.validation))
+        train, validation = [SplitOfFile(data_files[0], "train")], [SplitOfFile(data_files[0], "validation")]
     others = [(data_files[i].name, why) for i, why in division.left_out.items()]
     return FoundSource(name, train, validation, left_out + others)
 

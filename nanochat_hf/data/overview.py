@@ -67,8 +67,8 @@ def describe_data(
         UserError: there is no such source; or a small one cannot be read, or has too little text for validation.
     """
     check_on_bad_file(on_bad_file)
-    table = [("source", "split", "files", "documents", "bytes", "share")]
-    notes = []
+    table: list[tuple[str, ...]] = [("source", "split", "files", "documents", "bytes", "share")]
+    notes: list[str] = []
     named = parse_sources(source)
     total = sum(weight for _, weight in named)
     for name, weight in named:

@@ -197,7 +197,8 @@ class DocumentStream:
         return [text for text in texts if text][start::step]
 
     def _shuffle(self, texts: list[str], file: int, group: int) -> list[str]:
-        order = np.random.default_rng((self.seed, self._epoch, int(file), group)).permutation(len(texts))
+        seed = 0 if self.seed is None else self.seed
+        order = np.random.default_rng((seed, self._epoch, int(file), group)).permutation(len(texts))
         return [texts[index] for index in order]
 
 

@@ -134,7 +134,8 @@ def parquet_groups(path: Any, text_column: str | None, start: int, step: int) ->
         firsts = [0]
         for _, _, rows in parts:
             firsts.append(firsts[-1] + rows)
-        opened, divided = -1, iter(())  # a row group that is read in parts: its index, and (first row, texts) of parts
+        opened = -1  # the row group that is being read in parts
+        divided: Iterator[tuple[int, list[str]]] = iter(())  # its parts: first row, texts
         for index in range(start, len(parts), step):
             group, first_row, rows = parts[index]
             if rows == file.metadata.row_group(group).num_rows:

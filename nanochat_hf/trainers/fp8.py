@@ -9,6 +9,7 @@ d26 on 8×H100: 740 thousand tokens per second instead of 630 thousand in bf16; 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ def fits(module: nn.Module, name: str = "") -> bool:
     return min(sides) >= SMALLEST and all(side % MULTIPLE == 0 for side in sides)
 
 
-def convert(model: nn.Module, *, emulate: bool = False) -> int:
+def convert(model: Any, *, emulate: bool = False) -> int:
     """Replaces the projections that fit, in place. Call it before compiling and sharding.
 
     Args:

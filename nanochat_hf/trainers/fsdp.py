@@ -43,7 +43,8 @@ def shard(model: nn.Module) -> None:
     Each block is gathered for its forward and again for its backward pass; with `fsdp_reshard_after_forward: false`
     only once (ZeRO-2). The parameters outside the blocks stay gathered from the forward to the backward pass.
     """
-    for block in model.base_model.layers:
+    base: Any = model.base_model
+    for block in base.layers:
         fully_shard(block, reshard_after_forward=_blocks_reshard())
     fully_shard(model, reshard_after_forward=False)
 
@@ -82,7 +83,7 @@ def unsharded(model: Any) -> Any:
     """
     if not is_sharded(model):
         return model
-    original = next(base for base in type(model).__mro__[1:] if not issubclass(base, FSDPModule))
+    original: Any = next(base for base in type(model).__mro__[1:] if not issubclass(base, FSDPModule))
     with torch.device("meta"):
         copy = original(model.config)
     copy.generation_config = model.generation_config
