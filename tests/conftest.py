@@ -1,4 +1,4 @@
-"""Things that several rooms' tests share."""
+"""Fixtures that the tests of several packages share."""
 
 import os
 from pathlib import Path

@@ -14,12 +14,12 @@ step, in order (paths without a library's name are below nanochat_hf/):
    that trainers/mixin.py:MuonAdamWMixin.create_scheduler made.
 4. Reductions. During the last backward pass, optim/muon_adamw.py:MuonAdamW starts averaging gradients over the
    processes, one bucket at a time (optim/buckets.py); `arm` allows it.
-5. Muon and AdamW. Trainer calls `optimizer.step`: optim/muon_adamw.py:MuonAdamW.step waits for the reductions,
-   updates each bucket with the kernels in optim/kernels.py and sends the new weights to all processes. Then Trainer
-   advances the scheduler and clears the gradients.
-6. Checks. trainers/pretraining.py:NanochatTrainer._check_losses stops the run at a loss that is not finite or far
+5. Checks. trainers/pretraining.py:NanochatTrainer._check_losses stops the run at a loss that is not finite or far
    above its mean. It judges the mean over the processes, so all of them stop at the same step. It is called at the end
    of training_step, before the optimizer's step (on a GPU one step later).
+6. Muon and AdamW. Trainer calls `optimizer.step`: optim/muon_adamw.py:MuonAdamW.step waits for the reductions,
+   updates each bucket with the kernels in optim/kernels.py and sends the new weights to all processes. Then Trainer
+   advances the scheduler and clears the gradients.
 7. Log, evaluation, checkpoint. Trainer calls the callbacks (trainers/callbacks.py), then as the intervals say
    trainers/pretraining.py:NanochatTrainer.log and `evaluate`, and MuonAdamWMixin.save_model for a checkpoint, which
    trainers/mixin.py:Checkpointing completes.
