@@ -18,6 +18,7 @@ import argparse
 import gc
 import os
 import pickle
+import pty
 import re
 import shutil
 import signal
@@ -25,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from pathlib import Path
@@ -209,18 +211,25 @@ class Script:
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path, step_pattern: str):
         self.log, self.pattern, self.ends = bytearray(), re.compile(step_pattern.encode()), {}
         self.started = time.perf_counter()
+        self.terminal, end = pty.openpty()  # on a terminal, progress bars show every step
+        termios.tcsetwinsize(end, (24, 160))
         self.process = subprocess.Popen(
             command,
             cwd=folder,
             env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=end,
+            stderr=end,
             start_new_session=True,
         )
+        os.close(end)
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        while chunk := os.read(self.process.stdout.fileno(), 4096):
+        while True:
+            try:
+                chunk = os.read(self.terminal, 4096)
+            except OSError:  # the script has ended
+                return
             now = time.perf_counter()
             self.log += chunk
             for match in self.pattern.finditer(self.log[-8192:]):
