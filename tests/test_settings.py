@@ -20,7 +20,7 @@ class StageConfig:
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("common:\n  depth: 5\n  other: 1\nstage:\n  learning_rate: 1e-3\n  tasks: ['gsm8k=${gsm8k}*2']\n")
+    path.write_text("common:\n  depth: 5\n  seed: 1\nstage:\n  learning_rate: 1e-3\n  tasks: ['gsm8k=${gsm8k}*2']\n")
     return str(path)
 
 

@@ -12,11 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, setting
 
 TRAINING = Path(__file__).resolve().parent
 EVALUATION = TRAINING.parent / "evaluation"
@@ -49,21 +49,13 @@ STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.it
 
 @dataclass
 class SpeedrunConfig:
-    run_dir: str = field(
-        default="runs/quickstart", metadata={"help": "folder that receives a subfolder for each stage"}
+    run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
+    stages: list[str] = setting([stage.name for stage in STAGES], "training stages to run, in the pipeline's order")
+    accelerate_config: str | None = setting(
+        None, "file for `accelerate launch`; default: every stage is one process", path=True
     )
-    stages: list[str] = field(
-        default_factory=lambda: [stage.name for stage in STAGES],
-        metadata={"help": "training stages to run, in the pipeline's order"},
-    )
-    accelerate_config: str | None = field(
-        default=None, metadata={"help": "file for `accelerate launch`; default: every stage is one process"}
-    )
-    first_words: list[str] = field(
-        default_factory=lambda: ["Hello! Who are you?"],
-        metadata={"help": "questions for the finished model"},
-    )
-    fresh: bool = field(default=False, metadata={"help": "delete the run folder and start over"})
+    first_words: list[str] = setting(["Hello! Who are you?"], "questions for the finished model")
+    fresh: bool = setting(False, "delete the run folder and start over")
 
 
 def main() -> None:
