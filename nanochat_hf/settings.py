@@ -181,7 +181,7 @@ def _parse_yaml(text: str, path: str | os.PathLike) -> Any:
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

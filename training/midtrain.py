@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nanochat_hf import settings
 from nanochat_hf.settings import setting
-from nanochat_hf.trainers.chat_settings import TASKS_HELP, SupervisedConfig, check_stage
+from nanochat_hf.trainers.stage_settings import TASKS_HELP, SupervisedConfig, check_stage
 
 
 @dataclass

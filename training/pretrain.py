@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nanochat_hf import settings
 from nanochat_hf.settings import setting
+from nanochat_hf.trainers.stage_settings import check_pretraining
 
 
 @dataclass
@@ -122,6 +123,7 @@ class PretrainConfig:
 def main() -> None:
     config = settings.parse_stage("pretrain", PretrainConfig)
     started = time.time()
+    check_pretraining(config)
 
     from transformers import set_seed
 
@@ -129,7 +131,6 @@ def main() -> None:
     from nanochat_hf.report.plots import draw_schedules
     from nanochat_hf.trainers import pretraining_setup, stage
 
-    pretraining_setup.check(config)
     arguments = pretraining_setup.training_arguments(config)  # joins the other processes, if there are any
     tokenizer = pretraining_setup.load_tokenizer(config.tokenizer)
     dial, batch = pretraining_setup.plan(config, tokenizer, arguments)

@@ -28,7 +28,6 @@ from nanochat_hf.generation import Sampling, generate_with_tools
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers
 from nanochat_hf.tokenizer import render_prompt
-from nanochat_hf.trainers.chat_settings import RolloutConfig
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
 from nanochat_hf.trainers.stage import (
@@ -39,6 +38,7 @@ from nanochat_hf.trainers.stage import (
     distributed_state,
     load_tasks,
 )
+from nanochat_hf.trainers.stage_settings import RolloutConfig
 
 
 class RolloutArguments(OneDevice, GRPOConfig):

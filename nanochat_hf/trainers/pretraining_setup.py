@@ -4,10 +4,8 @@
 """
 
 import hashlib
-import importlib.util
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from nanochat_hf.data.loader import PackedLoader, ValidationBatches
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
-from nanochat_hf.settings import UserError, check_output_dir
+from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
 from nanochat_hf.trainers import callbacks, checkpoints, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
@@ -32,35 +30,6 @@ MAY_CHANGE = {
     *("dtype", "attention", "fp8", "compile"),
 }
 CHANGES_NUMBERS = {"dtype", "attention", "fp8", "compile", "eval_tokens", "core_max_per_task", "on_bad_file"}
-
-
-def check(config: Any) -> None:
-    """Refuses settings that cannot work before anything slow begins.
-
-    Raises:
-        UserError: names the setting and the remedy.
-    """
-    if not config.tokenizer or not Path(config.tokenizer, "tokenizer.json").exists():
-        raise UserError(
-            f"there is no tokenizer in {config.tokenizer or 'the empty path'!r}; make one with training/tokenizer.py "
-            "and give its folder as --tokenizer"
-        )
-    if config.output_dir or not config.dry_run:
-        check_output_dir(config.output_dir)
-    if not config.data:
-        raise UserError("give --data, the text to train on, such as my_texts/ or microworld")
-    if config.context_length is not None and config.context_length < config.sequence_length:
-        raise UserError(
-            f"--context_length {config.context_length} is shorter than the rows of {config.sequence_length} tokens; "
-            "raise it, or lower --sequence_length"
-        )
-    if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
-        raise UserError(
-            f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
-            "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
-        )
-    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise UserError(f"--report_to {config.report_to} needs its package: pip install {config.report_to}")
 
 
 def record_start(config: Any, tokenizer: Any, dial: Any, write: bool) -> list[str]:

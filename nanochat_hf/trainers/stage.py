@@ -21,7 +21,7 @@ from nanochat_hf.settings import UserError
 from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
-from nanochat_hf.trainers.chat_settings import StageConfig, check_stage
+from nanochat_hf.trainers.stage_settings import StageConfig, check_stage
 
 START_FILE = "started.json"  # the configuration that the checkpoints in a stage folder belong to
 # What a resumed run may have otherwise than the run that wrote its checkpoints.

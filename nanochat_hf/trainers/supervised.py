@@ -13,7 +13,6 @@ from nanochat_hf.scaling import BatchPlan, fit_batch
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
 from nanochat_hf.trainers.chat_rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
-from nanochat_hf.trainers.chat_settings import SupervisedConfig
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over
 from nanochat_hf.trainers.stage import (
@@ -24,6 +23,7 @@ from nanochat_hf.trainers.stage import (
     distributed_state,
     load_tasks,
 )
+from nanochat_hf.trainers.stage_settings import SupervisedConfig
 
 
 class SupervisedArguments(OneDevice, SFTConfig):

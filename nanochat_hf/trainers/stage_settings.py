@@ -1,8 +1,12 @@
-"""The settings of midtraining, SFT and RL. Nothing here imports torch, so `--help` and mistakes are said at once."""
+"""The settings of midtraining, SFT and RL, and what every training stage checks first.
 
+Nothing here imports torch, so `--help` and mistakes are said at once.
+"""
+
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanochat_hf.settings import UserError, check_output_dir, setting
 
@@ -126,3 +130,32 @@ def check_stage(config: StageConfig) -> None:
         raise UserError(f"{config.model} is no checkpoint folder (it has no config.json); run the stage before first")
     if not config.tasks:
         raise UserError("give --tasks, what to train on, such as gsm8k or conversations=my_chats.jsonl")
+
+
+def check_pretraining(config: Any) -> None:
+    """Refuses settings that cannot work before anything slow is imported. `config` is a `PretrainConfig`.
+
+    Raises:
+        UserError: names the setting and the remedy.
+    """
+    if not config.tokenizer or not Path(config.tokenizer, "tokenizer.json").exists():
+        raise UserError(
+            f"there is no tokenizer in {config.tokenizer or 'the empty path'!r}; make one with training/tokenizer.py "
+            "and give its folder as --tokenizer"
+        )
+    if config.output_dir or not config.dry_run:
+        check_output_dir(config.output_dir)
+    if not config.data:
+        raise UserError("give --data, the text to train on, such as my_texts/ or microworld")
+    if config.context_length is not None and config.context_length < config.sequence_length:
+        raise UserError(
+            f"--context_length {config.context_length} is shorter than the rows of {config.sequence_length} tokens; "
+            "raise it, or lower --sequence_length"
+        )
+    if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
+        raise UserError(
+            f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
+            "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
+        )
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise UserError(f"--report_to {config.report_to} needs its package: pip install {config.report_to}")
