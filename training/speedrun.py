@@ -8,6 +8,7 @@ Each stage is a process of its own and writes a checkpoint folder. Finished stag
 again after an interruption. The recipe's section with the stage's name holds its settings.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def main() -> None:
     run_dir = Path(config.run_dir)
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
+    settings.check_output_dir(run_dir, unfinished=False)
     if config.fresh:
         delete_run(run_dir)
 
@@ -115,9 +117,17 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
 
 
 def same_value(made_with: object, wanted: object) -> bool:
-    """Compares a resolved setting with a recipe's. YAML reads some numbers as text (`1e-3`)."""
-    if isinstance(made_with, float) and isinstance(wanted, str | int | float):
-        return made_with == float(wanted)
+    """Compares a resolved setting with a recipe's, which `settings.convert` has not seen."""
+    kinds: dict[type, object] = {list: list[str], bool: bool, int: int, float: float}
+    if type(made_with) in kinds:
+        try:
+            wanted = settings.convert(
+                wanted, kinds[type(made_with)], {"off": made_with if made_with in (0, -1) else None}, ""
+            )
+        except UserError:
+            return False
+    elif isinstance(made_with, str) and isinstance(wanted, str | bool):
+        wanted = os.path.expanduser(str(wanted).lower() if isinstance(wanted, bool) else wanted)
     return made_with == wanted
 
 
