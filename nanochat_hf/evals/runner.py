@@ -340,10 +340,11 @@ def result_table(result: dict[str, Any]) -> str:
     titles = {name: title for name, title in HEADLINE_TITLES.items() if name in metrics}
     titles |= {"bytes_per_token": "bytes per token"} if "bytes_per_token" in metrics else {}
     width = max(map(len, [*(row["task"] for row in tasks), *titles.values()]))
+    cut = "too long for the context: their beginning is cut"
     lines = [
         f"  {row['task']:<{width}} {100 * row['accuracy']:6.1f} %   "
         f"[{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]   centered {row['centered']:+.4f}   "
-        f"{row['items']} items" + (f", {row['truncated']} truncated" if row.get("truncated") else "")
+        f"{row['items']} items" + (f", {row['truncated']} {cut}" if row.get("truncated") else "")
         for row in tasks
     ]
     for name, title in titles.items():
