@@ -66,6 +66,7 @@ def main() -> None:
     if variables:
         recipe_options += ["--set", *(f"{name}={value}" for name, value in variables.items())]
     run_dir = Path(config.run_dir)
+    config.stages = [name.strip() for word in config.stages for name in word.split(",")]
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
     settings.check_output_dir(run_dir, unfinished=False)
@@ -101,6 +102,8 @@ def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
     if unknown or not stages:
         known = ", ".join(stage.name for stage in STAGES)
         raise UserError(f"speedrun has no stage named {', '.join(unknown) or 'nothing'}; the stages are {known}")
+    if config.accelerate_config and not Path(config.accelerate_config).is_file():
+        raise UserError(f"there is no file {config.accelerate_config}; --accelerate_config takes one for accelerate")
 
 
 def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: dict[str, str]) -> None:

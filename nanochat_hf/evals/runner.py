@@ -192,7 +192,7 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
 
     if not config.tasks:
         raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
-    loaded = [tasks.load(spec, config.split)[0] for spec in config.tasks]
+    loaded = [tasks.load(spec, config.split)[0] for spec in tasks.separate(config.tasks)]
     tasks.check_scorers(loaded)
     tasks.check_code_execution(loaded, config.allow_code_execution)
     return loaded

@@ -205,7 +205,7 @@ def open_stage(config: StageConfig) -> None:
 
 def load_tasks(specs: list[str], split: str) -> list[tuple[Any, int]]:
     """Makes the tasks that a recipe names: (task, repeat) pairs."""
-    return [tasks.load(spec, split) for spec in specs]
+    return [tasks.load(spec, split) for spec in tasks.separate(specs)]
 
 
 def load_model(folder: str) -> tuple[Any, Any]:
