@@ -321,7 +321,7 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
     recipe_path, variables, argv = take_recipe_options(argv)
     own = [one for one in fields(config_class) if one.init]
     hints = typing.get_type_hints(config_class)
-    parser = _Parser(
+    parser = Parser(
         description=sys.modules["__main__"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--config RECIPE.yaml] [--set NAME=VALUE ...] [--SETTING VALUE ...]",
@@ -351,7 +351,7 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
 
 def take_recipe_options(argv: Sequence[str] | None) -> tuple[str | None, dict[str, str], list[str]]:
     """Takes `--config RECIPE` and `--set NAME=VALUE …` out of a command line: (recipe, variables, other words)."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     _add_recipe_options(parser)
     taken, rest = parser.parse_known_args(argv)
     wrong = [pair for pair in taken.set if not re.fullmatch(r"\w+=.*", pair, flags=re.DOTALL)]
@@ -482,7 +482,7 @@ def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any
     return VARIABLE.sub(lambda match: variables[match[1]], value)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one sentence."""
 
     def error(self, message: str) -> typing.NoReturn:

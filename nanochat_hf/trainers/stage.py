@@ -210,7 +210,13 @@ def load_tasks(specs: list[str], split: str) -> list[tuple[Any, int]]:
 
 def load_model(folder: str) -> tuple[Any, Any]:
     """Loads the stage before: (model with fp32 weights on the CPU, tokenizer)."""
-    model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
+    try:
+        model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file; transformers, safetensors and tokenizers raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
     return model, tokenizer
