@@ -160,3 +160,25 @@ def test_a_chat_stage_names_the_setting_that_changed(chat_options, tmp_path, mon
     (tmp_path / "run" / "started.json").write_text("{")
     with pytest.raises(UserError, match="started.json is damaged"):
         run("sft", options)
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_with_words_of_yaml_train_what_they_say(tokenizer, chat_options, tmp_path):
+    """Numbers in quotes, `no`, `off`, `false`, and one text where a list belongs, through the real stages."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        'pretrain:\n  data: microworld\n  depth: "1"\n  head_dim: 32\n  aspect_ratio: 32\n  sequence_length: 32\n'
+        "  total_batch_size: 64\n  device_batch_size: 2\n  num_iterations: 2\n  eval_every: no\n  compile: false\n"
+        "  matrix_lr: 2e-2\n  save_every: off\n  save_minutes: off\n"
+        "sft:\n  tasks: ${chats}\n  num_iterations: 2\n  total_batch_size: 128\n  device_batch_size: 2\n"
+    )
+    run("pretrain", {"config": recipe, "set": "chats=x", "tokenizer": tokenizer, "output_dir": tmp_path / "base"})
+    found = load_run(tmp_path / "base")["config"]
+    assert found["depth"] == 1 and found["compile"] == "false" and found["matrix_lr"] == 0.02
+    assert found["eval_every"] == found["save_every"] == 0 and not list((tmp_path / "base").glob("checkpoint-*"))
+    assert "val_bpb" not in load_run(tmp_path / "base")["metrics"]
+    options = {"config": recipe, "set": f"chats={chat_options['tasks']}", "model": chat_options["model"]}
+    run("sft", options | {"output_dir": tmp_path / "sft"})
+    assert load_run(tmp_path / "sft")["config"]["tasks"] == [chat_options["tasks"]]
