@@ -143,7 +143,7 @@ def read_recipe(
                     f"{_did_you_mean(str(name), known | SHARED_SETTINGS)}; put it into the section of its stage"
                 )
         common = {name: value for name, value in common.items() if name in known}
-        if stage in STAGE_FOLDERS and stage not in recipe:
+        if stage in STAGE_FOLDERS and stage not in recipe and os.environ.get("RANK", "0") == "0":
             print(f"{path} has no section {stage}: defaults and the command line count", file=sys.stderr, flush=True)
     return {name: _fill(value, variables or {}, path) for name, value in {**common, **own}.items()}
 
@@ -486,6 +486,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one sentence."""
 
     def error(self, message: str) -> typing.NoReturn:
+        """Raises UserError."""
         raise UserError(f"{message.removeprefix('argument ')}; --help shows what each option takes")
 
 
