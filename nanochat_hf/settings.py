@@ -45,6 +45,7 @@ SHARED_SETTINGS = frozenset(
     "warmdown_ratio warmup_ratio weight_decay".split()
 )
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+NEGATIVE = re.compile(r"-(\d|\.\d)\S*")
 TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
     ("false", "f", "no", "n", "off", "0"), False
 )
@@ -330,7 +331,7 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
     _add_recipe_options(parser)
     for one in own:
         _add_option(parser, one, hints[one.name])
-    given, unknown = parser.parse_known_args([_underscored(word) for word in argv])
+    given, unknown = parser.parse_known_args(_normalized(argv))
     if unknown:
         known = {f"--{one.name}" for one in own}
         near = _did_you_mean(unknown[0].split("=")[0], known) if unknown[0].startswith("-") else ""
@@ -527,10 +528,18 @@ def _add_option(parser: argparse.ArgumentParser, one: Field, annotation: Any) ->
         parser.add_argument(f"--{one.name}", metavar=metavar, help=words)
 
 
-def _underscored(word: str) -> str:
-    """`--output-dir` → `--output_dir`."""
-    name, equals, value = word.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+def _normalized(argv: Sequence[str]) -> list[str]:
+    """`--output-dir` → `--output_dir`; `--rate -1e-3` → `--rate=-1e-3`, which argparse would take for an option."""
+    words: list[str] = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            words.append("--" + name[2:].replace("-", "_") + equals + value)
+        elif words and words[-1].startswith("--") and "=" not in words[-1] and NEGATIVE.fullmatch(word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _git_commit() -> str | None:

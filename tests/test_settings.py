@@ -164,6 +164,8 @@ def test_the_command_line_takes_lists_switches_and_both_spellings():
     )
     assert config == Values(output_dir="x", resume=False, fp8=True, tasks=["a", "b", "c"])
     assert settings.parse_stage("stage", Values, ["--tasks", "[]"]).tasks == []
+    with pytest.raises(UserError, match="--rate is a number from 0 to 1, not '-1e-3'"):
+        settings.parse_stage("stage", Values, ["--rate", "-1e-3"])
     with pytest.raises(UserError, match="did you mean --depth"):
         settings.parse_stage("stage", Values, ["--dept", "3"])
 
