@@ -219,6 +219,8 @@ def load_model(folder: str) -> tuple[Any, Any]:
         raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
+    # Longer conversations are cut and counted; transformers would warn of "indexing errors".
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
 
 
