@@ -95,12 +95,19 @@ class PretrainConfig:
     seed: int = field(default=42, metadata={"help": "seed of the initial weights"})
     dtype: str = field(default="auto", metadata={"help": "bfloat16, float32 or auto: bf16 on GPUs that have it"})
     attention: str = field(
-        default="sdpa", metadata={"help": "sdpa, eager, flex_attention, flash_attention_3, a kernel of the Hub …"}
+        default="auto",
+        metadata={
+            "help": "auto: the fastest kernel here; blocks, varlen or flex for the layers with a window; for all "
+            "layers: eager, flash_attention_3, a kernel of the Hub …"
+        },
     )
     fp8: bool = field(default=False, metadata={"help": "8-bit matrix products, on Ada, Hopper and newer GPUs"})
     compile: str = field(
         default="auto",
-        metadata={"help": "true, false, or auto: on GPUs only; on a CPU it is faster for runs above 1.4e13 FLOPs"},
+        metadata={
+            "help": "true: block by block; model: as one graph, slow to compile; false; auto: true on GPUs only. "
+            "On a CPU it is faster for runs above 1.4e13 FLOPs"
+        },
     )
     dry_run: bool = field(default=False, metadata={"help": "print the plan, draw the schedules, train nothing"})
 

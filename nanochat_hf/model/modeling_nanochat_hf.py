@@ -1,7 +1,8 @@
 """The nanochat decoder for transformers: upstream's July 2026 architecture, with October 2025 as a preset.
 
 The file reads from the parts to the whole: norm and rotary positions, attention, MLP, block, model, language model.
-The loss is in `loss_nanochat_hf.py`. What smear keeps in caches is in `smear_state_nanochat_hf.py`.
+Attention over windows is in `window_attention_nanochat_hf.py`, the loss in `loss_nanochat_hf.py`, and what smear keeps
+in caches in `smear_state_nanochat_hf.py`.
 
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
@@ -26,6 +27,14 @@ from .configuration_nanochat_hf import NanochatHFConfig
 from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
 from .shape_nanochat_hf import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
 from .smear_state_nanochat_hf import give_state_layer, paged_previous_tokens, previous_states
+from .window_attention_nanochat_hf import (
+    BlockMask,
+    pick_window_kernel,
+    window_mask,
+    windowed_flex,
+    windowed_sdpa,
+    windowed_varlen,
+)
 
 
 class Linear(nn.Linear):
@@ -112,44 +121,6 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def windowed_sdpa(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, **options: Any
-) -> torch.Tensor:
-    """Causal attention over a sliding window of whole sequences, without a [T, T] mask.
-
-    Queries are taken in at most eight blocks, each with only the keys that it can see; no block is shorter than the
-    window. docs/model.md has the measurements.
-
-    Args:
-        query: [B, H, T, D].
-        key, value: [B, K, T, D].
-        window: keys that a query sees, itself included.
-        options: of `F.scaled_dot_product_attention`.
-
-    Returns:
-        [B, H, T, D].
-    """
-    reach, (heads, length) = window - 1, query.shape[1:3]
-    block = max(reach, -(-length // 8))
-    if heads != key.shape[1]:
-        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    ahead = torch.arange(reach + block, device=query.device) - torch.arange(block, device=query.device).unsqueeze(1)
-    mask = (ahead >= 0) & (ahead <= reach)  # [block, reach + block], the same for all blocks
-    outputs = []
-    for start in range(0, length, block):
-        end, first = min(start + block, length), max(start - reach, 0)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, first:end],
-                value[:, :, first:end],
-                attn_mask=mask[: end - start, reach - (start - first) : reach + end - start],
-                **options,
-            )
-        )
-    return torch.cat(outputs, dim=2)
-
-
 class NanochatHFAttention(nn.Module):
     """Causal grouped-query attention, with rotary positions and then a norm on queries and keys.
 
@@ -181,6 +152,7 @@ class NanochatHFAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         value_embeds: torch.Tensor | None = None,
+        window_kernel: str | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the layer's output [B, T, C] and, where the implementation has them, the attention weights.
@@ -188,9 +160,11 @@ class NanochatHFAttention(nn.Module):
         Args:
             hidden_states: [B, T, C], normed.
             position_embeddings: cos and sin [B, 1, T, D/2].
-            attention_mask: as the attention implementation takes it.
+            attention_mask: as the attention implementation takes it; with the window kernel "flex" its mask of blocks.
             past_key_values: cache that keys and values are added to.
             value_embeds: [B, T, K · D], the value embeddings of the tokens.
+            window_kernel: for sliding layers of whole rows, a kernel of `window_attention_nanochat_hf.py`; None: the
+                implementation's own way.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # [B, H, T, D]
@@ -211,17 +185,31 @@ class NanochatHFAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        implementation = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
-        window = self.sliding_window
-        if implementation == "sdpa" and attention_mask is None and window and query.shape[2] > window:
-            output = windowed_sdpa(query, key, value, window, scale=self.scaling, dropout_p=dropout).transpose(1, 2)
-            weights = None
+        window, weights = self.sliding_window, None
+        if window_kernel is not None and window and query.shape[2] > window:
+            output = self._over_window(query, key, value, attention_mask, window_kernel, dropout).transpose(1, 2)
         else:
+            implementation = self.config._attn_implementation
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
             options = dict(dropout=dropout, scaling=self.scaling, sliding_window=window)
             output, weights = attend(self, query, key, value, attention_mask, **options, **kwargs)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def _over_window(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: BlockMask | None,
+        kernel: str,
+        dropout: float,
+    ) -> torch.Tensor:
+        if dropout == 0.0 and mask is not None:
+            return windowed_flex(query, key, value, mask, scale=self.scaling)
+        if dropout == 0.0 and kernel == "varlen":
+            return windowed_varlen(query, key, value, self.sliding_window, scale=self.scaling)
+        return windowed_sdpa(query, key, value, self.sliding_window, scale=self.scaling, dropout_p=dropout)
 
 
 class NanochatHFMLP(nn.Module):
@@ -390,6 +378,8 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
             self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         self.rotary_emb = NanochatHFRotaryEmbedding(config)
         self.gradient_checkpointing = False
+        self.window_kernel = "auto"  # one of WINDOW_KERNELS, for the implementation "sdpa"
+        self.layers_are_compiled = False  # a trainer has compiled each layer
         self.post_init()
 
     @merge_with_config_defaults
@@ -435,12 +425,14 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         whole_rows = not padded_or_packed and attention_mask is None and past_key_values is None
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        hidden_states = self._norm(self._to_compute_dtype(inputs_embeds))
+        window_kernel = None
         if whole_rows and self.config._attn_implementation == "sdpa" and not is_exporting():
-            masks = dict.fromkeys(self.config.layer_types)  # under torch.compile transformers would make [T, T] masks
+            # Under torch.compile transformers would make [T, T] masks.
+            masks, window_kernel = self._whole_row_masks(hidden_states)
         else:
             masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
 
-        hidden_states = self._norm(self._to_compute_dtype(inputs_embeds))
         if self.config.smear:
             starts = position_ids == 0 if padded_or_packed or past_key_values is not None else None
             previous = self._previous_states(hidden_states, input_ids, past_key_values, kwargs)
@@ -449,22 +441,22 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
         initial_states = hidden_states
         middle = self.config.num_hidden_layers // 2
+        scalars = (self.resid_lambdas, self.x0_lambdas) if self.config.residual_scalars else ()
+        scales = list(zip(*(scalar.unbind() for scalar in scalars), strict=True))
         for index, layer in enumerate(self.layers):
-            scales = None
-            if self.config.residual_scalars:
-                scales = (self.resid_lambdas[index], self.x0_lambdas[index])
             value_embeds = None
             if self.config.has_value_embedding(index):
                 value_embeds = self.value_embeds[str(index)](input_ids).to(hidden_states.dtype)
             hidden_states = layer(
                 hidden_states,
                 initial_states,
-                scales,
+                scales[index] if scales else None,
                 position_embeddings=position_embeddings,
                 attention_mask=masks[self.config.layer_types[index]],
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 value_embeds=value_embeds,
+                window_kernel=window_kernel,
                 **kwargs,
             )
             if index == middle:
@@ -493,6 +485,17 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -x.shape[1] :]
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(x.shape[1], device=x.device) + seen).unsqueeze(0)
+
+    def _whole_row_masks(self, x: torch.Tensor) -> tuple[dict[str, BlockMask | None], str]:
+        """Returns the masks of rows that begin at their left edge, by kind of layer, and the window kernel's name."""
+        kernel, masks = self.window_kernel, dict.fromkeys(self.config.layer_types)
+        if kernel == "auto":
+            compiled = self.layers_are_compiled or torch.compiler.is_compiling()
+            kernel = pick_window_kernel(x.device, x.dtype, compiled)
+        window = self.config.sliding_window
+        if kernel == "flex" and "sliding_attention" in masks and x.shape[1] > window:
+            masks["sliding_attention"] = window_mask(x.shape[1], window, x.device)
+        return masks, kernel
 
     def _masks(self, x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: torch.Tensor):
         """Returns the attention mask of each kind of layer, by its name in `layer_types`."""
@@ -591,15 +594,12 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        cap, logits, loss = self.config.final_logit_softcapping, None, None
         if labels is not None and shift_labels is None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        if supervised and not return_logits and is_only_its_weight(self.lm_head):
-            loss = chunked_causal_loss(hidden_states, self.lm_head.weight, shift_labels, cap, num_items_in_batch)
+        if supervised:
+            loss, logits = self.supervised_loss(hidden_states, shift_labels, num_items_in_batch, return_logits)
         else:
-            logits = soft_cap(self.lm_head(hidden_states).float(), cap)
-            if supervised:
-                loss = causal_loss(logits, shift_labels, num_items_in_batch)
+            loss, logits = None, self._logits(hidden_states)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -607,6 +607,24 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def supervised_loss(
+        self,
+        hidden_states: torch.Tensor,
+        shift_labels: torch.Tensor,
+        num_items_in_batch: int | torch.Tensor | None,
+        return_logits: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The head and its loss: (loss, logits or None), as `forward` describes them. Trainers compile it."""
+        cap = self.config.final_logit_softcapping
+        if not return_logits and is_only_its_weight(self.lm_head):
+            weight = self.lm_head.weight
+            return chunked_causal_loss(hidden_states, weight, shift_labels, cap, num_items_in_batch), None
+        logits = self._logits(hidden_states)
+        return causal_loss(logits, shift_labels, num_items_in_batch), logits
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return soft_cap(self.lm_head(hidden_states).float(), self.config.final_logit_softcapping)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, whose `generate_batch`, server and TRL's trainers call it; adds smear's state."""

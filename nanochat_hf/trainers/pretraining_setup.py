@@ -18,7 +18,7 @@ from nanochat_hf.scaling import depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
-from nanochat_hf.trainers import callbacks, fp8, stage
+from nanochat_hf.trainers import callbacks, compilation, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 
@@ -41,8 +41,7 @@ def check(config: Any) -> None:
             "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
         )
     stage.check_dtype(config.dtype)
-    if config.compile not in ("auto", "true", "false"):
-        raise UserError(f"--compile {config.compile} is not known; use auto, true, false")
+    compilation.check(config.compile)
 
 
 class PretrainingArguments(stage.OneDevice, TrainingArguments):
@@ -65,7 +64,7 @@ def training_arguments(config: Any) -> TrainingArguments:
         dtype=config.dtype,
     )
     own: dict[str, Any] = {
-        "torch_compile": config.compile == "true" or (config.compile == "auto" and torch.cuda.is_available()),
+        "torch_compile": config.compile == "model",
         "logging_steps": config.log_every,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
@@ -140,10 +139,6 @@ def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = NanochatHFForCausalLM(model_config)
-    try:
-        model.set_attn_implementation(config.attention)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"--attention {config.attention} cannot be used here, sdpa can: {error}") from None
     if config.fp8:
         fp8.convert(model)
     return model
@@ -153,6 +148,7 @@ def build_trainer(
     config: Any, arguments: TrainingArguments, model: Any, tokenizer: Any, dial: Any, batch: Any, schedule: Schedule
 ) -> NanochatTrainer:
     """The trainer with its data, its optimizer's rates and its callbacks."""
+    compilation.set_attention(model, config.attention, arguments.device, arguments.bf16)
     arguments.max_steps = dial.num_iterations
     arguments.per_device_train_batch_size = batch.device_batch_size
     arguments.gradient_accumulation_steps = batch.accumulation_steps
@@ -184,6 +180,7 @@ def build_trainer(
         spike_threshold=config.spike_threshold,
         hyper={**rates, "weight_decay": dial.weight_decay, "variant": config.preset},
         schedule=schedule,
+        compile_layers=compilation.compiles_layers(config.compile, arguments.device),
         processing_class=tokenizer,
     )
     trainer.log_norms = config.log_norms

@@ -20,7 +20,7 @@ from nanochat_hf.generation import load_checkpoint, pick_device
 from nanochat_hf.optim.groups import FIXED_RATES
 from nanochat_hf.optim.schedules import Schedule
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainers import checkpoints
+from nanochat_hf.trainers import checkpoints, compilation
 from nanochat_hf.trainers.callbacks import QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
 
@@ -41,6 +41,8 @@ def base_arguments(
         save_every: steps between two checkpoints; 0 or less writes none.
         dtype: "bfloat16", "float32", or "auto": bf16 on GPUs that have it.
     """
+    # Before CUDA is used; rows of several lengths would otherwise leave gaps in the GPU's memory.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     device = pick_device()
     warn_of_idle_gpus()
     bf16 = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
@@ -175,6 +177,13 @@ class StageConfig:
     save_total_limit: int = field(default=1, metadata={"help": "how many of these checkpoints are kept"})
     seed: int = field(default=42, metadata={"help": "seed of data order and sampling"})
     dtype: str = field(default="auto", metadata={"help": "bfloat16, float32 or auto: bf16 on GPUs that have it"})
+    compile: str = field(
+        default="auto",
+        metadata={"help": "true: compile the model block by block; false; auto: true on GPUs, not in RL"},
+    )
+    attention: str = field(
+        default="auto", metadata={"help": "as in pretraining: auto is the fastest kernel for the layers with a window"}
+    )
     num_threads: int = field(default=0, metadata={"help": "processes that render conversations; 0: one per CPU core"})
 
     def schedule(self, num_iterations: int) -> Schedule:
@@ -216,6 +225,7 @@ def open_stage(config: StageConfig) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL uses
     check_output_dir(config.output_dir)
     check_dtype(config.dtype)
+    compilation.check(config.compile)
     if not config.model:
         raise UserError("give --model, the checkpoint folder of the stage before")
     if not Path(config.model, "config.json").exists():
@@ -279,7 +289,8 @@ def chat_arguments(config: StageConfig, num_iterations: int) -> dict[str, Any]:
         seed=config.seed,
         dtype=config.dtype,
     )
-    own = {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
+    own: dict[str, Any] = {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
+    own["torch_compile"] = config.compile == "model"
     return shared | own | {"gradient_checkpointing": False}  # TRL's default is True, which slows a small model down
 
 
