@@ -4,10 +4,15 @@ A stage is one dataclass. Its values come from, in rising order of authority: th
 (``--config recipe.yaml``: the sections ``common`` and the stage's own name) and the command line. A recipe can leave
 paths as variables, ``${name}``, filled from ``--set name=value``. The resolved values are written beside the weights
 as ``run.json``, the last file of all: where it is, the stage is finished.
+
+A field made by `setting` says which values it may have. Recipes and command lines are held to it before anything else
+is imported, so a mistake is said within a second.
 """
 
 import argparse
+import difflib
 import json
+import math
 import os
 import platform
 import re
@@ -16,8 +21,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, asdict, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +34,21 @@ STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was tol
 # Each training stage and its folder in a run, in the order of training.
 STAGE_FOLDERS = {"tokenizer": "tokenizer", "pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
 MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage != "tokenizer")
+# What a recipe's sections may be called.
+SECTIONS = ("common", *STAGE_FOLDERS, "evaluation", "tokenizer_evaluation", "speedrun", "report")
+# The settings that two or more stages have: what a recipe's section `common` may hold.
+SHARED_SETTINGS = frozenset(
+    "allow_code_execution core_bundle data device_batch_size dtype embedding_lr epochs eval_every final_lr_frac "
+    "init_lr_frac matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start momentum_warmup_steps "
+    "num_iterations num_threads output_dir run_dir save_every save_minutes save_total_limit scalar_lr seed "
+    "sequence_length stages tasks temperature text_column top_k total_batch_size unembedding_lr val_tasks "
+    "warmdown_ratio warmup_ratio weight_decay".split()
+)
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+NEGATIVE = re.compile(r"-(\d|\.\d)\S*")
+TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
+    ("false", "f", "no", "n", "off", "0"), False
+)
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
 if TYPE_CHECKING:
@@ -38,6 +59,39 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 class UserError(Exception):
     """A mistake that the user can correct. The message is one sentence that names the thing and the remedy."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    also: Sequence[float] = (),
+    off: int | None = None,
+    choices: Sequence[str] = (),
+    path: bool = False,
+) -> Any:
+    """A field of a stage's dataclass, with the values that it may have.
+
+    Args:
+        default: its default; a list is copied.
+        help: one line for `--help`.
+        at_least, above, at_most: bounds of a number.
+        also: numbers outside of the bounds that have a meaning of their own, such as -1.
+        off: the number that `false`, `no` and `off` stand for, where there is one.
+        choices: the words that a text, or each item of a list, may be.
+        path: the text is a path, in which `~` is the home folder.
+    """
+    rules = {"at_least": at_least, "above": above, "at_most": at_most, "also": tuple(also), "off": off}
+    rules |= {"help": help, "choices": tuple(choices), "path": path}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
 
 
 def read_recipe(
@@ -53,30 +107,205 @@ def read_recipe(
         variables: name → value.
 
     Raises:
-        UserError: the file cannot be read, is not such a recipe, or has an unknown name or an unset variable.
+        UserError: the file cannot be read, is not such a recipe, or has a section, a name or a variable that nothing
+            uses, or an unset variable.
     """
-    import yaml
-
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the recipe {path} ({error.strerror}); --config takes a YAML file") from None
-    try:
-        recipe = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is not valid YAML ({reason}); correct it or start from a file in training/recipes"
-        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    recipe = _parse_yaml(text, path) or {}
     if not isinstance(recipe, dict) or not all(isinstance(section or {}, dict) for section in recipe.values()):
         raise UserError(f"{path} must hold sections such as {stage}:, each with 'name: value' lines below it")
+    sections = {*SECTIONS, stage}
+    for name in recipe:
+        if name not in sections:
+            raise UserError(f"{path}: no stage reads a section {name}:{_did_you_mean(str(name), sections)}")
+    unused = sorted(set(variables or {}) - set(VARIABLE.findall(text)))
+    if unused:
+        raise UserError(
+            f"{path} has no variable ${{{unused[0]}}} for --set {unused[0]}=...; --set fills variables, "
+            "and a setting is an option of its own, such as --depth 4"
+        )
     common, own = recipe.get("common") or {}, recipe.get(stage) or {}
     if known is not None:
-        unknown = sorted(set(own) - known)
-        if unknown:
-            raise UserError(f"{path}: the section {stage}: has no setting named {', '.join(unknown)}; see --help")
+        for name in own:
+            if name not in known:
+                raise UserError(
+                    f"{path}: the section {stage}: has no setting named {name}{_did_you_mean(str(name), known)}; "
+                    "see --help"
+                )
+        for name in common:
+            if name not in known | SHARED_SETTINGS:
+                raise UserError(
+                    f"{path}: the section common: has {name}, which several stages do not share"
+                    f"{_did_you_mean(str(name), known | SHARED_SETTINGS)}; put it into the section of its stage"
+                )
         common = {name: value for name, value in common.items() if name in known}
+        if stage in STAGE_FOLDERS and stage not in recipe and os.environ.get("RANK", "0") == "0":
+            print(f"{path} has no section {stage}: defaults and the command line count", file=sys.stderr, flush=True)
     return {name: _fill(value, variables or {}, path) for name, value in {**common, **own}.items()}
+
+
+def _parse_yaml(text: str, path: str | os.PathLike) -> Any:
+    """Parses YAML. The same name twice in one section is an error; YAML readers would take the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Any, node: Any) -> dict:
+        names = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        for number, name in enumerate(names):
+            if not isinstance(name, str | int | float | bool | None):
+                raise UserError(f"{path}, line {node.start_mark.line + 1}: a name cannot be a list or a section")
+            if name in names[:number]:
+                line = node.value[number][0].start_mark.line + 1
+                raise UserError(f"{path}, line {line}: {name} is given a second time; remove one of the two")
+        loader.flatten_mapping(node)
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or str(error).split("\n")[0] or type(error).__name__
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{path}{where} is not valid YAML ({reason}); correct it or start from a file in training/recipes"
+        ) from None
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def _kind_of(annotation: Any) -> tuple[Any, bool]:
+    """Returns the type of a field without `None`, and whether it may be None."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+        return kinds[0], len(kinds) < len(typing.get_args(annotation))
+    return annotation, False
+
+
+def convert(value: Any, annotation: Any, rules: typing.Mapping[str, Any], name: str) -> Any:
+    """Returns a value of a recipe or a command line as the type of its field.
+
+    YAML's words count: `"2"` is a number where a number belongs, `false` is false, one text is a list of one.
+
+    Args:
+        value: text, or what YAML read.
+        annotation: the field's type: bool, int, float, str or a list of one of these, perhaps `| None`.
+        rules: the metadata of the field, see `setting`.
+        name: what to call it in an error, such as `--depth`.
+
+    Raises:
+        UserError: the value has another type or is not allowed.
+    """
+    kind, optional = _kind_of(annotation)
+    if value is None:
+        if optional:
+            return None
+        remedy = "[] for none" if typing.get_origin(kind) is list else "a value"
+        raise UserError(f"{name} has no value (null); write {remedy}, or remove the line")
+    if typing.get_origin(kind) is list:
+        items = value if isinstance(value, list) else [value]
+        return [convert(item, typing.get_args(kind)[0], rules, name) for item in items]
+    if isinstance(value, dict) and len(value) == 1 and kind is str:
+        (key, inner), *_ = value.items()
+        raise UserError(f"{name} has the pair '{key}: {inner}', where a text belongs; write {key}={inner}")
+    if isinstance(value, list | dict):
+        found = "a list" if isinstance(value, list) else "a section"
+        raise UserError(f"{name} is {_description(kind, rules)}, not {found}")
+    if kind is bool:
+        return _to_bool(value, name)
+    if kind in (int, float):
+        return _to_number(value, kind, rules, name)
+    return _to_text(value, rules, name)
+
+
+def _to_bool(value: Any, name: str) -> bool:
+    found = TRUTHS.get(str(value).strip().lower())
+    if found is None:
+        raise UserError(f"{name} is true or false, not {value!r}")
+    return found
+
+
+def _to_number(value: Any, kind: type, rules: typing.Mapping[str, Any], name: str) -> float:
+    off = rules.get("off")
+    if off is not None and (value is False or str(value).strip().lower() in ("false", "no", "off", "never", "none")):
+        return kind(off)
+    number = None if isinstance(value, bool) or not isinstance(value, int | float | str) else _parsed(value, kind)
+    if number is None or not _allowed(number, rules):
+        shown = _yaml(value) if isinstance(value, bool) else repr(value)
+        raise UserError(f"{name} is {_description(kind, rules)}, not {shown}")
+    return number
+
+
+def _parsed(value: int | float | str, kind: type) -> float | None:
+    """Returns the number that a value stands for, None where it stands for none; 1e6 is a whole number."""
+    try:
+        if kind is int and isinstance(value, int | str) and re.fullmatch(r"\s*[+-]?\d[\d_]*\s*", str(value)):
+            return int(value) if abs(int(value)) < 2**63 else None
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    if not math.isfinite(number) or (kind is int and (abs(number) >= 2**53 or number != int(number))):
+        return None
+    return kind(number)
+
+
+def _allowed(number: float, rules: typing.Mapping[str, Any]) -> bool:
+    at_least, above, at_most = (rules.get(rule) for rule in ("at_least", "above", "at_most"))
+    inside = (at_least is None or number >= at_least) and (above is None or number > above)
+    return (inside and (at_most is None or number <= at_most)) or number in rules.get("also", ())
+
+
+def _to_text(value: Any, rules: typing.Mapping[str, Any], name: str) -> str:
+    choices = rules.get("choices", ())
+    if isinstance(value, bool) and str(value).lower() in choices:
+        value = str(value).lower()
+    if not isinstance(value, str):
+        if choices:
+            raise UserError(f"{name} {_yaml(value)} is not known; use {', '.join(choices)}")
+        raise UserError(f"{name} is a text, not {_yaml(value)}; put it into quotes if it is meant")
+    if choices and value not in choices:
+        raise UserError(f"{name} {value or repr(value)} is not known; use {', '.join(choices)}")
+    if "\0" in value:
+        raise UserError(f"{name} has a zero byte; remove it")
+    return os.path.expanduser(value) if rules.get("path") else value
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _description(kind: Any, rules: typing.Mapping[str, Any]) -> str:
+    """What a field takes, such as `a whole number of at least 1, or -1`."""
+    if kind is str:
+        return "a text"
+    if kind is bool:
+        return "true or false"
+    words = "a whole number" if kind is int else "a number"
+    at_least, above, at_most = (rules.get(rule) for rule in ("at_least", "above", "at_most"))
+    if at_least is not None and at_most is not None:
+        words += f" from {at_least:g} to {at_most:g}"
+    elif at_least is not None:
+        words += f" of at least {at_least:g}"
+    elif above is not None:
+        words += f" above {above:g}" + (f" and at most {at_most:g}" if at_most is not None else "")
+    return words + "".join(f", or {number:g}" for number in rules.get("also", ()))
+
+
+# -- command lines ---------------------------------------------------------------------------------------------------
 
 
 def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -88,33 +317,84 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
         argv: command line without the program's name; default `sys.argv[1:]`.
 
     Raises:
-        UserError: an option or a setting of the recipe is unknown.
+        UserError: an option or a setting of the recipe is unknown, or has a value that it cannot have.
     """
-    from trl import TrlParser
-
     recipe_path, variables, argv = take_recipe_options(argv)
-    parser = TrlParser(config_class, description=sys.modules["__main__"].__doc__, formatter_class=_HelpFormat)
+    own = [one for one in fields(config_class) if one.init]
+    hints = typing.get_type_hints(config_class)
+    parser = Parser(
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--config RECIPE.yaml] [--set NAME=VALUE ...] [--SETTING VALUE ...]",
+        allow_abbrev=False,
+    )
     _add_recipe_options(parser)
-    values = {}
-    if recipe_path:
-        known = {field.name for field in fields(config_class) if field.init}
-        values = read_recipe(recipe_path, stage, known, variables)
-    parser.set_defaults_with_config(**values)
-    config, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    for one in own:
+        _add_option(parser, one, hints[one.name])
+    given, unknown = parser.parse_known_args(_normalized(argv))
     if unknown:
-        raise UserError(f"{unknown[0]} is not an option of this command; --help lists them")
-    return config
+        known = {f"--{one.name}" for one in own}
+        near = _did_you_mean(unknown[0].split("=")[0], known) if unknown[0].startswith("-") else ""
+        raise UserError(f"{unknown[0]} is not an option of this command{near}; --help lists them")
+    if variables and not recipe_path:
+        raise UserError("--set fills the variables of a recipe; give the recipe as --config RECIPE.yaml")
+    recipe = read_recipe(recipe_path, stage, {one.name for one in own}, variables) if recipe_path else {}
+    values = {}
+    for one in own:
+        if one.name in recipe:
+            where = f"{recipe_path}: {one.name}"
+            values[one.name] = convert(recipe[one.name], hints[one.name], one.metadata, where)
+        if (value := getattr(given, one.name)) is not None:
+            value = [] if value == ["[]"] else value
+            values[one.name] = convert(value, hints[one.name], one.metadata, f"--{one.name}")
+    return config_class(**values)
 
 
 def take_recipe_options(argv: Sequence[str] | None) -> tuple[str | None, dict[str, str], list[str]]:
     """Takes `--config RECIPE` and `--set NAME=VALUE …` out of a command line: (recipe, variables, other words)."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     _add_recipe_options(parser)
     taken, rest = parser.parse_known_args(argv)
-    wrong = [pair for pair in taken.set if "=" not in pair]
+    wrong = [pair for pair in taken.set if not re.fullmatch(r"\w+=.*", pair, flags=re.DOTALL)]
     if wrong:
         raise UserError(f"--set takes NAME=VALUE, not {wrong[0]!r}")
     return taken.config, dict(pair.split("=", 1) for pair in taken.set), rest
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def check_output_dir(folder: str | os.PathLike, *, unfinished: bool = True) -> None:
+    """Refuses a folder into which a stage could not write its result.
+
+    Args:
+        folder: it need not exist.
+        unfinished: also refuse the folder of a finished stage.
+
+    Raises:
+        UserError: there is no name, the folder is a file, or it cannot be made or written to, or a stage finished in
+            it.
+    """
+    if not str(folder):
+        raise UserError("give --output_dir, the folder that receives the result")
+    try:
+        place = Path(folder).absolute()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{place} is a file, where a folder belongs; give another --output_dir or move the file")
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot write to {folder} ({reason}); give another --output_dir, or change the permissions"
+        ) from None
+    if unfinished and load_run(folder):
+        raise UserError(f"{folder} is finished; delete that folder to train it again")
+
+
+# -- the record of a run ---------------------------------------------------------------------------------------------
 
 
 def save_run(folder: str | os.PathLike, stage: str, config: Any, **facts: Any) -> None:
@@ -203,6 +483,14 @@ def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any
     return VARIABLE.sub(lambda match: variables[match[1]], value)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one sentence."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message.removeprefix('argument ')}; --help shows what each option takes")
+
+
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="RECIPE.yaml", help="recipe; the sections common: and this stage's own are read"
@@ -217,8 +505,41 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _HelpFormat(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the script's docstring with its lines as they are."""
+def _add_option(parser: argparse.ArgumentParser, one: Field, annotation: Any) -> None:
+    """Adds the option of one field. Its words are kept as text; `convert` reads them."""
+    kind, _ = _kind_of(annotation)
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    words = str(one.metadata.get("help", ""))
+    if default not in (None, "", []) and "default" not in words:
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        words += f" (default: {str(shown).lower() if isinstance(default, bool) else shown})"
+    words = words.replace("%", "%%")
+    choices = one.metadata.get("choices", ())
+    metavar = "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X"}.get(kind, one.name.upper())
+    if typing.get_origin(kind) is list:
+        parser.add_argument(f"--{one.name}", nargs="*", action="extend", metavar=metavar, help=words)
+    elif kind is bool:
+        parser.add_argument(f"--{one.name}", nargs="?", const="true", metavar="{true,false}", help=words)
+        if default is True:
+            parser.add_argument(
+                f"--no_{one.name}", dest=one.name, action="store_const", const="false", help=argparse.SUPPRESS
+            )
+    else:
+        parser.add_argument(f"--{one.name}", metavar=metavar, help=words)
+
+
+def _normalized(argv: Sequence[str]) -> list[str]:
+    """`--output-dir` → `--output_dir`; `--rate -1e-3` → `--rate=-1e-3`, which argparse would take for an option."""
+    words: list[str] = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            words.append("--" + name[2:].replace("-", "_") + equals + value)
+        elif words and words[-1].startswith("--") and "=" not in words[-1] and NEGATIVE.fullmatch(word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _git_commit() -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from nanochat_hf import settings
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, setting
 
 
 @dataclass
@@ -20,7 +20,7 @@ class StageConfig:
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("common:\n  depth: 5\n  other: 1\nstage:\n  learning_rate: 1e-3\n  tasks: ['gsm8k=${gsm8k}*2']\n")
+    path.write_text("common:\n  depth: 5\n  seed: 1\nstage:\n  learning_rate: 1e-3\n  tasks: ['gsm8k=${gsm8k}*2']\n")
     return str(path)
 
 
@@ -63,3 +63,137 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / settings.RUN_FILE).write_text(json.dumps({"stage": "x"})[:-3])
     with pytest.raises(UserError, match="damaged"):
         settings.load_run(tmp_path)
+
+
+@dataclass
+class Values:
+    output_dir: str = setting("", "folder", path=True)
+    depth: int = setting(2, "layers", at_least=1)
+    steps: int = setting(-1, "steps; -1: all", at_least=1, also=[-1])
+    eval_every: int = setting(10, "steps; 0: never", at_least=0, off=0)
+    rate: float = setting(0.1, "share", at_least=0, at_most=1)
+    column: str | None = setting("text", "column; default: found")
+    compile: str = setting("auto", "how", choices=("auto", "true", "false"))
+    resume: bool = setting(True, "go on")
+    fp8: bool = setting(False, "8 bits")
+    tasks: list[str] = setting(["exam"], "what to train on")
+
+
+def from_recipe(tmp_path, text, *argv):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return settings.parse_stage("stage", Values, ["--config", str(path), *argv])
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("resume: false", "resume", False),
+        ("resume: 'false'", "resume", False),
+        ("fp8: on", "fp8", True),
+        ("depth: '4'", "depth", 4),
+        ("depth: 4.0", "depth", 4),
+        ("depth: 1e3", "depth", 1000),
+        ("rate: 1e-3", "rate", 0.001),
+        ("rate: 1", "rate", 1.0),
+        ("eval_every: no", "eval_every", 0),
+        ("eval_every: off", "eval_every", 0),
+        ("compile: false", "compile", "false"),
+        ("column: null", "column", None),
+        ("column:", "column", None),
+        ("tasks: gsm8k", "tasks", ["gsm8k"]),
+        ("tasks: []", "tasks", []),
+        ("output_dir: ~/runs", "output_dir", "HOME/runs"),
+    ],
+)
+def test_a_recipe_means_what_yaml_means(tmp_path, monkeypatch, line, name, value):
+    monkeypatch.setenv("HOME", "HOME")
+    found = getattr(from_recipe(tmp_path, f"stage:\n  {line}\n"), name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Stage:\n  depth: 4\n", "no stage reads a section Stage: (did you mean stage?)"),
+        ("pretrian:\n  depth: 4\n", "no stage reads a section pretrian: (did you mean pretrain?)"),
+        ("stage:\n  dept: 4\n", "has no setting named dept (did you mean depth?)"),
+        ("common:\n  sed: 4\n", "the section common: has sed"),
+        ("stage: 4\n", "must hold sections"),
+        ("- stage\n", "must hold sections"),
+        ("stage:\n  depth: 4\n  depth: 5\n", "line 3: depth is given a second time"),
+        ("stage:\n  depth: 4\nstage:\n  rate: 1\n", "line 3: stage is given a second time"),
+        ("stage:\n\tdepth: 4\n", "line 2 is not valid YAML"),
+        ("stage:\n  depth: four\n", "depth is a whole number of at least 1, not 'four'"),
+        ("stage:\n  depth: true\n", "depth is a whole number of at least 1, not true"),
+        ("stage:\n  depth: [4]\n", "depth is a whole number of at least 1, not a list"),
+        ("stage:\n  depth: 1.5\n", "not 1.5"),
+        ("stage:\n  depth: no\n", "depth is a whole number of at least 1, not false"),
+        ("stage:\n  depth:\n", "depth has no value (null)"),
+        ("stage:\n  rate: .nan\n", "rate is a number from 0 to 1, not nan"),
+        ("stage:\n  resume: maybe\n", "resume is true or false, not 'maybe'"),
+        ("stage:\n  resume: 2\n", "resume is true or false, not 2"),
+        ("stage:\n  compile: sometimes\n", "compile sometimes is not known; use auto, true, false"),
+        ("stage:\n  column: 7\n", "column is a text, not 7; put it into quotes"),
+        ("stage:\n  tasks:\n    - conversations: good.jsonl\n", "write conversations=good.jsonl"),
+        ("stage:\n  tasks:\n    a: 1\n    b: 2\n", "tasks is a text, not a section"),
+        ("stage:\n  tasks: [[a]]\n", "tasks is a text, not a list"),
+        ("stage:\n  tasks: [null]\n", "tasks has no value"),
+        ("stage:\n  tasks: null\n", "write [] for none"),
+        ("stage:\n  output_dir: 2024-01-01\n", "output_dir is a text, not 2024-01-01; put it into quotes"),
+    ],
+)
+def test_what_a_recipe_cannot_mean_is_one_sentence(tmp_path, text, words):
+    with pytest.raises(UserError) as refused:
+        from_recipe(tmp_path, text)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_set_fills_variables_and_nothing_else(tmp_path):
+    with pytest.raises(UserError, match=r"no variable \$\{depth\} for --set depth"):
+        from_recipe(tmp_path, "stage:\n  depth: 4\n", "--set", "depth=5")
+    with pytest.raises(UserError, match="give the recipe as --config"):
+        settings.parse_stage("stage", Values, ["--set", "depth=5"])
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        settings.parse_stage("stage", Values, ["--set", "=5"])
+
+
+def test_the_command_line_takes_lists_switches_and_both_spellings():
+    config = settings.parse_stage(
+        "stage", Values, ["--output-dir", "x", "--no_resume", "--fp8", "--tasks", "a", "b", "--tasks", "c"]
+    )
+    assert config == Values(output_dir="x", resume=False, fp8=True, tasks=["a", "b", "c"])
+    assert settings.parse_stage("stage", Values, ["--tasks", "[]"]).tasks == []
+    with pytest.raises(UserError, match="--rate is a number from 0 to 1, not '-1e-3'"):
+        settings.parse_stage("stage", Values, ["--rate", "-1e-3"])
+    with pytest.raises(UserError, match="did you mean --depth"):
+        settings.parse_stage("stage", Values, ["--dept", "3"])
+
+
+def test_help_shows_defaults_and_set(capsys):
+    with pytest.raises(SystemExit):
+        settings.parse_stage("stage", Values, ["--help"])
+    shown = capsys.readouterr().out
+    for words in (
+        "layers (default: 2)",
+        "--set NAME=VALUE",
+        "{auto,true,false}",
+        "(default: exam)",
+        "(default: true)",
+    ):
+        assert words in shown
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_at_once(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "run"):
+        with pytest.raises(UserError, match=f"{file} is a file, where a folder belongs"):
+            settings.check_output_dir(folder)
+    for folder in ("/proc/nobody/run", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="cannot write to"):
+            settings.check_output_dir(folder)
+    with pytest.raises(UserError, match="give --output_dir"):
+        settings.check_output_dir("")
+    settings.check_output_dir(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()

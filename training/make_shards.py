@@ -27,10 +27,17 @@ from typing import Any
 from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.progress import progress_bar
-from nanochat_hf.settings import UserError, run_main
+from nanochat_hf.settings import Parser, UserError, check_output_dir, convert, run_main
 
 ROW_GROUP = 1024  # documents per row group, the unit in which loaders divide a shard among readers
 WAITING_CHARS = 1 << 22  # a bucket's documents are written when they have so many characters
+NUMBERS: dict[str, tuple[type, dict[str, float]]] = {  # options that are numbers, and what they may be
+    "shard_chars": (int, {"at_least": 1}),
+    "validation_fraction": (float, {"above": 0, "at_most": 1}),
+    "max_chars": (int, {"at_least": 1}),
+    "buckets": (int, {"at_least": 1, "at_most": 1000}),  # each is an open file
+    "seed": (int, {"at_least": 0}),
+}
 COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
@@ -40,20 +47,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Format)
+    parser = Parser(description=__doc__, formatter_class=Format)
     add = parser.add_argument
     add("source", help="folder, file, pattern or Hub data set (owner/name[:config]); several as a:0.7,b:0.3")
     add("output_dir", type=lambda word: Path(word).expanduser(), help="folder for the shards; must be new or empty")
     add("--text_column", help="column or key with the text; found if not given")
-    add("--shard_chars", type=int, default=250_000_000, help="characters per shard; 250 million take about 100 MB")
-    add("--validation_fraction", type=float, default=0.01, help="validation's share of the text, one shard at most")
-    add("--max_chars", type=int, help="read at most this many characters, in whole documents; all if not given")
-    add("--buckets", type=int, default=64, help="buckets of the shuffle; more buckets need less memory")
-    add("--seed", type=int, default=42, help="seed of the shuffle")
+    add("--shard_chars", default=250_000_000, help="characters per shard; 250 million take about 100 MB")
+    add("--validation_fraction", default=0.01, help="validation's share of the text, one shard at most")
+    add("--max_chars", help="read at most this many characters, in whole documents; all if not given")
+    add("--buckets", default=64, help="buckets of the shuffle; more buckets need less memory")
+    add("--seed", default=42, help="seed of the shuffle")
     add("--on_bad_file", choices=("stop", "skip"), default="stop", help="what to do at a damaged file")
     add("--push_to_hub", metavar="OWNER/NAME", help="upload the shards as this data set of the Hub")
     add("--private", action="store_true", help="make the uploaded data set private")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    for name, (kind, rules) in NUMBERS.items():
+        if getattr(arguments, name) is not None:
+            setattr(arguments, name, convert(getattr(arguments, name), kind, rules, f"--{name}"))
+    return arguments
 
 
 def read_documents(arguments: argparse.Namespace) -> Iterator[str]:
@@ -158,6 +169,7 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
         UserError: the output folder is not empty, or the source has too little text.
     """
     folder: Path = arguments.output_dir
+    check_output_dir(folder, unfinished=False)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give a new folder, or empty it to make the shards again")

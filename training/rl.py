@@ -10,31 +10,33 @@ minus the mean of its group. Run the same command again to resume from the newes
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nanochat_hf import settings
-from nanochat_hf.trainers.grpo import RolloutConfig, make_trainer
-from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
+from nanochat_hf.settings import setting
+from nanochat_hf.trainers.stage_settings import RolloutConfig, check_stage
 
 
 @dataclass
 class RLConfig(RolloutConfig):
     """Defaults: upstream's GSM8K run; see RolloutConfig and StageConfig for the names."""
 
-    tasks: list[str] = field(
-        default_factory=lambda: ["gsm8k"],
-        metadata={"help": "problems to learn from: name[/split][=source][@limit][*repeat] …"},
-    )
+    tasks: list[str] = setting(["gsm8k"], "problems to learn from: name[/split][=source][@limit][*repeat] …")
 
 
 def main() -> None:
     config = settings.parse_stage("rl", RLConfig)
     started = time.time()
+    check_stage(config)
+
+    from nanochat_hf.trainers.grpo import make_trainer
+    from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
+
     open_stage(config)
     model, tokenizer = load_model(config.model)
     trainer = make_trainer(config, model, tokenizer)
     train(trainer)
-    finish(trainer, "rl", config, started, trainer.pass_at_k.latest)
+    finish(trainer, "rl", config, started, lambda: trainer.pass_at_k.latest)
 
 
 if __name__ == "__main__":

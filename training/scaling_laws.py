@@ -20,13 +20,13 @@ import numpy as np
 
 from nanochat_hf import settings
 from nanochat_hf.scaling.sweep import parse_sweep_arguments, summarize_run, train_one_model
-from nanochat_hf.settings import run_main
+from nanochat_hf.settings import Parser, run_main
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="+", default=[1e18, 2.15e18, 4.64e18, 1e19], help="in FLOPs")
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="numbers of layers")
     parser.add_argument(

@@ -11,37 +11,40 @@ newest checkpoint (--save_every).
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nanochat_hf import settings
-from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
-from nanochat_hf.trainers.supervised import SupervisedConfig, make_trainer
+from nanochat_hf.settings import setting
+from nanochat_hf.trainers.stage_settings import TASKS_HELP, SupervisedConfig, check_stage
 
 
 @dataclass
 class SFTStageConfig(SupervisedConfig):
     """Defaults: upstream's learning rates of July 2026 (base → SFT); see SupervisedConfig and StageConfig."""
 
-    tasks: list[str] = field(
-        default_factory=lambda: ["smoltalk", "mmlu*3", "gsm8k*4"],
-        metadata={"help": "what to train on: name[/split][=source][@limit][*repeat] …"},
+    tasks: list[str] = setting(["smoltalk", "mmlu*3", "gsm8k*4"], TASKS_HELP)
+    embedding_lr: float = setting(0.3, "AdamW's rate for the embeddings, at width 768", at_least=0)
+    unembedding_lr: float = setting(0.008, "AdamW's rate for the head, at width 768", at_least=0)
+    init_lr_frac: float = setting(0.8, "factor on all learning rates", at_least=0)
+    warmdown_ratio: float = setting(0.5, "share of the steps in which the rates fall", at_least=0, at_most=1)
+    eval_every: int = setting(
+        200, "steps between measurements on held-out data; 0: never", at_least=0, also=[-1], off=0
     )
-    embedding_lr: float = field(default=0.3, metadata={"help": "AdamW's rate for the embeddings, at width 768"})
-    unembedding_lr: float = field(default=0.008, metadata={"help": "AdamW's rate for the head, at width 768"})
-    init_lr_frac: float = field(default=0.8, metadata={"help": "factor on all learning rates"})
-    warmdown_ratio: float = field(default=0.5, metadata={"help": "share of the steps in which the rates fall"})
-    eval_every: int = field(default=200, metadata={"help": "steps between measurements on held-out data; 0: never"})
 
 
 def main() -> None:
     config = settings.parse_stage("sft", SFTStageConfig)
     started = time.time()
+    check_stage(config)
+
+    from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
+    from nanochat_hf.trainers.supervised import make_trainer
+
     open_stage(config)
     model, tokenizer = load_model(config.model)
     trainer = make_trainer(config, model, tokenizer, train_on="assistant")
     train(trainer)
-    metrics = trainer.evaluate() if config.val_tasks else {}
-    finish(trainer, "sft", config, started, metrics)
+    finish(trainer, "sft", config, started, trainer.evaluate if config.val_tasks else dict)
 
 
 if __name__ == "__main__":

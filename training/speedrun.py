@@ -8,15 +8,16 @@ Each stage is a process of its own and writes a checkpoint folder. Finished stag
 again after an interruption. The recipe's section with the stage's name holds its settings.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, setting
 
 TRAINING = Path(__file__).resolve().parent
 EVALUATION = TRAINING.parent / "evaluation"
@@ -49,21 +50,13 @@ STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.it
 
 @dataclass
 class SpeedrunConfig:
-    run_dir: str = field(
-        default="runs/quickstart", metadata={"help": "folder that receives a subfolder for each stage"}
+    run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
+    stages: list[str] = setting([stage.name for stage in STAGES], "training stages to run, in the pipeline's order")
+    accelerate_config: str | None = setting(
+        None, "file for `accelerate launch`; default: every stage is one process", path=True
     )
-    stages: list[str] = field(
-        default_factory=lambda: [stage.name for stage in STAGES],
-        metadata={"help": "training stages to run, in the pipeline's order"},
-    )
-    accelerate_config: str | None = field(
-        default=None, metadata={"help": "file for `accelerate launch`; default: every stage is one process"}
-    )
-    first_words: list[str] = field(
-        default_factory=lambda: ["Hello! Who are you?"],
-        metadata={"help": "questions for the finished model"},
-    )
-    fresh: bool = field(default=False, metadata={"help": "delete the run folder and start over"})
+    first_words: list[str] = setting(["Hello! Who are you?"], "questions for the finished model")
+    fresh: bool = setting(False, "delete the run folder and start over")
 
 
 def main() -> None:
@@ -73,8 +66,10 @@ def main() -> None:
     if variables:
         recipe_options += ["--set", *(f"{name}={value}" for name, value in variables.items())]
     run_dir = Path(config.run_dir)
+    config.stages = [name.strip() for word in config.stages for name in word.split(",")]
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
+    settings.check_output_dir(run_dir, unfinished=False)
     if config.fresh:
         delete_run(run_dir)
 
@@ -107,6 +102,8 @@ def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
     if unknown or not stages:
         known = ", ".join(stage.name for stage in STAGES)
         raise UserError(f"speedrun has no stage named {', '.join(unknown) or 'nothing'}; the stages are {known}")
+    if config.accelerate_config and not Path(config.accelerate_config).is_file():
+        raise UserError(f"there is no file {config.accelerate_config}; --accelerate_config takes one for accelerate")
 
 
 def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: dict[str, str]) -> None:
@@ -123,9 +120,17 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
 
 
 def same_value(made_with: object, wanted: object) -> bool:
-    """Compares a resolved setting with a recipe's. YAML reads some numbers as text (`1e-3`)."""
-    if isinstance(made_with, float) and isinstance(wanted, str | int | float):
-        return made_with == float(wanted)
+    """Compares a resolved setting with a recipe's, which `settings.convert` has not seen."""
+    kinds: dict[type, object] = {list: list[str], bool: bool, int: int, float: float}
+    if type(made_with) in kinds:
+        try:
+            wanted = settings.convert(
+                wanted, kinds[type(made_with)], {"off": made_with if made_with in (0, -1) else None}, ""
+            )
+        except UserError:
+            return False
+    elif isinstance(made_with, str) and isinstance(wanted, str | bool):
+        wanted = os.path.expanduser(str(wanted).lower() if isinstance(wanted, bool) else wanted)
     return made_with == wanted
 
 

@@ -8,37 +8,37 @@ The output folder loads with `AutoTokenizer.from_pretrained`.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 from nanochat_hf import settings
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, setting
 
 
 @dataclass
 class TokenizerConfig:
     """The settings of the tokenizer stage; see `nanochat_hf.settings.parse_stage`."""
 
-    output_dir: str = field(default="", metadata={"help": "folder that receives the tokenizer"})
-    data: list[str] = field(
-        default_factory=lambda: ["karpathy/climbmix-400b-shuffle"],
-        metadata={"help": "text: Hub ids, folders, files or microworld; several as NAME:WEIGHT"},
+    output_dir: str = setting("", "folder that receives the tokenizer", path=True)
+    data: list[str] = setting(
+        ["karpathy/climbmix-400b-shuffle"], "text: Hub ids, folders, files or microworld; several as NAME:WEIGHT"
     )
-    text_column: str | None = field(default=None, metadata={"help": "column or key with the text; found if not given"})
-    vocab_size: int = field(default=32768, metadata={"help": "number of tokens, control tokens included"})
-    sequence_length: int = field(default=2048, metadata={"help": "context length in tokens that the tokenizer states"})
-    max_chars: int = field(default=2_000_000_000, metadata={"help": "train on the first so many characters"})
-    doc_cap: int = field(
-        default=10_000, metadata={"help": "characters used per document; what follows them is used after all others"}
+    text_column: str | None = setting(None, "column or key with the text; found if not given")
+    vocab_size: int = setting(32768, "number of tokens, control tokens included", at_least=1)
+    sequence_length: int = setting(2048, "context length in tokens that the tokenizer states", at_least=1)
+    max_chars: int = setting(2_000_000_000, "train on the first so many characters", at_least=1)
+    doc_cap: int = setting(
+        10_000, "characters used per document; what follows them is used after all others", at_least=1
     )
-    num_threads: int | None = field(default=None, metadata={"help": "number of threads; all cores if not given"})
+    num_threads: int | None = setting(None, "number of threads; all cores if not given", at_least=1, at_most=1024)
 
 
 def main() -> None:
     config = settings.parse_stage("tokenizer", TokenizerConfig)
-    if not config.output_dir:
-        raise UserError("give --output_dir, the folder that receives the tokenizer")
+    settings.check_output_dir(config.output_dir, unfinished=False)
+    if not config.data:
+        raise UserError("give --data, the text to learn from, such as my_texts/ or microworld")
     started = time.time()
 
     from nanochat_hf.data.overview import describe_data

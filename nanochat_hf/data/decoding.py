@@ -77,7 +77,8 @@ def text_chunks(path: str | os.PathLike) -> Iterator[str]:
                 text = newlines.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 lines += error.object[: error.start].count(b"\n")
-                raise UserError(_encoding_sentence(path, encoding, position - pending + error.start, lines)) from None
+                offset, byte = position - pending + error.start, error.object[error.start]
+                raise UserError(_encoding_sentence(path, encoding, offset, byte, lines + 1)) from None
             lines += text.count("\n")
             position += len(chunk)
             if text:
@@ -150,20 +151,22 @@ def _encoding(path: str | os.PathLike, head: bytes) -> tuple[str, int]:
             "UTF-16LE" if head[1::2].count(0) > 0.9 * zeros else "UTF-16BE" if head[::2].count(0) > 0.9 * zeros else ""
         )
         if guess:
-            raise UserError(
-                f"{path} looks like {guess} without a byte order mark; convert it with "
-                f"iconv -f {guess} -t UTF-8 FILE > NEW"
-            )
+            raise UserError(f"{path} looks like {guess} without a byte order mark; " + _conversion(path, guess))
         raise UserError(f"{path} is not a text file: {zeros:,} of its first {len(head):,} bytes are zero; remove it")
     return "utf-8", 0
 
 
-def _encoding_sentence(path: str | os.PathLike, encoding: str, position: int, lines: int) -> str:
+def _encoding_sentence(path: str | os.PathLike, encoding: str, offset: int, byte: int, line: int) -> str:
     if encoding != "utf-8":
-        return (
-            f"{path} is not valid {encoding.upper()}, as its first bytes say, at byte {position:,}; convert it again"
-        )
-    return (
-        f"{path} is not UTF-8 text: see line {lines + 1:,}, byte {position:,}; convert it, for example with "
-        "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+        return f"{path} is not valid {encoding.upper()}, as its first bytes say, at byte {offset}; convert it again"
+    return f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset} (line {line}), perhaps Latin-1; " + _conversion(
+        path, "latin1"
     )
+
+
+def _conversion(path: str | os.PathLike, encoding: str) -> str:
+    """The remedy for a file in another encoding."""
+    name = os.path.basename(path)
+    if name.lower().endswith((".gz", ".bz2", ".xz", ".zst", ".lz4")):
+        return f"unpack it and convert it, for example with: iconv -f {encoding} -t utf-8"
+    return f"convert it, for example with: iconv -f {encoding} -t utf-8 {name} > utf8-{name}"

@@ -59,7 +59,7 @@ def _without_compression(path: str | os.PathLike) -> tuple[str, bool]:
     return name, name != whole
 
 
-def _format_by_content(path: str | os.PathLike) -> str | None:
+def format_by_content(path: str | os.PathLike) -> str | None:
     """Returns how to read a file whose name does not say it; None where it is not text either."""
     with open(path, "rb") as file:
         head = file.read(16)
@@ -81,7 +81,7 @@ def num_groups(path: str | os.PathLike, text_column: str | None = None) -> int |
     """
     if file_format(path) != "parquet":
         return None
-    with _errors_as_sentences(path), table_files.open_parquet(path) as file:
+    with errors_as_sentences(path), table_files.open_parquet(path) as file:
         return len(table_files.parquet_parts(file, table_files.arrow_column(path, file.schema_arrow, text_column)))
 
 
@@ -99,10 +99,10 @@ def read_groups(
     Raises:
         UserError: the file is missing, empty, truncated, of another format, or has no such column.
     """
-    with _errors_as_sentences(path):
+    with errors_as_sentences(path):
         kind = file_format(path)
         if kind is None and has_no_ending(path):
-            kind = _format_by_content(path)
+            kind = format_by_content(path)
         if kind is None:
             raise UserError(
                 f"{path} is not a file of text that can be read; give {', '.join(FORMATS)} (all but the first two "
@@ -240,7 +240,7 @@ def list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         else:
             left_out.append((inside.as_posix(), "no known format"))
     if not known:
-        with_content = [path for path in unknown if os.path.getsize(path) and _format_by_content(path)]
+        with_content = [path for path in unknown if os.path.getsize(path) and format_by_content(path)]
         known, unknown = with_content, [path for path in unknown if path not in with_content]
     left_out += [(path.relative_to(folder).as_posix(), "no ending") for path in unknown]
     if not known:
@@ -325,7 +325,7 @@ def group_documents(
 
 
 @contextmanager
-def _errors_as_sentences(path: str | os.PathLike) -> Iterator[None]:
+def errors_as_sentences(path: str | os.PathLike) -> Iterator[None]:
     """Turns whatever a reader raises on a bad file into a `UserError` of one sentence that names the file."""
     import lzma
 

@@ -5,6 +5,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def find_source(source: str | Path, text_column: str | None = None) -> FoundSour
         root = os.path.commonpath([one.parent for one in found])
         names = [one.relative_to(root).as_posix() for one in found]
         return _divide(name, [LocalFile(one, text_column) for one in found], names, left_out)
-    if _looks_like_hub_id(name):
+    if looks_like_hub_id(name):
         hub_files, names, left_out = find_hub_files(name, text_column)
         return _divide(name, hub_files, names, left_out)
     raise UserError(f"no data at {source}; give a file, a folder, a Hub data set such as owner/name, or {MICROWORLD}")
@@ -235,8 +236,6 @@ def find_data_files(source: str | Path, split: Split = "train", text_column: str
     return found.train if split == "train" else found.validation
 
 
-def _looks_like_hub_id(source: str) -> bool:
-    owner, slash, name = source.partition("/")
-    return (
-        bool(slash and owner and name) and "/" not in name.partition(":")[0] and not source.startswith((".", "~", "/"))
-    )
+def looks_like_hub_id(source: str | os.PathLike) -> bool:
+    """Returns whether `source` has the form `owner/name` or `owner/name:config`; `/`, `~` and `.` begin a path."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:.+)?", str(source)) is not None

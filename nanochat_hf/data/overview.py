@@ -21,6 +21,7 @@ from nanochat_hf.settings import UserError
 COUNTED_BYTES = 1 << 26  # a source of more bytes, or of more characters, is not counted
 # Text that is seen up to four times teaches almost as much as new text (Muennighoff et al., arXiv:2305.16264).
 FEW_TIMES = 4
+FULL_SHARE = 0.95  # rows that hold a smaller share of the tokens are said
 NAMED_FILES = 5  # files that are left out are named up to this number for each reason
 
 
@@ -87,7 +88,14 @@ def describe_data(
                 "more text, a shorter --sequence_length, or --eval_every -1"
             )
         where = f"{found.name}: " if len(named) > 1 else ""
-        for note in _repetition(train.documents, tokenizer, sequence_length + 1, rows * weight / total, packing):
+        distinct, share = _rows_and_share(train.documents, tokenizer, sequence_length + 1, packing)
+        if packing == "best_fit" and share < FULL_SHARE:
+            notes.append(
+                f"{where}left out by --packing best_fit: {1 - share:.0%} of the training tokens, the ends of texts "
+                f"that do not fit into rows of {sequence_length + 1}; --packing keep_tails keeps them"
+            )
+        wanted = rows * weight / total
+        for note in _repetition(train.documents, tokenizer, sequence_length + 1, distinct, wanted, packing):
             notes.append(f"warning: {where}{note}")
     return "\n".join([*_aligned(table), *notes])
 
@@ -166,10 +174,10 @@ def _left_out(found: FoundSource) -> Iterator[str]:
 
 
 def _repetition(
-    documents: list[str], tokenizer: Any, row_length: int, wanted: float, packing: Packing
+    documents: list[str], tokenizer: Any, row_length: int, distinct: int, wanted: float, packing: Packing
 ) -> Iterator[str]:
-    """Yields a sentence if the rows of these documents are seen more than `FEW_TIMES` in `wanted` rows."""
-    distinct = max(1, _num_rows(documents, tokenizer, row_length, packing))
+    """Yields a sentence if the `distinct` rows of these documents are seen more than `FEW_TIMES` in `wanted` rows."""
+    distinct = max(1, distinct)
     times = wanted / distinct
     if times <= FEW_TIMES:
         return
@@ -186,16 +194,26 @@ def _repetition(
 
 def _num_rows(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> int:
     """Returns how many rows the documents fill when each is read once."""
+    return _rows_and_share(documents, tokenizer, row_length, packing)[0]
+
+
+def _rows_and_share(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> tuple[int, float]:
+    """Returns how many rows the documents fill when each is read once, and the share of their tokens in these rows."""
     from nanochat_hf.data.row_stream import as_encoder
 
-    encoder = as_encoder(tokenizer)
+    encoder, tokens = as_encoder(tokenizer), 0
 
     def encoded() -> Iterator[np.ndarray]:
+        nonlocal tokens
         for start in range(0, len(documents), REFILL_DOCUMENTS):
             ids, offsets = encoder.encode_batch(documents[start : start + REFILL_DOCUMENTS])
             ids = ids.astype(np.int32)
+            tokens += len(ids)
             yield from (
                 ids[first:last] for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
             )
 
-    return sum(1 for _ in pack_best_fit(encoded(), row_length, packing=packing))
+    rows = sum(1 for _ in pack_best_fit(encoded(), row_length, packing=packing))
+    return rows, min(
+        1.0, (rows + 1) * row_length / max(1, tokens)
+    )  # the last row, not filled, is not lost in training

@@ -160,19 +160,40 @@ def _divided_row_group(file: Any, group: int, column: str, rows: int) -> Iterato
 
 
 def arrow_rows(path: str | os.PathLike, text_column: str | None) -> Iterator[str]:
-    """Yields the texts of an Arrow file: a stream, as `Dataset.save_to_disk` writes it, or a file (Feather)."""
+    """Yields the texts of an Arrow file, see `arrow_batches`."""
+    column = None
+    for batch in arrow_batches(path):
+        column = arrow_column(path, batch.schema, text_column) if column is None else column
+        values = batch.column(column)
+        for start in range(0, len(values), 1024):
+            yield from arrow_texts(values.slice(start, 1024))
+
+
+def arrow_batches(path: str | os.PathLike) -> Iterator[Any]:
+    """Yields the record batches of an Arrow file: a stream, as `Dataset.save_to_disk` writes it, or a file (Feather).
+
+    A file without rows yields one batch without rows.
+    """
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
         with pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source) as reader:
-            column = arrow_column(path, reader.schema, text_column)
+            empty = pa.RecordBatch.from_pylist([], schema=reader.schema)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
-            for batch in batches:
-                values = batch.column(column)
-                for start in range(0, len(values), 1024):
-                    yield from arrow_texts(values.slice(start, 1024))
+            yield from chain(batches, [empty])
+
+
+def whole_rows(path: str | os.PathLike, kind: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a parquet or an Arrow file with all their columns."""
+    if kind == "arrow":
+        for batch in arrow_batches(path):
+            yield from batch.to_pylist()
+        return
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
 
 
 # ---- JSON --------------------------------------------------------------------------
@@ -367,35 +388,54 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def csv_rows(lines: Iterator[str], path: Any, text_column: str | None) -> Iterator[str]:
-    """Yields the text of each row of a csv or tsv file, whose first line names the columns.
+def csv_table(lines: Iterator[str], path: Any) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Reads a csv or tsv file, whose first line names the columns.
+
+    Returns:
+        The names of the columns, and the rows: number of the line, its fields. A row may have fewer fields.
 
     Raises:
-        UserError: there are no such names, no such column, or a row has another number of fields.
+        UserError: a row has more fields, or the quotes are wrong.
     """
     first = next((line for line in lines if line.strip()), "")
     separator = max(SEPARATORS, key=first.count) if any(mark in first for mark in SEPARATORS) else ","
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # written by Excel
         separator, first = first.strip()[4], next(lines, "")
     reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
-    numbered = ((reader.line_num, row) for row in reader if row)
-    try:
-        with _long_fields():
-            columns = [name.strip() for name in next(reader, [])]
-            peeked = list(islice(numbered, PEEK_ROWS))
-            index = columns.index(_csv_column(path, columns, [row for _, row in peeked], text_column))
-            for number, row in chain(peeked, numbered):
-                if any(row[len(columns) :]):
-                    raise UserError(
-                        f"{path}, line {number} has {len(row)} fields, where the first line names {len(columns)} "
-                        f"columns; put text that holds {separator!r} into double quotes"
-                    )
-                yield row[index] if index < len(row) else ""
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num} is not csv ({error}); put text that holds quotes into double quotes, "
-            "each inner one twice"
-        ) from None
+
+    def checked() -> Iterator[tuple[int, list[str]]]:
+        try:
+            with _long_fields():
+                for row in reader:
+                    if any(row[len(columns) :]):
+                        raise UserError(
+                            f"{path}, line {reader.line_num} has {len(row)} fields, where the first line names "
+                            f"{len(columns)} columns; put text that holds {separator!r} into double quotes"
+                        )
+                    if row:
+                        yield reader.line_num, row
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {reader.line_num} is not csv ({error}); put text that holds quotes into double quotes, "
+                "each inner one twice"
+            ) from None
+
+    columns: list[str] = [""] * len(first)  # as many as there can be, until the first row is read
+    columns = [name.strip() for _, row in islice(checked(), 1) for name in row]
+    return columns, checked()
+
+
+def csv_rows(lines: Iterator[str], path: Any, text_column: str | None) -> Iterator[str]:
+    """Yields the text of each row of a csv or tsv file.
+
+    Raises:
+        UserError: as `csv_table`; or there are no names of columns, or no such column.
+    """
+    columns, numbered = csv_table(lines, path)
+    peeked = list(islice(numbered, PEEK_ROWS))
+    index = columns.index(_csv_column(path, columns, [row for _, row in peeked], text_column))
+    for _, row in chain(peeked, numbered):
+        yield row[index] if index < len(row) else ""
 
 
 def _csv_column(path: Any, columns: list[str], rows: list[list[str]], wanted: str | None) -> str:

@@ -192,7 +192,7 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
 
     if not config.tasks:
         raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
-    loaded = [tasks.load(spec, config.split)[0] for spec in config.tasks]
+    loaded = [tasks.load(spec, config.split)[0] for spec in tasks.separate(config.tasks)]
     tasks.check_scorers(loaded)
     tasks.check_code_execution(loaded, config.allow_code_execution)
     return loaded
@@ -340,10 +340,11 @@ def result_table(result: dict[str, Any]) -> str:
     titles = {name: title for name, title in HEADLINE_TITLES.items() if name in metrics}
     titles |= {"bytes_per_token": "bytes per token"} if "bytes_per_token" in metrics else {}
     width = max(map(len, [*(row["task"] for row in tasks), *titles.values()]))
+    cut = "too long for the context: their beginning is cut"
     lines = [
         f"  {row['task']:<{width}} {100 * row['accuracy']:6.1f} %   "
         f"[{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]   centered {row['centered']:+.4f}   "
-        f"{row['items']} items" + (f", {row['truncated']} truncated" if row.get("truncated") else "")
+        f"{row['items']} items" + (f", {row['truncated']} {cut}" if row.get("truncated") else "")
         for row in tasks
     ]
     for name, title in titles.items():

@@ -33,6 +33,7 @@ class ChatResult:
         baseline: chance accuracy, 0 to 1.
         scores: for each item, one score per sample; an exam has one sample per item.
         samples: a few prompts with the first answer and its score, for the report.
+        truncated: number of items whose prompt was too long and lost its beginning.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ChatResult:
     baseline: float
     scores: list[list[float]]
     samples: list[dict[str, Any]] = field(default_factory=list)
+    truncated: int = 0
 
     @property
     def outcomes(self) -> list[float]:
@@ -63,6 +65,7 @@ class ChatResult:
             "accuracy_high": high,
             "baseline": self.baseline,
             "centered": centered(self.accuracy, self.baseline),
+            "truncated": self.truncated,
         }
         num_samples = len(self.scores[0])
         for k in sorted({2**i for i in range(1, num_samples.bit_length())} | {num_samples}):
@@ -115,7 +118,7 @@ def evaluate_choice(
         task: an exam of `nanochat_hf.tasks`; its examples have `letters`.
         limit: scores the first `limit` items; None scores all. Several processes share the items.
         max_tokens: padded tokens per forward pass.
-        max_length: longer prompts lose their beginning; None keeps them whole.
+        max_length: longer prompts lose their beginning, and are counted; None keeps them whole.
         progress: called with the number of items finished after each batch.
 
     Raises:
@@ -126,7 +129,9 @@ def evaluate_choice(
     count = len(task) if limit is None else min(limit, len(task))
     own_indices = list(range(rank, count, world))
     examples = [task[index] for index in own_indices]
-    prompts = [evaluated.prompt_ids(example["messages"][:-1])[-(max_length or 0) :] for example in examples]
+    whole = [evaluated.prompt_ids(example["messages"][:-1]) for example in examples]
+    prompts = [prompt[-(max_length or 0) :] for prompt in whole]
+    truncated = sum(len(prompt) < len(other) for prompt, other in zip(prompts, whole, strict=True))
     letters_used = sorted({letter for example in examples for letter in example["letters"]})
     letter_ids = {letter: evaluated.letter_id(letter) for letter in letters_used}
     scores = torch.zeros(count, dtype=torch.float64)
@@ -143,7 +148,8 @@ def evaluate_choice(
         if progress:
             progress(len(batch))
     scores = gather_sum(scores.to(device)).tolist()
-    return ChatResult(task.name, "choice", task.baseline, [[score] for score in scores])
+    total = int(gather_sum(torch.tensor(float(truncated), device=device)))
+    return ChatResult(task.name, "choice", task.baseline, [[score] for score in scores], truncated=total)
 
 
 def evaluate_generative(
@@ -174,8 +180,11 @@ def evaluate_generative(
     scores = torch.zeros(count, answers.num_samples, dtype=torch.float64)
     shown: list[dict[str, Any]] = []
     per_batch = max(1, answers.batch_size // answers.num_samples)
+    prompt_limit, truncated = _prompt_limit(evaluated, answers), 0
     for start in range(0, len(longest_first), per_batch):
         batch = longest_first[start : start + per_batch]
+        if prompt_limit:
+            truncated += sum(len(evaluated.prompt_ids(prompts[index])) > prompt_limit for index in batch)
         texts = _generate(evaluated, [prompts[index] for index in batch], answers, seed=answers.seed + start)
         for index, samples in zip(batch, texts, strict=True):
             scores[index] = torch.tensor([task.score(examples[index], text) for text in samples])
@@ -185,9 +194,17 @@ def evaluate_generative(
                 )
         if progress:
             progress(len(batch))
-    scores = gather_sum(scores.to(next(evaluated.model.parameters()).device)).tolist()
+    device = next(evaluated.model.parameters()).device
+    scores = gather_sum(scores.to(device)).tolist()
+    total = int(gather_sum(torch.tensor(float(truncated), device=device)))
     shown.sort(key=lambda item: item["index"])
-    return ChatResult(task.name, "generative", task.baseline, scores, shown)
+    return ChatResult(task.name, "generative", task.baseline, scores, shown, truncated=total)
+
+
+def _prompt_limit(evaluated: EvaluatedModel, answers: AnswerSampling) -> int | None:
+    """Longest prompt in tokens that leaves room for an answer; None where the context is not known."""
+    limit = context_length_of(evaluated.model)
+    return limit and limit - max(1, min(answers.sampling.max_new_tokens, limit // 2))
 
 
 def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSampling, seed: int) -> list[list[str]]:
@@ -196,10 +213,9 @@ def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSam
     A prompt that leaves no room in the context loses its beginning, so that one long item cannot end an evaluation.
     """
     prompts = [evaluated.prompt_ids(messages) for messages in conversations]
-    limit = context_length_of(evaluated.model)
+    limit = _prompt_limit(evaluated, answers)
     if limit:
-        room = max(1, min(answers.sampling.max_new_tokens, limit // 2))
-        prompts = [prompt[-(limit - room) :] for prompt in prompts]
+        prompts = [prompt[-limit:] for prompt in prompts]
     if not evaluated.is_nanochat:
         return _generate_plain(evaluated, prompts, answers, seed)
     rollouts = generate_with_tools(

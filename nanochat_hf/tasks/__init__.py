@@ -12,6 +12,8 @@ Recipes and command lines name a task with a short string, read by `load`:
     mmlu/validation=data/mmlu    another split than the stage's own
     smoltalk@10000               the first 10,000 conversations
     conversations=my_chats.jsonl your own file
+
+Several are a list, or joined by commas.
 """
 
 import re
@@ -79,6 +81,13 @@ def load(spec: str, split: str) -> tuple[Task, int]:
     if source:
         options["source"] = source
     return TASKS[name](**options), int(found["repeat"] or 1)
+
+
+def separate(specs: Iterable[str]) -> list[str]:
+    """Returns the single task strings of a list in which some are joined by commas: `gsm8k,mmlu@100`."""
+    names = "|".join(map(re.escape, TASKS))
+    parts = [part.strip() for spec in specs for part in re.split(rf",\s*(?=(?:{names})(?:[/=@*,]|\s*$))", spec)]
+    return [part for part in parts if part]
 
 
 def check_scorers(tasks: Iterable[Task]) -> None:

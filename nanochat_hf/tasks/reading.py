@@ -1,38 +1,24 @@
 """Reads the rows of a benchmark or of one's own data: from files, folders or the Hub.
 
-A row is what one line, one array item or one table row holds: a dict, or for a bare conversation a list.
+A row is what one line, one array item or one table row holds: a dict, or for a bare conversation a list. Files are
+decoded, and splits are told by names, as for pretraining (`nanochat_hf.data`).
 """
 
-import bz2
-import csv
-import gzip
-import io
 import json
-import lzma
 import os
-import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nanochat_hf.data import files, splits, table_files
+from nanochat_hf.data.decoding import text_chunks, text_lines
+from nanochat_hf.data.found import looks_like_hub_id
 from nanochat_hf.settings import UserError
 
 SHUFFLE_SEED = 42  # upstream's: with the same seed a limited evaluation looks at the same first examples
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
-    ("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"
-)
-BYTE_ORDER_MARKS = (  # UTF-32's first: the little-endian one begins like UTF-16's
-    (b"\xff\xfe\x00\x00", "utf-32"),
-    (b"\x00\x00\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-    (b"\xef\xbb\xbf", "utf-8-sig"),
-)
+SUFFIXES = tuple(suffix for suffix, kind in files.KINDS.items() if kind != "text")
 Numbered = tuple[str, Any]  # where the row is, such as "line 3", and the row
 
 
@@ -61,20 +47,6 @@ def load_rows(source: str | os.PathLike, pattern: str, *, subset: str | None = N
     return [rows[index] for index in np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))]
 
 
-def looks_like_hub_id(source: str | os.PathLike) -> bool:
-    """Returns whether `source` has the form `owner/name` or `owner/name:config`; `/`, `~` and `.` begin a path."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", str(source)) is not None
-
-
-def file_suffix(path: Path) -> str | None:
-    """Returns the suffix in `SUFFIXES` that says what a file is, a compression's left out; None for other files."""
-    name = path.name.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    suffix = Path(name).suffix
-    return suffix if suffix in SUFFIXES else None
-
-
 def read_file(path: Path) -> list[Any]:
     """Reads the rows of one file; see `read_numbered`."""
     return [row for _, row in read_numbered(path)]
@@ -83,128 +55,41 @@ def read_file(path: Path) -> list[Any]:
 def read_numbered(path: Path) -> Iterator[Numbered]:
     """Yields the rows of one file, each with its place in the file.
 
-    Files: JSON lines, a JSON array or object, CSV and TSV, parquet, Arrow; text files also compressed (.gz, .bz2, .xz,
-    .zst). Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Blank lines are skipped.
+    Files: JSON lines, a JSON array or object, CSV and TSV, parquet, Arrow; text files also compressed; see
+    `nanochat_hf.data.decoding`. Blank lines are skipped.
 
     Raises:
         UserError: the file is missing or damaged, is not in one of these formats or encodings, or a line is not JSON.
             The message names the file, the place and the remedy.
     """
-    try:
-        content = _decompressed(path)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}; check the path") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give a file in it") from None
-    except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:  # pyarrow's errors are these, too
-        raise UserError(f"{path} cannot be read ({_first_line(error)}); is it whole? Fetch or make it again") from None
-    if content[:4] == b"PAR1" or content[:6] == b"ARROW1" or file_suffix(path) in (".parquet", ".arrow"):
-        yield from _table_rows(path, content)
-        return
-    if content[:2] == b"PK":
-        raise UserError(f"{path} is a zip archive or a spreadsheet; unpack it, or save it as CSV")
-    text = _decoded(path, content)
-    if not text.strip():
-        raise UserError(f"{path} is empty; remove it or make it again")
-    if file_suffix(path) in (".csv", ".tsv"):
-        yield from _csv_rows(path, text)
-    else:
-        yield from _json_rows(path, text)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file in it")
+    with files.errors_as_sentences(path):
+        kind = files.file_format(path)
+        if kind is None and files.has_no_ending(path):
+            kind = files.format_by_content(path)
+        if kind in ("parquet", "arrow"):
+            for number, row in enumerate(table_files.whole_rows(path, kind), 1):
+                yield f"row {number}", row
+            return
+        found = False
+        for place, row in _csv_rows(path) if kind == "csv" else _json_rows(path):
+            found = True
+            yield place, row
+        if not found and not any(line.strip() for line in text_lines(path)):
+            raise UserError(f"{path} is empty; remove it or make it again")
 
 
-def _decompressed(path: Path) -> bytes:
-    """Reads a file whole and unpacks it; its first bytes say how, not its name."""
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        return gzip.decompress(content)
-    if content[:3] == b"BZh":
-        return bz2.decompress(content)
-    if content[:6] == b"\xfd7zXZ\x00":
-        return lzma.decompress(content)
-    if content[:4] == b"\x28\xb5\x2f\xfd":
-        import pyarrow
-
-        return pyarrow.input_stream(io.BytesIO(content), compression="zstd").read()
-    return content
+def _csv_rows(path: Path) -> Iterator[Numbered]:
+    columns, rows = table_files.csv_table(text_lines(path), path)
+    for number, fields in rows:
+        yield f"line {number}", dict.fromkeys(columns) | dict(zip(columns, fields, strict=False))
 
 
-def _decoded(path: Path, content: bytes) -> str:
-    """Decodes a text file.
-
-    Raises:
-        UserError: it is in another encoding; the message names the first byte that is wrong.
-    """
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
-    if encoding.startswith("utf-8") and b"\0" in content:
-        raise UserError(
-            f"{path} has a zero byte at offset {content.index(0)}, perhaps it is UTF-16 without a byte order mark; "
-            + _convert(path, "utf-16be" if content[0] == 0 else "utf-16le")
-        )
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        if encoding in ("utf-16", "utf-32"):
-            raise UserError(
-                f"{path} is {encoding.upper()} by its first bytes, but byte {error.start} cannot be read "
-                f"({error.reason}); save it as UTF-8"
-            ) from None
-        offset = error.start + (3 if encoding == "utf-8-sig" else 0)
-        line = content[:offset].count(b"\n") + 1
-        raise UserError(
-            f"{path} is not UTF-8: byte 0x{content[offset]:02x} at offset {offset} (line {line}), perhaps Latin-1; "
-            + _convert(path, "latin1")
-        ) from None
-
-
-def _convert(path: Path, encoding: str) -> str:
-    """Returns the remedy for a file in another encoding."""
-    if path.suffix.lower() in COMPRESSIONS:
-        return f"unpack it and convert it, for example with: iconv -f {encoding} -t utf-8"
-    return f"convert it, for example with: iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name}"
-
-
-def _table_rows(path: Path, content: bytes) -> Iterator[Numbered]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        source = pyarrow.BufferReader(content)
-        if content[:4] == b"PAR1":
-            table = pyarrow.parquet.read_table(source)
-        elif content[:6] == b"ARROW1":
-            table = pyarrow.ipc.open_file(source).read_all()
-        else:
-            table = pyarrow.ipc.open_stream(source).read_all()  # what `datasets` writes
-        rows = table.to_pylist()
-    except (OSError, ValueError, EOFError) as error:  # pyarrow's errors are these
-        raise UserError(f"{path} cannot be read ({_first_line(error)}); is it whole? Fetch or make it again") from None
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", row
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[Numbered]:
-    """Yields the rows of a table whose first line names the columns; the separator is `,`, `;` or a tab."""
-    first = text.lstrip().split("\n", 1)[0]
-    separator = "\t" if file_suffix(path) == ".tsv" else max(",;\t", key=first.count)
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise UserError(
-                    f"{path}, line {reader.line_num}: there are more fields than the first line names columns; "
-                    "put quotes around text that holds the separator"
-                )
-            yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise UserError(f"{path}, after line {reader.line_num}: not valid CSV ({error}); mend the quotes") from None
-
-
-def _json_rows(path: Path, text: str) -> Iterator[Numbered]:
+def _json_rows(path: Path) -> Iterator[Numbered]:
     """Yields the rows of JSON lines. A file that is one JSON value over several lines is one row."""
-    lines = enumerate(io.StringIO(text, newline=None), 1)  # newline=None: LF, CR LF and CR end a line
     first = True
-    for number, line in lines:
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -213,10 +98,10 @@ def _json_rows(path: Path, text: str) -> Iterator[Numbered]:
             fault: Exception = error
             if first:
                 try:
-                    yield "the file's value", json.loads(text)
+                    yield "the file's value", json.loads("".join(text_chunks(path)))
                     return
                 except (json.JSONDecodeError, RecursionError) as whole:
-                    if file_suffix(path) == ".json" and isinstance(whole, json.JSONDecodeError):
+                    if ".json" in path.suffixes and isinstance(whole, json.JSONDecodeError):
                         fault, number = whole, whole.lineno
             detail = f"{fault.msg} at column {fault.colno}" if isinstance(fault, json.JSONDecodeError) else str(fault)
             raise UserError(f"{path}, line {number}: not valid JSON ({detail}); mend or remove it") from None
@@ -238,7 +123,7 @@ def read_source(source: str | os.PathLike, split: str) -> tuple[list[tuple[str, 
     by split; another folder is read whole. A folder that `datasets` saved and a data set of the Hub have named splits.
 
     Args:
-        source: path, or `owner/name` or `owner/name:config`.
+        source: path, perhaps followed by `:config` where it is a folder; or `owner/name` or `owner/name:config`.
         split: `"train"`, `"validation"`, `"test"` or the name of a data set's split.
 
     Returns:
@@ -247,31 +132,40 @@ def read_source(source: str | os.PathLike, split: str) -> tuple[list[tuple[str, 
     Raises:
         UserError: there is nothing at `source`, or it has no such split.
     """
-    path = Path(source).expanduser()
+    path, config = Path(source).expanduser(), ""
+    folder, _, last = str(source).rpartition(":")
+    if not path.exists() and folder and Path(folder).expanduser().is_dir():
+        path, config = Path(folder).expanduser(), last
     if path.is_file():
         return [(str(path), read_numbered(path))], ""
     if path.is_dir():
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             return [(str(path), _saved_rows(path, split))], ""
-        files, note = files_of_split(path, split)
-        return [(str(file), read_numbered(file)) for file in files], note
-    if looks_like_hub_id(source) and file_suffix(path) is None:
+        chosen, note = files_of_split(path, split, config)
+        return [(str(file), read_numbered(file)) for file in chosen], note
+    if looks_like_hub_id(source) and files.file_format(path) is None:
         name, _, config = str(source).partition(":")
         return [(str(source), hub_split(name, config or None, split))], ""
-    raise UserError(
-        f"there are no conversations at {source}: give a file ({', '.join(SUFFIXES)}), a folder with such files, "
-        "or a data set of the Hub such as owner/name"
+    raise _nothing_at(source, ", or a data set of the Hub such as owner/name")
+
+
+def _nothing_at(source: Any, more: str = "") -> UserError:
+    return UserError(
+        f"there are no conversations at {source}: give a file ({', '.join(SUFFIXES)}), a folder with such files{more}"
     )
 
 
-def files_of_split(folder: Path, split: str) -> tuple[list[Path], str]:
+def files_of_split(folder: Path, split: str, config: str = "") -> tuple[list[Path], str]:
     """Returns the readable files in a folder and below it that belong to a split.
 
-    Two files name splits where their names differ only in the split's word, which stands at the beginning or the end
-    (`train-00000-of-00003.parquet` and `test-00000-of-00001.parquet`, `my_train.jsonl` and `my_val.jsonl`), or where
-    their folders do (`train/a.jsonl`, `test/b.jsonl`). A word that stands in a title alone chooses nothing. Files that
-    name no split belong to `"train"`. Where there is no validation split the test split is read for it, and the other
-    way round. A README.md with `configs:` is read as `datasets` reads it.
+    The rules are those of `nanochat_hf.data.splits`: a README.md with `configs:`, then the names of files and folders.
+    A word that stands in a title alone chooses nothing. Other than for text, names that say one split alone divide
+    nothing, files that name no split belong to `"train"`, and validation and test files stand in for each other.
+
+    Args:
+        folder: an existing folder.
+        split: see `read_source`.
+        config: a config of the folder's README.md; "" for the default one.
 
     Returns:
         The files, and a note that names the files left out, else "".
@@ -279,77 +173,19 @@ def files_of_split(folder: Path, split: str) -> tuple[list[Path], str]:
     Raises:
         UserError: there is no readable file, or none of the split.
     """
-    found = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file()
-        and file_suffix(file)
-        and file.name not in ("dataset_infos.json", "dataset_info.json", "state.json")
-        and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
-    )
-    if not found:
-        raise UserError(f"there are no conversations at {folder}: give a file or folder with {', '.join(SUFFIXES)}")
-    card = _splits_of_card(folder)
-    of_file = {file: card.get(file, "") for file in found} if card else _splits_of_names(folder, found)
-    if not of_file:
-        return found, ""
-    wanted = _choose_split(folder, sorted(set(of_file.values()) - {""}), split)
-    chosen = [file for file in found if of_file[file] == wanted]
-    left = [str(file.relative_to(folder)) for file in found if file not in chosen]
+    listed, _ = files.list_folder(folder)
+    paths = {file.relative_to(folder).as_posix(): file for file in listed if files.file_format(file) != "text"}
+    if not paths:
+        raise _nothing_at(folder)
+    names, said = splits.files_of_config(str(folder), splits.read_card(folder), list(paths), config)
+    if all(name.endswith(word) for name, word in zip(names, said, strict=True)):  # no splits of a card, but names
+        told = splits.splits_of(said)
+        said = [word or "train" for word in told] if len(set(told) - {None}) > 1 else [split] * len(names)
+    wanted = _choose_split(folder, sorted(set(said)), split)
+    chosen = [paths[name] for name, word in zip(names, said, strict=True) if word == wanted]
+    left = sorted(name for name, file in paths.items() if file not in chosen)
     shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-    return chosen, f"{len(chosen)} files of the split {wanted}" + (f"; not read: {shown}" if left else "")
-
-
-def _splits_of_card(folder: Path) -> dict[Path, str]:
-    """Returns the split of each file that the folder's README.md names under `configs:`; {} where there is none."""
-    if not (folder / "README.md").is_file():
-        return {}
-    from datasets.data_files import DataFilesDict, sanitize_patterns
-    from huggingface_hub import DatasetCard
-
-    try:
-        configs = DatasetCard.load(folder / "README.md").data.to_dict().get("configs") or []
-    except (ValueError, OSError):  # no front matter that can be read
-        return {}
-    if not configs:
-        return {}
-    config = next((one for one in configs if one.get("default") or one.get("config_name") == "default"), configs[0])
-    if not config.get("data_files"):
-        return {}
-    try:
-        found = DataFilesDict.from_patterns(sanitize_patterns(config["data_files"]), base_path=str(folder))
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{folder / 'README.md'} names files that are not there ({_first_line(error)})") from None
-    return {Path(file): str(split) for split, files in found.items() for file in files}
-
-
-def _splits_of_names(folder: Path, files: list[Path]) -> dict[Path, str]:
-    """Returns the split of each file by its name; {} where no two names differ in the split's word alone."""
-    words: dict[Path, tuple[str, str]] = {}
-    for file in files:
-        if found := _split_word(file.relative_to(folder)):
-            words[file] = found
-    splits_of: dict[str, set[str]] = {}
-    for word, rest in words.values():
-        splits_of.setdefault(rest, set()).add(word)
-    of_file = {file: word for file, (word, rest) in words.items() if len(splits_of[rest]) > 1}
-    return {file: of_file.get(file, "train") for file in files} if of_file else {}
-
-
-def _split_word(path: Path) -> tuple[str, str] | None:
-    """Returns the split that a path below a folder names and the path without that word; None where it names none."""
-    stem = path.name.lower().split(".", 1)[0]
-    stem = re.sub(r"[-_]\d+([-_]of[-_]\d+)?$", "", stem)  # the number of a shard
-    pieces = re.split(r"[-_ ]", stem)
-    parent = path.parent.as_posix()
-    for place in (0, -1):
-        if pieces[place] in SPLIT_WORDS:
-            return SPLIT_WORDS[pieces.pop(place)], f"{parent}/{'-'.join(pieces)}"
-    folders = list(path.parts[:-1])
-    for place in reversed(range(len(folders))):
-        if folders[place].lower() in SPLIT_WORDS:
-            return SPLIT_WORDS[folders.pop(place).lower()], "/".join(folders) + "/*"
-    return None
+    return chosen, f"{len(chosen)} files of the split {wanted}; not read: {shown}" if left else ""
 
 
 def _choose_split(source: Any, splits: list[str], split: str) -> str:
@@ -396,8 +232,8 @@ def hub_split(name: str, config: str | None, split: str) -> Iterator[Numbered]:
     import datasets
 
     try:
-        splits = datasets.get_dataset_split_names(name, config)
-        chosen = _choose_split(name, [str(one) for one in splits], split)
+        known = datasets.get_dataset_split_names(name, config)
+        chosen = _choose_split(name, [str(one) for one in known], split)
         rows = datasets.load_dataset(name, config, split=chosen)
     except UserError:
         raise

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from nanochat_hf.progress import progress_bar
-from nanochat_hf.trainers import fp8, fsdp
+from nanochat_hf.settings import UserError
+from nanochat_hf.trainers import checkpoints, fp8, fsdp
 
 SAMPLE_PROMPTS = ("The capital of France is", "If yesterday was Friday, then tomorrow is", "My favourite colour is")
 
@@ -94,17 +95,21 @@ class QuietGarbageCollector(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """On SIGTERM: finishes the step, saves a checkpoint and ends training. `received` says that it happened.
 
-    With several processes, a signal to one of them stops all after the same step.
+    A checkpoint is also saved when the last one is `minutes` old. With several processes, a signal to one of them
+    stops all after the same step, and one clock decides for all.
 
     Args:
-        every: steps between two agreements of the processes; each is a reduction of one number.
+        every: steps between two agreements of the processes; each is a reduction of two numbers.
+        minutes: the longest time between two checkpoints; 0: there is none.
     """
 
-    def __init__(self, every: int = 10) -> None:
-        self.flagged, self.received, self.every = False, False, every
+    def __init__(self, every: int = 10, minutes: float = 0.0) -> None:
+        self.flagged, self.received, self.every, self.minutes = False, False, every, minutes
+        self.saved_at = time.monotonic()
         self.previous: Any = signal.SIG_DFL
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.saved_at = time.monotonic()
         self.previous = signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_: Any) -> None:
@@ -112,18 +117,55 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         stop = self.flagged
+        save = self.minutes > 0 and time.monotonic() - self.saved_at >= 60 * self.minutes
         if dist.is_available() and dist.is_initialized():
             if state.global_step % self.every:
                 return
-            votes = torch.tensor([float(stop)], device=args.device)
+            votes = torch.tensor([float(stop), float(save)], device=args.device)
             dist.all_reduce(votes)
-            stop = votes.item() > 0
+            stop, save = votes[0].item() > 0, votes[1].item() > 0
         if stop:
             self.received = True
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+        if stop or save:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved_at = time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGTERM, self.previous)
+
+
+class FinalWeights(TrainerCallback):
+    """Writes the weights after the last step, before any evaluation of that step: a run killed there keeps them."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.written, self.paused = trainer, False, 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            self.write()
+
+    def write(self) -> None:
+        """Writes them into the output folder, unless that is done. Every process has to call it.
+
+        Raises:
+            UserError: the disk is full or the like.
+        """
+        if self.written:
+            return
+        started, folder = time.perf_counter(), self.trainer.args.output_dir
+        try:
+            self.trainer.save_model(folder)
+        except Exception as error:
+            if not checkpoints.is_write_error(error):
+                raise
+            raise UserError(
+                f"cannot write the weights to {folder} ({error}); make room and run the same command again"
+            ) from error
+        self.written = True
+        self.paused += time.perf_counter() - started
 
 
 class PeriodicEvaluation(TrainerCallback):

@@ -13,14 +13,6 @@ import torch
 from nanochat_hf.model.window_attention_nanochat_hf import WINDOW_KERNELS, has_flex, pick_window_kernel
 from nanochat_hf.settings import UserError
 
-COMPILE = ("auto", "true", "layers", "model", "false")
-
-
-def check(setting: str) -> None:
-    """Raises UserError where a setting `compile` is none of `COMPILE`."""
-    if setting not in COMPILE:
-        raise UserError(f"--compile {setting} is not known; use {', '.join(COMPILE)}")
-
 
 def compiles_layers(setting: str, device: torch.device) -> bool:
     """Whether a setting `compile` asks for compiled layers: "auto" does on CUDA, "true" everywhere."""

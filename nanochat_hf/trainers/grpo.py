@@ -11,7 +11,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,38 +34,12 @@ from nanochat_hf.trainers.row_counts import report_left_over, report_share
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
     OneDevice,
-    StageConfig,
     add_callbacks,
     chat_arguments,
     distributed_state,
     load_tasks,
 )
-
-
-@dataclass
-class RolloutConfig(StageConfig):
-    """The settings of RL."""
-
-    prompts_per_step: int = field(default=16, metadata={"help": "prompts per optimizer step, over all processes"})
-    num_generations: int = field(default=16, metadata={"help": "answers sampled per prompt"})
-    max_new_tokens: int = field(default=256, metadata={"help": "longest answer, tool results included"})
-    rollout_batch_size: int = field(default=256, metadata={"help": "answers that a process samples at the same time"})
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature"})
-    top_k: int = field(default=50, metadata={"help": "sample from the k most likely tokens; 0: from all"})
-    val_tasks: list[str] = field(
-        default_factory=lambda: ["gsm8k/test@400"], metadata={"help": "held-out problems for pass@k; []: none"}
-    )
-    val_samples: int = field(default=8, metadata={"help": "answers per held-out problem: the k of pass@k"})
-    allow_code_execution: bool = field(
-        default=False, metadata={"help": "allow tasks that run programs the model wrote, inside the sandbox"}
-    )
-    device_batch_size: int = field(default=8, metadata={"help": "largest number of rows per process at once"})
-    init_lr_frac: float = field(default=0.05, metadata={"help": "factor on all learning rates"})
-    warmdown_ratio: float = field(default=1.0, metadata={"help": "share of the steps in which the rates fall"})
-    momentum_start: float = field(default=0.95, metadata={"help": "Muon's momentum at the first step"})
-    momentum_warmup_steps: int = field(default=0, metadata={"help": "steps in which the momentum rises to its peak"})
-    eval_every: int = field(default=60, metadata={"help": "steps between measurements on held-out data; 0: never"})
-    save_every: int = field(default=60, metadata={"help": "steps between two checkpoints to resume from; 0: none"})
+from nanochat_hf.trainers.stage_settings import RolloutConfig
 
 
 class RolloutArguments(OneDevice, GRPOConfig):
@@ -340,7 +314,5 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     )
     trainer.pass_at_k = PassAtK(val_tasks, held_out, max(1, config.eval_every))
     trainer.pass_at_k.trainer = trainer
-    trainer.add_callback(trainer.pass_at_k)
-    trainer.add_callback(EqualScores())
-    add_callbacks(trainer)
+    add_callbacks(trainer, config.save_minutes, trainer.pass_at_k, EqualScores())
     return trainer

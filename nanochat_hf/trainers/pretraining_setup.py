@@ -3,13 +3,13 @@
 `config` is always that script's `PretrainConfig`.
 """
 
-from dataclasses import replace
+import hashlib
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches
@@ -18,30 +18,60 @@ from nanochat_hf.scaling import depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
-from nanochat_hf.trainers import callbacks, compilation, fp8, stage
+from nanochat_hf.trainers import callbacks, checkpoints, compilation, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
+# What a resumed run may have otherwise than the run that wrote its checkpoints: where things are, how they are
+# measured, saved and computed. `record_start` compares the tokenizer and the length of the run by content.
+MAY_CHANGE = {
+    *("output_dir", "num_threads", "on_bad_file", "device_batch_size", "auto_device_batch"),
+    *("eval_every", "eval_tokens", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
+    *("save_every", "save_minutes", "save_total_limit", "log_every", "log_norms", "spike_threshold", "report_to"),
+    *("dtype", "attention", "fp8", "compile"),
+}
+CHANGES_NUMBERS = {"dtype", "attention", "fp8", "compile", "eval_tokens", "core_max_per_task", "on_bad_file"}
 
-def check(config: Any) -> None:
-    """Refuses settings that cannot work before anything slow begins.
+
+def record_start(config: Any, tokenizer: Any, dial: Any, write: bool) -> list[str]:
+    """Compares the run with the checkpoints in its folder, and records it; see `stage.record_start`.
+
+    The tokenizer is compared by its content. Of the length of the run, the batch and the rates, what counts is what
+    the depth dial made of them.
+
+    Returns:
+        A sentence for each change that has an effect on the numbers.
+    """
+    if not config.resume and checkpoints.newest_intact(config.output_dir)[0]:
+        raise UserError(
+            f"--resume false would start over among the checkpoints in {config.output_dir}; delete that folder, or "
+            "give another --output_dir"
+        )
+    asked = asdict(config)
+    for name in ("param_data_ratio", "target_flops", "resume", "dry_run"):
+        del asked[name]
+    asked["tokenizer"] = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+    for name in ("num_iterations", "total_batch_size", "lr_scale", "weight_decay"):
+        asked[name] = getattr(dial, name)
+    notes = stage.record_start(config.output_dir, asked, MAY_CHANGE, write)
+    return [note for name, note in notes.items() if name in CHANGES_NUMBERS]
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a folder.
 
     Raises:
-        UserError: names the setting and the remedy.
+        UserError: it cannot be loaded, or has no token that begins a document.
     """
-    if not config.tokenizer or not Path(config.tokenizer, "tokenizer.json").exists():
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"the tokenizer in {folder} cannot be loaded ({reason}); make it again") from None
+    if tokenizer.bos_token_id is None:
         raise UserError(
-            f"there is no tokenizer in {config.tokenizer or 'the empty path'!r}; make one with training/tokenizer.py "
-            "and give its folder as --tokenizer"
+            f"the tokenizer in {folder} has no token that begins a document; make one with training/tokenizer.py"
         )
-    if config.output_dir or not config.dry_run:
-        stage.check_output_dir(config.output_dir)
-    if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
-        raise UserError(
-            f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
-            "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
-        )
-    stage.check_dtype(config.dtype)
-    compilation.check(config.compile)
+    return tokenizer
 
 
 class PretrainingArguments(stage.OneDevice, TrainingArguments):
@@ -125,7 +155,18 @@ def build_schedule(config: Any, dial: Any) -> Schedule:
 
 def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
     """A newly initialised model whose control tokens are the tokenizer's."""
-    model_config = NanochatHFConfig.from_depth(
+    try:
+        model_config = _model_config(config, tokenizer)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    model = NanochatHFForCausalLM(model_config)
+    if config.fp8:
+        fp8.convert(model)
+    return model
+
+
+def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:
+    return NanochatHFConfig.from_depth(
         config.depth,
         vocab_size=-(-len(tokenizer) // 64) * 64,
         preset=config.preset,
@@ -138,10 +179,6 @@ def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = NanochatHFForCausalLM(model_config)
-    if config.fp8:
-        fp8.convert(model)
-    return model
 
 
 def build_trainer(
@@ -190,7 +227,7 @@ def build_trainer(
     if config.core_every > 0:
         core = (config.core_bundle, config.core_every, config.core_max_per_task)
         evaluations.append(callbacks.CoreMetric(tokenizer, *core))
-    stage.add_callbacks(trainer, *evaluations)
+    stage.add_callbacks(trainer, config.save_minutes, *evaluations)
     return trainer
 
 

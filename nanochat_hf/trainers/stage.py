@@ -8,8 +8,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,15 @@ import torch
 
 from nanochat_hf import settings, tasks
 from nanochat_hf.generation import load_checkpoint, pick_device
-from nanochat_hf.optim.groups import FIXED_RATES
-from nanochat_hf.optim.schedules import Schedule
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainers import checkpoints, compilation
-from nanochat_hf.trainers.callbacks import QuietGarbageCollector, StopOnSignal, TrainingProgress
+from nanochat_hf.trainers import checkpoints
+from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
+from nanochat_hf.trainers.stage_settings import StageConfig, check_stage
 
 START_FILE = "started.json"  # the configuration that the checkpoints in a stage folder belong to
-DTYPES = ("auto", "bfloat16", "float32")
-MAY_CHANGE = {"model", "output_dir", "save_every", "save_total_limit", "eval_every", "num_threads"}  # on resuming
+# What a resumed run may have otherwise than the run that wrote its checkpoints.
+MAY_CHANGE = {"model", "output_dir", "save_every", "save_minutes", "save_total_limit", "eval_every", "num_threads"}
 
 
 # -- every stage -----------------------------------------------------------------------------------------------------
@@ -85,28 +84,61 @@ def warn_of_idle_gpus() -> None:
         )
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises UserError where `dtype` is none of `DTYPES`."""
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype} is not known; use {', '.join(DTYPES)}")
+def record_start(output_dir: str, asked: dict[str, Any], may_change: Set[str], write: bool = True) -> dict[str, str]:
+    """Compares a run with the one that wrote the checkpoints in its folder, and records it for a later resume.
+
+    Args:
+        asked: what the run is made with, name → JSON value.
+        may_change: the names of what may differ; other differences cannot be continued.
+        write: whether this process writes the record.
+
+    Returns:
+        A sentence for each difference of `may_change`, by its name; {} where there is no checkpoint.
+
+    Raises:
+        UserError: anything else differs; the message names it, with both values where there is only one.
+    """
+    asked = json.loads(json.dumps(asked))
+    record = Path(output_dir, START_FILE)
+    notes: dict[str, str] = {}
+    if record.exists() and checkpoints.newest_intact(output_dir)[0]:
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{record} is damaged: delete {output_dir} and train it again") from None
+        # A setting that an older version of this program did not know has not changed.
+        changed = sorted(name for name in asked.keys() & before.keys() if asked[name] != before[name])
+        refused = [name for name in changed if name not in may_change]
+        if refused:
+            values = f" ({before[refused[0]]}, not {asked[refused[0]]})" if len(refused) == 1 else ""
+            raise UserError(
+                f"{output_dir} holds the checkpoints of a run with another {', '.join(refused)}{values}; "
+                "continue with the settings of that run, delete the folder, or give another --output_dir"
+            )
+        notes = {name: f"going on with another {name}: {asked[name]}, not {before[name]}" for name in changed}
+    if write:
+        settings.write_json(record, asked)
+    return notes
 
 
-def check_output_dir(output_dir: str) -> None:
-    """Raises UserError where no output folder is given, or the stage in it is finished."""
-    if not output_dir:
-        raise UserError("give --output_dir, the folder that receives the checkpoint")
-    if settings.load_run(output_dir):
-        raise UserError(f"{output_dir} is finished; delete that folder to train it again")
+def add_callbacks(trainer: Any, save_minutes: float, *extra: Any) -> None:
+    """Replaces the trainer's printing by a progress bar, and adds what saves a run.
 
+    SIGTERM saves a checkpoint before it ends the run; so does time, without ending it. After the last step the weights
+    are written first of all, so that nothing is lost in an evaluation.
 
-def add_callbacks(trainer: Any, *extra: Any) -> None:
-    """Replaces the trainer's printing by a progress bar, and lets SIGTERM save a checkpoint before it ends the run."""
+    Args:
+        save_minutes: the longest time between two checkpoints; 0: there is none.
+        extra: further callbacks, called after these.
+    """
     from transformers import PrinterCallback, ProgressCallback
 
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.stop_on_signal = StopOnSignal(every=1 if trainer.args.device.type == "cpu" else 10)
-    for callback in (TrainingProgress(), QuietGarbageCollector(), trainer.stop_on_signal, *extra):
+    trainer.stop_on_signal = StopOnSignal(every=1 if trainer.args.device.type == "cpu" else 10, minutes=save_minutes)
+    trainer.final_weights = FinalWeights(trainer)
+    own = (TrainingProgress(), QuietGarbageCollector(), trainer.stop_on_signal, trainer.final_weights)
+    for callback in (*own, *extra):
         trainer.add_callback(callback)
 
 
@@ -126,17 +158,20 @@ def train(trainer: Any, resume: bool = True) -> None:
         sys.exit(settings.STOPPED_BY_SIGTERM)
 
 
-def finish(trainer: Any, stage: str, config: Any, started: float, metrics: dict[str, float], **facts: Any) -> None:
-    """Writes the checkpoint folder and, last of all, `run.json`. Every process has to call it.
+def finish(
+    trainer: Any, stage: str, config: Any, started: float, measure: Callable[[], dict[str, float]], **facts: Any
+) -> None:
+    """Writes the checkpoint folder, then measures, then writes `run.json`. Every process has to call it.
 
     Args:
         stage: the stage's name, as in recipes.
         config: the stage's settings, a dataclass with `output_dir`.
         started: time (`time.time()`) at which the stage began.
-        metrics: results, flat name → number.
+        measure: returns the results, flat name → number. The weights are written before it is called.
         facts: further entries of `run.json`.
     """
-    trainer.save_model(config.output_dir)
+    trainer.final_weights.write()
+    metrics = measure()
     if trainer.is_world_process_zero():
         seconds, history = time.time() - started, trainer.history()
         settings.save_run(config.output_dir, stage, config, seconds=seconds, metrics=metrics, history=history, **facts)
@@ -147,63 +182,6 @@ def finish(trainer: Any, stage: str, config: Any, started: float, metrics: dict[
 
 
 # -- midtraining, SFT and RL -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class StageConfig:
-    """The settings of every chat stage. Learning rates are those of pretraining; `init_lr_frac` scales all of them."""
-
-    model: str = field(default="", metadata={"help": "checkpoint folder of the stage before"})
-    output_dir: str = field(default="", metadata={"help": "folder that receives the checkpoint"})
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "what to train on: name[/split][=source][@limit][*repeat] …"}
-    )
-    device_batch_size: int = field(default=32, metadata={"help": "largest number of rows per process at once"})
-    num_iterations: int = field(default=-1, metadata={"help": "optimizer steps; -1: one pass over the tasks"})
-    embedding_lr: float = field(default=0.2, metadata={"help": "AdamW's rate for the embeddings, at width 768"})
-    unembedding_lr: float = field(default=0.004, metadata={"help": "AdamW's rate for the head, at width 768"})
-    matrix_lr: float = field(default=0.02, metadata={"help": "Muon's rate for the matrices of the blocks"})
-    scalar_lr: float = field(default=0.5, metadata={"help": "AdamW's rate for the scalars of the residual stream"})
-    weight_decay: float = field(default=0.0, metadata={"help": "Muon's weight decay"})
-    init_lr_frac: float = field(default=1.0, metadata={"help": "factor on all learning rates"})
-    warmup_ratio: float = field(default=0.0, metadata={"help": "share of the steps in which the rates rise"})
-    warmdown_ratio: float = field(default=0.2, metadata={"help": "share of the steps in which the rates fall"})
-    final_lr_frac: float = field(default=0.0, metadata={"help": "rate after the last step, as a share of the peak"})
-    momentum_start: float = field(default=0.85, metadata={"help": "Muon's momentum at the first step"})
-    momentum_peak: float = field(default=0.95, metadata={"help": "Muon's momentum after its warmup"})
-    momentum_warmup_steps: int = field(default=300, metadata={"help": "steps in which the momentum rises to its peak"})
-    eval_every: int = field(default=150, metadata={"help": "steps between measurements on held-out data; 0: never"})
-    save_every: int = field(default=0, metadata={"help": "steps between two checkpoints to resume from; 0: none"})
-    save_total_limit: int = field(default=1, metadata={"help": "how many of these checkpoints are kept"})
-    seed: int = field(default=42, metadata={"help": "seed of data order and sampling"})
-    dtype: str = field(default="auto", metadata={"help": "bfloat16, float32 or auto: bf16 on GPUs that have it"})
-    compile: str = field(
-        default="auto",
-        metadata={"help": "true: compile the model block by block; false; auto: true on GPUs, not in RL"},
-    )
-    attention: str = field(
-        default="auto", metadata={"help": "as in pretraining: auto is the fastest kernel for the layers with a window"}
-    )
-    num_threads: int = field(default=0, metadata={"help": "processes that render conversations; 0: one per CPU core"})
-
-    def schedule(self, num_iterations: int) -> Schedule:
-        return Schedule(
-            num_iterations,
-            warmup_steps=round(self.warmup_ratio * num_iterations),
-            warmdown_ratio=self.warmdown_ratio,
-            final_lr_frac=self.final_lr_frac,
-            momentum_start=self.momentum_start,
-            momentum_peak=self.momentum_peak,
-            momentum_warmup_steps=self.momentum_warmup_steps,
-            momentum_final=self.momentum_peak,
-            decay_to_zero=False,
-        )
-
-    def hyper(self) -> dict[str, float]:
-        """The learning rates for `build_optimizer`."""
-        names = ("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr")
-        rates = {name: getattr(self, name) for name in names} | FIXED_RATES
-        return {name: rate * self.init_lr_frac for name, rate in rates.items()} | {"weight_decay": self.weight_decay}
 
 
 class ChatTrainerMixin:
@@ -223,37 +201,24 @@ def open_stage(config: StageConfig) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run to its authors by default
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is announced as experimental each time
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL uses
-    check_output_dir(config.output_dir)
-    check_dtype(config.dtype)
-    compilation.check(config.compile)
-    if not config.model:
-        raise UserError("give --model, the checkpoint folder of the stage before")
-    if not Path(config.model, "config.json").exists():
-        raise UserError(f"{config.model} is no checkpoint folder (it has no config.json); run the stage before first")
-    if not config.tasks:
-        raise UserError("give --tasks, what to train on, such as gsm8k or conversations=my_chats.jsonl")
-    asked = json.loads(json.dumps(asdict(config)))
-    started = Path(config.output_dir, START_FILE)
-    if started.exists():
-        before = json.loads(started.read_text(encoding="utf-8"))
-        # A setting that an older version of this program did not know has not changed.
-        changed = sorted(name for name in asked.keys() & before.keys() - MAY_CHANGE if asked[name] != before[name])
-        if changed and checkpoints.newest_intact(config.output_dir)[0]:
-            raise UserError(
-                f"{config.output_dir} holds the checkpoints of a run with another {', '.join(changed)}; "
-                "continue with the settings of that run, or delete the folder"
-            )
-    settings.write_json(started, asked)
+    check_stage(config)
+    record_start(config.output_dir, asdict(config), MAY_CHANGE)
 
 
 def load_tasks(specs: list[str], split: str) -> list[tuple[Any, int]]:
     """Makes the tasks that a recipe names: (task, repeat) pairs."""
-    return [tasks.load(spec, split) for spec in specs]
+    return [tasks.load(spec, split) for spec in tasks.separate(specs)]
 
 
 def load_model(folder: str) -> tuple[Any, Any]:
     """Loads the stage before: (model with fp32 weights on the CPU, tokenizer)."""
-    model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
+    try:
+        model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file; transformers, safetensors and tokenizers raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
     return model, tokenizer

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,12 @@ from nanochat_hf.trainers.row_counts import report_left_over
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
     OneDevice,
-    StageConfig,
     add_callbacks,
     chat_arguments,
     distributed_state,
     load_tasks,
 )
-
-
-@dataclass
-class SupervisedConfig(StageConfig):
-    """The settings of midtraining and SFT."""
-
-    max_seq_len: int = field(default=0, metadata={"help": "tokens per row; 0: the model's context length"})
-    total_batch_size: int = field(default=524288, metadata={"help": "tokens per optimizer step, over all processes"})
-    epochs: int = field(default=1, metadata={"help": "passes over the tasks, where num_iterations is not given"})
-    val_tasks: list[str] = field(
-        default_factory=list, metadata={"help": "held-out tasks for the validation loss, written like tasks"}
-    )
+from nanochat_hf.trainers.stage_settings import SupervisedConfig
 
 
 class SupervisedArguments(OneDevice, SFTConfig):
@@ -144,7 +131,7 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
         schedule=config.schedule(steps),
         mask_name=f"{train_on}_tokens",
     )
-    add_callbacks(trainer)
+    add_callbacks(trainer, config.save_minutes)
     return trainer
 
 

@@ -228,10 +228,10 @@ def test_a_file_without_an_ending_is_read_by_its_content(tmp_path, name):
 REFUSED = {
     "latin1.txt": (
         "a café\n".encode() * 3 + "café\n".encode("latin1"),
-        r"not UTF-8 text: see line 4, byte 27; .*iconv",
+        r"is not UTF-8: byte 0xe9 at offset 27 \(line 4\).*iconv",
     ),
-    "latin1.jsonl": (b'{"text": "caf\xe9"}\n', "not UTF-8 text: see line 1, byte 13"),
-    "latin1.csv": (b"id,text\n1,caf\xe9\n", "not UTF-8 text: see line 2, byte 13"),
+    "latin1.jsonl": (b'{"text": "caf\xe9"}\n', r"is not UTF-8: byte 0xe9 at offset 13 \(line 1\)"),
+    "latin1.csv": (b"id,text\n1,caf\xe9\n", r"is not UTF-8: byte 0xe9 at offset 13 \(line 2\)"),
     "utf16.txt": ("Some words without a mark. " * 40).encode("utf-16-le"),
     "utf16be.txt": ("Some words without a mark. " * 40).encode("utf-16-be"),
     "cut16.txt": (codecs.BOM_UTF16_LE + "words".encode("utf-16-le")[:-1], "not valid UTF-16-LE.* at byte 10"),
@@ -275,7 +275,7 @@ def test_the_byte_of_a_fault_counts_from_the_beginning_of_the_file(tmp_path, mon
     monkeypatch.setattr("nanochat_hf.data.decoding.CHUNK_BYTES", 7)
     content = ("é€ line\r\n" * 100).encode()
     (tmp_path / "a.txt").write_bytes(content + b"\xff rest")
-    with pytest.raises(UserError, match=f"see line 101, byte {len(content):,};"):
+    with pytest.raises(UserError, match=rf"byte 0xff at offset {len(content)} \(line 101\)"):
         texts_of(tmp_path / "a.txt")
 
 

@@ -124,3 +124,28 @@ def test_shards_are_pushed_as_a_data_set_and_kept_when_that_fails(make, tmp_path
     with pytest.raises(UserError, match="could not be uploaded .401 Unauthorized.; log in"):
         make(source, tmp_path / "kept", "--push_to_hub", "me/forbidden")
     assert len(list(open_documents(str(tmp_path / "kept")))) > 50
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--buckets", "0"], "--buckets is a whole number from 1 to 1000, not '0'"),
+        (["--shard_chars", "many"], "--shard_chars is a whole number of at least 1, not 'many'"),
+        (["--validation_fraction", "1.5"], "--validation_fraction is a number above 0 and at most 1, not '1.5'"),
+        (["--max_chars", "-1"], "--max_chars is a whole number of at least 1, not '-1'"),
+        (["--seed", "x"], "--seed is a whole number"),
+        (["--on_bad_file", "ignore"], "--on_bad_file: invalid choice"),
+        (["--no_such"], "unrecognized arguments: --no_such"),
+    ],
+)
+def test_bad_options_are_one_sentence(make, tmp_path, words, says):
+    source = write_jsonl(tmp_path / "a.jsonl", make_documents(10))
+    with pytest.raises(UserError) as refused:
+        make(source, tmp_path / "out", *words)
+    assert says in str(refused.value) and "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_named(make, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", make_documents(10))
+    with pytest.raises(UserError, match="a.jsonl is a file, where a folder belongs"):
+        make(source, source)

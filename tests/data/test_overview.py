@@ -101,3 +101,15 @@ def test_a_bad_file_stops_the_run_before_it_starts_or_is_skipped(tmp_path):
 
 def test_generated_data_has_no_files_to_count():
     assert cells(describe_data("microworld"))[1:] == [["microworld", "train", "1"], ["validation", "1"]]
+
+
+def test_the_share_of_tokens_that_packing_leaves_out_is_said(tmp_path):
+    """Documents of 101 tokens in rows of 65: best_fit drops 36 tokens of each."""
+    write_jsonl(tmp_path / "a.jsonl", ["y" * 100] * 200)
+    write_jsonl(tmp_path / "b.jsonl", ["w" * 100])
+    options = {"sequence_length": 64, "rows": 100}
+    line = "left out by --packing best_fit: 35% of the training tokens, the ends of texts that do not fit into rows"
+    said = describe_data(str(tmp_path), ByteEncoder(), **options)
+    assert f"{line} of 65; --packing keep_tails keeps them" in said and "warning" not in said
+    for quiet in ({"packing": "keep_tails"}, {"sequence_length": 100}):
+        assert "left out by" not in describe_data(str(tmp_path), ByteEncoder(), **(options | quiet))

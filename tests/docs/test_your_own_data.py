@@ -1,10 +1,13 @@
-"""`docs/your-own-data.md` from beginning to end, with a folder of text; only the sizes are smaller."""
+"""`docs/your-own-data.md` from beginning to end: a folder of text, then a file of chats; only sizes are smaller."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 from pages import ROOT, commands, section
 
 PAGE = (ROOT / "docs" / "your-own-data.md").read_text()
@@ -23,22 +26,37 @@ def smaller(words: Sequence[str]) -> list[str]:
     return [SMALLER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 
-def test_a_folder_of_text_becomes_a_model(tmp_path):
-    texts = tmp_path / "my_texts"
+def run_section(anchor: str, folder: Path, more: dict[str, list[str]]) -> list[str]:
+    """Runs the commands of a section in `folder`, each with `more` options by its script; returns what they print."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    said = []
+    for command in commands(section(PAGE, anchor)):
+        argv = [sys.executable, str(ROOT / command.program), *smaller(command.words), *more[command.program]]
+        run = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        said.append(run.stdout)
+    return said
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> tuple[Path, list[str]]:
+    """The folder in which the page's first commands ran, and what they printed."""
+    folder = tmp_path_factory.mktemp("mine")
+    texts = folder / "my_texts"
     texts.mkdir()
     for name in ("a_garden", "test_pilots_of_the_air", "the_great_train_robbery"):
         (texts / f"{name}.txt").write_text("".join(f"Line {i} of {name} has no blank line. " for i in range(1200)))
     (texts / "cover.jpg").write_bytes(b"no text")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    said = []
-    for command in commands(section(PAGE, "text-from-a-folder-to-a-model")):
-        argv = [sys.executable, str(ROOT / command.program), *smaller(command.words), "--num_threads", "1"]
-        if "pretrain" in command.program:
-            argv += ["--aspect_ratio", "32", "--head_dim", "32", "--eval_tokens", "512"]
-        run = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        said.append(run.stdout)
-    assert len(said) == 2 and (tmp_path / "runs/mine/base/run.json").exists()
+    more = {
+        "training/tokenizer.py": ["--num_threads", "1"],
+        "training/pretrain.py": "--num_threads 1 --aspect_ratio 32 --head_dim 32 --eval_tokens 512".split(),
+    }
+    return folder, run_section("text-from-a-folder-to-a-model", folder, more)
+
+
+def test_a_folder_of_text_becomes_a_model(pretrained):
+    folder, said = pretrained
+    assert len(said) == 2 and (folder / "runs/mine/base/run.json").exists()
     for output in said:
         assert "left out (no known format): cover.jpg" in output
         table = [line.split() for line in output.splitlines()]
@@ -46,3 +64,17 @@ def test_a_folder_of_text_becomes_a_model(tmp_path):
         validation = next(row for row in table if row[:1] == ["validation"])
         assert train[2] == "2" and validation[1] == "1", "no title is a split"
         assert int(train[3].replace(",", "")) > 20, "text without blank lines gives many documents"
+
+
+def test_a_file_of_chats_becomes_a_chat_model(pretrained):
+    folder, _ = pretrained
+    chat = {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]}
+    (folder / "my_chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 40)
+    (folder / "my_questions.jsonl").write_text(json.dumps({"question": "Who?", "answer": "Me."}) + "\n")
+    more = {"training/sft.py": ["--num_threads", "1"], "evaluation/chat.py": ["--max_new_tokens", "8"]}
+    trained, evaluated = run_section("your-own-chats", folder, more)
+    assert "my_chats.jsonl: 40 conversations, format ShareGPT (from, value)" in trained
+    assert "my_questions.jsonl: 1 conversations, format question and answer" in evaluated
+    sft = folder / "runs/mine/sft"
+    assert json.loads((sft / "run.json").read_text())["config"]["epochs"] == 3
+    assert json.loads((sft / "eval/chat.json").read_text())["details"]["tasks"][0]["items"] == 1

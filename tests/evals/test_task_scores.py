@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf.evals import tasks
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
-from nanochat_hf.evals.runner import EvaluationConfig, answer_sampling, load_tasks
+from nanochat_hf.evals.runner import EvaluationConfig, answer_sampling, load_tasks, result_table
 from nanochat_hf.generation import Sampling
 from nanochat_hf.settings import UserError
 
@@ -120,6 +120,21 @@ def test_long_prompts_lose_their_beginning(templated):
     sampling = tasks.AnswerSampling(Sampling(max_new_tokens=2, temperature=0))
     answers = tasks._generate(templated, [conversation], sampling, seed=0)
     assert len(answers) == 1 and len(answers[0]) == 1
+
+
+def test_prompts_that_lose_their_beginning_are_counted_and_said(templated):
+    """Of seven questions, those with the most "so " are too long."""
+    exam, problems = Exam(7), Problems(7)
+    lengths = sorted(len(templated.prompt_ids(example["messages"][:-1])) for example in exam.examples)
+    assert tasks.evaluate_choice(templated, exam, max_length=lengths[4]).row()["truncated"] == 2
+    assert tasks.evaluate_choice(templated, exam).row()["truncated"] == 0
+    problems.examples[3]["messages"][0]["content"] = "x" * 5000
+    result = tasks.evaluate_generative(
+        templated, problems, tasks.AnswerSampling(Sampling(max_new_tokens=2, temperature=0))
+    )
+    assert result.row()["truncated"] == 1
+    table = {"metrics": tasks.summarize([result]), "details": {"tasks": [result.row()]}}
+    assert "7 items, 1 too long for the context: their beginning is cut" in result_table(table)
 
 
 def test_chatcore_is_the_mean_of_centered_scores():

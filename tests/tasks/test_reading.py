@@ -162,6 +162,11 @@ def test_the_card_of_a_data_set_names_the_files(tmp_path):
     for name, row in zip(("first", "b1", "other"), CHATS, strict=True):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
     assert answers(tmp_path) == ["Yes."] and answers(tmp_path, "test") == ["No."]
+    two = "---\nconfigs:\n- config_name: a\n  data_files: first.jsonl\n- config_name: b\n  data_files:\n"
+    (tmp_path / "README.md").write_text(two + "  - split: train_sft\n    path: b1.jsonl\n---\n")
+    assert answers(f"{tmp_path}:a") == ["Yes."] and answers(f"{tmp_path}:b", "train_sft") == ["No."]
+    with pytest.raises(UserError, match=r"has several configs \(a, b\); name one, as .*:a"):
+        answers(tmp_path)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Chats\n")
     assert len(answers(tmp_path)) == 3
 
@@ -183,9 +188,9 @@ def test_the_card_of_a_data_set_names_the_files(tmp_path):
         (
             "a.jsonl",
             LINES.encode("utf-16-le"),
-            "zero byte at offset 1, perhaps it is UTF-16 without a byte order mark",
+            "looks like UTF-16LE without a byte order mark; convert it, for example with: iconv -f UTF-16LE",
         ),
-        ("a.jsonl", LINES.encode("utf-16")[:-1], "is UTF-16 by its first bytes, but byte"),
+        ("a.jsonl", LINES.encode("utf-16")[:-1], "is not valid UTF-16-LE, as its first bytes say, at byte"),
         ("a.jsonl.gz", gzipped(LINES.encode())[:-20], "cannot be read .*; is it whole"),
         ("a.jsonl.gz", gzipped(LINES.encode())[:40] + b"xxxxxxxxxxxxxxxx", "cannot be read .*; is it whole"),
         ("a.jsonl.zst", zstd(LINES.encode())[:-20], "cannot be read .*; is it whole"),
@@ -193,12 +198,16 @@ def test_the_card_of_a_data_set_names_the_files(tmp_path):
         ("a.parquet", b"", "cannot be read .*; is it whole"),
         ("a.arrow", b"ARROW1 and no more", "cannot be read .*; is it whole"),
         ("a.jsonl", b"", "a.jsonl is empty"),
-        ("a.jsonl", b"PK\x03\x04xx", "is a zip archive or a spreadsheet"),
+        ("a.jsonl", b"PK\x03\x04xx", "not a text file but a zip archive or an office document; unpack it"),
         ("a.jsonl", (LINES + "{broken\n").encode(), "line 4: not valid JSON .*; mend or remove it"),
         ("a.jsonl", ("\n{broken\n" + LINES).encode(), "line 2: not valid JSON"),
         ("a.json", b'[\n{"question": "a",\n "answer": b}\n]', "line 3: not valid JSON .Expecting value at column 12"),
-        ("a.csv", b"question,answer\na,b,c\n", "line 2: there are more fields than the first line names columns"),
-        ("a.csv", b'question,answer\na,"b\n', "after line 1: not valid CSV .unexpected end of data.; mend the quotes"),
+        ("a.csv", b"question,answer\na,b,c\n", "line 2 has 3 fields, where the first line names 2 columns"),
+        (
+            "a.csv",
+            b'question,answer\na,"b\n',
+            "line 2 is not csv .unexpected end of data.; put text that holds quotes",
+        ),
         ("a.csv", b"Hi,Hello\nBye,See you\n", "line 2: has the keys 'hi', 'hello', which are of no known format"),
         ("a.csv", b"question,answer\n", "there are no rows"),
     ],

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks import TASKS, load
+from nanochat_hf.tasks import TASKS, load, separate
 from nanochat_hf.tasks.base import choice_example, final_number, message_text
 from nanochat_hf.tasks.gsm8k import solution_parts, word_problem
 from nanochat_hf.tasks.humaneval import code_of, leading_imports
@@ -145,3 +145,9 @@ def test_microworld_references_score_one_and_others_nought(name):
     for item in items[:8] if task.runs_code else items:
         assert task.score(item, message_text(item["messages"][-1])) == 1.0
         assert task.score(item, "I do not know.") == 0.0
+
+
+def test_tasks_may_be_joined_by_commas():
+    assert separate(["gsm8k,mmlu@5, conversations=a, b.jsonl*2", "spelling"]) == [
+        "gsm8k", "mmlu@5", "conversations=a, b.jsonl*2", "spelling"
+    ]  # fmt: skip

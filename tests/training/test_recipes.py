@@ -1,37 +1,22 @@
 """Every recipe names only settings that its stage has, and uses only the variables that its first comment names."""
 
-import importlib.util
-import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
+from stage_configs import STAGES as ALL_STAGES
+from stage_configs import TRAINING
+from stage_configs import config_class as stage_config
 
 from nanochat_hf import settings
 from nanochat_hf.evals.runner import EvaluationConfig
 
-TRAINING = Path(__file__).parents[2] / "training"
 RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))
-STAGES = {
-    "tokenizer": "TokenizerConfig",
-    "pretrain": "PretrainConfig",
-    "midtrain": "MidtrainConfig",
-    "sft": "SFTStageConfig",
-    "rl": "RLConfig",
-    "speedrun": "SpeedrunConfig",
-}
+STAGES = {stage: name for stage, name in ALL_STAGES.items() if stage != "report"}
 VARIABLES = {name: name for name in ("pretrain", "chat", "gsm8k", "mmlu", "arc", "core")}
 
 
 def config_class(stage: str) -> type:
-    if stage == "evaluation":
-        return EvaluationConfig
-    name = f"training_script_{stage}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TRAINING / f"{stage}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return getattr(sys.modules[name], STAGES[stage])
+    return EvaluationConfig if stage == "evaluation" else stage_config(stage)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

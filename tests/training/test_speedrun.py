@@ -64,3 +64,24 @@ def test_a_failing_stage_stops_the_pipeline_and_keeps_what_was_made(run_dir, tmp
     assert result.returncode == 2
     assert "finished already" in result.stdout and "pretrain stopped" in result.stderr
     assert settings.load_run(run_dir / "tokenizer") and not settings.load_run(run_dir / "base")
+
+
+def test_a_finished_stage_is_compared_as_yaml_means_it(tmp_path):
+    made = {"data": ["microworld"], "vocab_size": 512, "rate": 0.02, "resume": True, "every": 0, "compile": "false"}
+    settings.save_run(tmp_path / "run" / "tokenizer", "tokenizer", made | {"output_dir": str(Path.home() / "x")})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "tokenizer:\n  data: microworld\n  vocab_size: '512'\n  rate: 2e-2\n  resume: on\n  every: no\n"
+        "  compile: false\n  output_dir: ~/x\n"
+    )
+    options = ("--run_dir", str(tmp_path / "run"), "--stages", "tokenizer")
+    assert "finished already" in speedrun("--config", str(recipe), *options).stdout
+    recipe.write_text("tokenizer:\n  vocab_size: many\n")
+    refused = speedrun("--config", str(recipe), *options)
+    assert refused.returncode == 2 and "made with vocab_size: 512, the recipe now says many" in refused.stderr
+
+
+def test_a_run_folder_that_is_a_file_is_found_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = speedrun("--run_dir", str(tmp_path / "file" / "run"))
+    assert result.returncode == 2 and "is a file, where a folder belongs" in result.stderr and not result.stdout

@@ -1,0 +1,164 @@
+"""The settings of midtraining, SFT and RL, and what every training stage checks first.
+
+Nothing here imports torch, so `--help` and mistakes are said at once.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_hf.settings import UserError, check_output_dir, setting
+
+if TYPE_CHECKING:
+    from nanochat_hf.optim.schedules import Schedule
+
+DTYPES = ("auto", "bfloat16", "float32")
+COMPILE = ("auto", "true", "layers", "model", "false")  # "true" is "layers"
+TASKS_HELP = "what to train on: name[/split][=source][@limit][*repeat] …"
+MAX_SEED = 2**32 - 1  # NumPy's
+
+
+@dataclass
+class StageConfig:
+    """The settings of every chat stage. Learning rates are those of pretraining; `init_lr_frac` scales all of them."""
+
+    model: str = setting("", "checkpoint folder of the stage before", path=True)
+    output_dir: str = setting("", "folder that receives the checkpoint", path=True)
+    tasks: list[str] = setting([], TASKS_HELP)
+    device_batch_size: int = setting(32, "largest number of rows per process at once", at_least=1)
+    num_iterations: int = setting(-1, "optimizer steps; -1: one pass over the tasks", at_least=1, also=[-1])
+    embedding_lr: float = setting(0.2, "AdamW's rate for the embeddings, at width 768", at_least=0)
+    unembedding_lr: float = setting(0.004, "AdamW's rate for the head, at width 768", at_least=0)
+    matrix_lr: float = setting(0.02, "Muon's rate for the matrices of the blocks", at_least=0)
+    scalar_lr: float = setting(0.5, "AdamW's rate for the scalars of the residual stream", at_least=0)
+    weight_decay: float = setting(0.0, "Muon's weight decay", at_least=0)
+    init_lr_frac: float = setting(1.0, "factor on all learning rates", at_least=0)
+    warmup_ratio: float = setting(0.0, "share of the steps in which the rates rise", at_least=0, at_most=1)
+    warmdown_ratio: float = setting(0.2, "share of the steps in which the rates fall", at_least=0, at_most=1)
+    final_lr_frac: float = setting(0.0, "rate after the last step, as a share of the peak", at_least=0)
+    momentum_start: float = setting(0.85, "Muon's momentum at the first step", at_least=0, at_most=1)
+    momentum_peak: float = setting(0.95, "Muon's momentum after its warmup", at_least=0, at_most=1)
+    momentum_warmup_steps: int = setting(300, "steps in which the momentum rises to its peak", at_least=0)
+    eval_every: int = setting(
+        150, "steps between measurements on held-out data; 0: never", at_least=0, also=[-1], off=0
+    )
+    save_every: int = setting(
+        150,
+        "steps between two checkpoints to resume from; 0: only --save_minutes counts",
+        at_least=0,
+        also=[-1],
+        off=0,
+    )
+    save_minutes: float = setting(
+        10.0, "longest time between two of these checkpoints; 0: only --save_every counts", at_least=0, off=0
+    )
+    save_total_limit: int = setting(1, "how many of these checkpoints are kept", at_least=1)
+    seed: int = setting(42, "seed of data order and sampling", at_least=0, at_most=MAX_SEED)
+    dtype: str = setting("auto", "bfloat16, float32 or auto: bf16 on GPUs that have it", choices=DTYPES)
+    compile: str = setting("auto", "true: block by block; false; auto: true on GPUs, not in RL", choices=COMPILE)
+    attention: str = setting("auto", "as in pretraining: auto is the fastest kernel for the layers with a window")
+    num_threads: int = setting(0, "processes that render conversations; 0: one per CPU core", at_least=0, at_most=1024)
+
+    def schedule(self, num_iterations: int) -> "Schedule":
+        from nanochat_hf.optim.schedules import Schedule
+
+        return Schedule(
+            num_iterations,
+            warmup_steps=round(self.warmup_ratio * num_iterations),
+            warmdown_ratio=self.warmdown_ratio,
+            final_lr_frac=self.final_lr_frac,
+            momentum_start=self.momentum_start,
+            momentum_peak=self.momentum_peak,
+            momentum_warmup_steps=self.momentum_warmup_steps,
+            momentum_final=self.momentum_peak,
+            decay_to_zero=False,
+        )
+
+    def hyper(self) -> dict[str, float]:
+        """The learning rates for `build_optimizer`."""
+        from nanochat_hf.optim.groups import FIXED_RATES
+
+        names = ("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr")
+        rates = {name: getattr(self, name) for name in names} | FIXED_RATES
+        return {name: rate * self.init_lr_frac for name, rate in rates.items()} | {"weight_decay": self.weight_decay}
+
+
+@dataclass
+class SupervisedConfig(StageConfig):
+    """The settings of midtraining and SFT."""
+
+    max_seq_len: int = setting(0, "tokens per row; 0: the model's context length", at_least=0)
+    total_batch_size: int = setting(524288, "tokens per optimizer step, over all processes", at_least=1)
+    epochs: int = setting(1, "passes over the tasks, where num_iterations is not given", at_least=1)
+    val_tasks: list[str] = setting([], "held-out tasks for the validation loss, written like tasks")
+
+
+@dataclass
+class RolloutConfig(StageConfig):
+    """The settings of RL."""
+
+    prompts_per_step: int = setting(16, "prompts per optimizer step, over all processes", at_least=1)
+    num_generations: int = setting(16, "answers sampled per prompt", at_least=2)
+    max_new_tokens: int = setting(256, "longest answer, tool results included", at_least=1)
+    rollout_batch_size: int = setting(256, "answers that a process samples at the same time", at_least=1)
+    temperature: float = setting(1.0, "sampling temperature", above=0)
+    top_k: int = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
+    val_tasks: list[str] = setting(["gsm8k/test@400"], "held-out problems for pass@k; []: none")
+    val_samples: int = setting(8, "answers per held-out problem: the k of pass@k", at_least=1)
+    allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
+    device_batch_size: int = setting(8, "largest number of rows per process at once", at_least=1)
+    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0)
+    warmdown_ratio: float = setting(1.0, "share of the steps in which the rates fall", at_least=0, at_most=1)
+    momentum_start: float = setting(0.95, "Muon's momentum at the first step", at_least=0, at_most=1)
+    momentum_warmup_steps: int = setting(0, "steps in which the momentum rises to its peak", at_least=0)
+    eval_every: int = setting(
+        60, "steps between measurements on held-out data; 0: never", at_least=0, also=[-1], off=0
+    )
+    save_every: int = setting(
+        60, "steps between two checkpoints to resume from; 0: only --save_minutes counts", at_least=0, also=[-1], off=0
+    )
+
+
+def check_stage(config: StageConfig) -> None:
+    """Refuses what cannot work before anything slow is imported.
+
+    Raises:
+        UserError: a folder is not given, cannot be used or does not exist, or there are no tasks.
+    """
+    check_output_dir(config.output_dir)
+    if not config.model:
+        raise UserError("give --model, the checkpoint folder of the stage before")
+    if not Path(config.model, "config.json").exists():
+        raise UserError(f"{config.model} is no checkpoint folder (it has no config.json); run the stage before first")
+    if not config.tasks:
+        raise UserError("give --tasks, what to train on, such as gsm8k or conversations=my_chats.jsonl")
+
+
+def check_pretraining(config: Any) -> None:
+    """Refuses settings that cannot work before anything slow is imported. `config` is a `PretrainConfig`.
+
+    Raises:
+        UserError: names the setting and the remedy.
+    """
+    if not config.tokenizer or not Path(config.tokenizer, "tokenizer.json").exists():
+        raise UserError(
+            f"there is no tokenizer in {config.tokenizer or 'the empty path'!r}; make one with training/tokenizer.py "
+            "and give its folder as --tokenizer"
+        )
+    if config.output_dir or not config.dry_run:
+        check_output_dir(config.output_dir)
+    if not config.data:
+        raise UserError("give --data, the text to train on, such as my_texts/ or microworld")
+    if config.context_length is not None and config.context_length < config.sequence_length:
+        raise UserError(
+            f"--context_length {config.context_length} is shorter than the rows of {config.sequence_length} tokens; "
+            "raise it, or lower --sequence_length"
+        )
+    if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
+        raise UserError(
+            f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
+            "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
+        )
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise UserError(f"--report_to {config.report_to} needs its package: pip install {config.report_to}")

@@ -1,0 +1,184 @@
+"""What a killed stage keeps, and what it refuses to go on with."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from chat_toy import TEXTS, make_base, run_stage, weights
+
+from nanochat_hf import tokenizer as tokenizers
+from nanochat_hf.settings import UserError, load_run
+from nanochat_hf.trainers.callbacks import TrainingProgress
+
+CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am nanochat."}]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no code of ours catches it."""
+
+
+def kill_at(step, monkeypatch):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(TrainingProgress, "on_step_end", on_step_end)
+
+
+def run(stage, options):
+    run_stage(stage, *[word for name, value in options.items() for word in (f"--{name}", *_words(value))])
+
+
+def _words(value):
+    return value if isinstance(value, list) else [value]
+
+
+# -- pretraining -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizers.train(TEXTS, 300).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interrupted(tokenizer, tmp_path_factory):
+    """A pretraining run that was killed after its checkpoint of step 2: (options, folder)."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    texts = folder / "texts.txt"
+    texts.write_text("\n\n".join(TEXTS * 20))
+    options = {"data": texts, "tokenizer": tokenizer, "depth": 1, "aspect_ratio": 32, "head_dim": 32}
+    options |= {"sequence_length": 32, "num_iterations": 4, "total_batch_size": 64, "device_batch_size": 2}
+    options |= {"eval_every": 0, "save_every": 2, "num_threads": 1, "packing": "keep_tails"}
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(3, patch)
+        with pytest.raises(Killed):
+            run("pretrain", options | {"output_dir": folder / "run"})
+    return options, folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"matrix_lr": 0.03}, r"another matrix_lr \(0.02, not 0.03\)"),
+        ({"weight_decay": 0.5}, "another weight_decay"),
+        ({"warmup_steps": 1}, "another warmup_steps"),
+        ({"num_iterations": 6}, r"another num_iterations \(4, not 6\)"),
+        ({"total_batch_size": 128}, "another lr_scale, total_batch_size|another total_batch_size"),
+        ({"depth": 2}, "another depth"),
+        ({"sequence_length": 16}, "another sequence_length"),
+        ({"data": "microworld"}, "another data"),
+        ({"packing": "best_fit"}, "another packing"),
+        ({"data_seed": 1}, "another data_seed"),
+        ({"seed": 1}, "another seed"),
+        ({"tokenizer": "OTHER"}, "another tokenizer"),
+        ({"resume": "false"}, "--resume false would start over"),
+    ],
+    ids=str,
+)
+def test_pretraining_does_not_go_on_as_another_run(interrupted, tokenizer, tmp_path, changes, words):
+    options, folder = interrupted
+    if "tokenizer" in changes:  # the same name of a folder, other tokens
+        tokenizers.train([text.upper() for text in TEXTS], 300).save_pretrained(tmp_path / "tokenizer")
+        changes = {"tokenizer": tmp_path / "tokenizer"}
+    kept = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=words):
+        run("pretrain", options | {"output_dir": folder} | changes)
+    assert sorted(folder.rglob("*")) == kept
+
+
+def test_pretraining_goes_on_where_it_can_and_says_what_is_different(interrupted, tokenizer, tmp_path, capsys):
+    options, folder = interrupted
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.copytree(tokenizer, tmp_path / "tokenizer")  # the same tokens in another place
+    changes = {"tokenizer": tmp_path / "tokenizer", "save_every": 3, "device_batch_size": 1, "dtype": "float32"}
+    run("pretrain", options | {"output_dir": tmp_path / "run"} | changes)
+    said = capsys.readouterr().out
+    assert "going on with another dtype: float32, not auto" in said and "resuming from" in said
+    assert "save_every" not in said and load_run(tmp_path / "run")["history"][-1]["step"] == 4
+
+
+# -- chat stages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("base") / "base", sequence_length=64)
+
+
+@pytest.fixture
+def chat_options(base, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text((json.dumps(CHAT) + "\n") * 24)
+    options = {"model": base, "tasks": f"conversations={chats}", "val_tasks": f"conversations={chats}@4"}
+    return options | {"num_iterations": 3, "total_batch_size": 128, "device_batch_size": 2, "num_threads": 1}
+
+
+@pytest.mark.parametrize("stage", ["sft", "midtrain"])
+@pytest.mark.parametrize("eval_every", [0, 3], ids=["after the last step", "at the last step"])
+def test_a_stage_killed_in_its_last_evaluation_keeps_its_weights(
+    stage, eval_every, chat_options, tmp_path, monkeypatch, capsys
+):
+    from nanochat_hf.trainers.supervised import PackedRowsTrainer
+
+    options = chat_options | {"eval_every": eval_every, "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+
+        def evaluate(self, *args, **kwargs):
+            raise Killed
+
+        patch.setattr(PackedRowsTrainer, "evaluate", evaluate)
+        with pytest.raises(Killed):
+            run(stage, options)
+    assert not load_run(tmp_path / "run")
+    kept = weights(tmp_path / "run")
+    run(stage, options)
+    assert load_run(tmp_path / "run")["metrics"]
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(tmp_path / "run").items())
+    if not eval_every:  # the checkpoint of the last step was written, too: only the evaluation is repeated
+        assert "resuming from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3]), (0, []), (60, [])])
+def test_a_checkpoint_is_written_when_the_last_one_is_old(chat_options, tmp_path, minutes, steps):
+    options = chat_options | {"save_every": 0, "save_minutes": minutes, "save_total_limit": 9, "val_tasks": "[]"}
+    run("sft", options | {"output_dir": tmp_path / "run"})
+    assert sorted(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*")) == steps
+
+
+def test_a_chat_stage_names_the_setting_that_changed(chat_options, tmp_path, monkeypatch):
+    options = chat_options | {"save_every": 1, "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        kill_at(2, patch)
+        with pytest.raises(Killed):
+            run("sft", options)
+    with pytest.raises(UserError, match=r"another matrix_lr \(0.02, not 0.5\)"):
+        run("sft", options | {"matrix_lr": 0.5})
+    (tmp_path / "run" / "started.json").write_text("{")
+    with pytest.raises(UserError, match="started.json is damaged"):
+        run("sft", options)
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_with_words_of_yaml_train_what_they_say(tokenizer, chat_options, tmp_path):
+    """Numbers in quotes, `no`, `off`, `false`, and one text where a list belongs, through the real stages."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        'pretrain:\n  data: microworld\n  depth: "1"\n  head_dim: 32\n  aspect_ratio: 32\n  sequence_length: 32\n'
+        "  total_batch_size: 64\n  device_batch_size: 2\n  num_iterations: 2\n  eval_every: no\n  compile: false\n"
+        "  matrix_lr: 2e-2\n  save_every: off\n  save_minutes: off\n"
+        "sft:\n  tasks: ${chats}\n  num_iterations: 2\n  total_batch_size: 128\n  device_batch_size: 2\n"
+    )
+    run("pretrain", {"config": recipe, "set": "chats=x", "tokenizer": tokenizer, "output_dir": tmp_path / "base"})
+    found = load_run(tmp_path / "base")["config"]
+    assert found["depth"] == 1 and found["compile"] == "false" and found["matrix_lr"] == 0.02
+    assert found["eval_every"] == found["save_every"] == 0 and not list((tmp_path / "base").glob("checkpoint-*"))
+    assert "val_bpb" not in load_run(tmp_path / "base")["metrics"]
+    options = {"config": recipe, "set": f"chats={chat_options['tasks']}", "model": chat_options["model"]}
+    run("sft", options | {"output_dir": tmp_path / "sft"})
+    assert load_run(tmp_path / "sft")["config"]["tasks"] == [chat_options["tasks"]]
