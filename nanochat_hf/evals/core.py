@@ -1,7 +1,8 @@
 """CORE: the mean centered accuracy over the 22 in-context-learning tasks of DataComp-LM (arXiv:2406.11794, §3.5).
 
 Items, few-shot draws, prompts and scored spans follow nanochat, so that its numbers can be checked: GPT-2 XL (1.6 B
-parameters) scores 0.256525 there. Only the computation differs: the items of a task are batched by length.
+parameters) scores 0.256525 there. Only the computation differs: what the options of an item share is read once, and
+items are batched by length (`scoring`).
 
 A bundle is a folder with `core.yaml` (the list of tasks), `eval_meta_data.csv` (chance accuracies in percent) and
 `eval_data/` (JSON lines). Some published chance accuracies are wrong (mlfoundations/dclm#114): BoolQ has 62 %,
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from nanochat_hf.evals.scoring import Span, SpanScore, distributed_rank, gather_sum, score_spans
+from nanochat_hf.evals.scoring import Span, SpanScore, common_prefix, distributed_rank, gather_sum, score_groups
 from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, wilson_interval
 from nanochat_hf.settings import UserError
 
@@ -198,14 +199,14 @@ def spans_of(task: CoreTask, rows: Sequence[list[int]]) -> list[Span]:
     end, and a language-modelling item on its continuation.
     """
     if task.kind == "multiple_choice":
-        start = _common_prefix(rows)
+        start = common_prefix(rows)
         return [Span(row, max(1, start), len(row)) for row in rows]
     if task.kind == "schema":
-        shared = _common_prefix([row[::-1] for row in rows])
+        shared = common_prefix([row[::-1] for row in rows])
         return [Span(row, max(1, len(row) - shared), len(row)) for row in rows]
     without, full = rows
     # Byte-level tokenizers give a clean prefix. Others may merge across the border: score from the first difference.
-    start = min(_common_prefix([without, full]), len(full) - 1)
+    start = min(common_prefix([without, full]), len(full) - 1)
     return [Span(full, max(1, start), len(full))]
 
 
@@ -221,14 +222,14 @@ def is_correct(task: CoreTask, item: Item, scores: Sequence[SpanScore]) -> bool:
     return losses.index(min(losses)) == item["gold"]
 
 
-def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    for position, column in enumerate(zip(*rows, strict=False)):
-        if any(token != column[0] for token in column):
-            return position
-    return min(map(len, rows))
-
-
 # ---- evaluation ----------------------------------------
+
+
+def spans_of_items(encode: Encode, task: CoreTask, indices: Sequence[int]) -> list[list[Span]]:
+    """The scored spans of these items of a task, few-shot examples included. `encode` is that of `evaluate_task`."""
+    texts = [render(task, task.items[index], fewshot_examples(task, index)) for index in indices]
+    ids = iter(encode([text for group in texts for text in group]))
+    return [spans_of(task, [next(ids) for _ in group]) for group in texts]
 
 
 def evaluate_task(
@@ -246,29 +247,19 @@ def evaluate_task(
         model: a causal language model, in evaluation mode.
         encode: texts → token ids with the begin-of-document token first.
         max_length: context in tokens; longer sequences keep their end and are counted. None: no limit.
-        max_tokens: padded tokens per forward pass.
+        max_tokens: padded tokens per forward pass, cached ones included.
         progress: called with the number of items finished after each batch.
     """
     rank, world = distributed_rank()
     own_indices = range(rank, len(task.items), world)
-    texts = [render(task, task.items[index], fewshot_examples(task, index)) for index in own_indices]
-    ids = iter(encode([text for group in texts for text in group]))
-    groups = [spans_of(task, [next(ids) for _ in group]) for group in texts]
+    groups = spans_of_items(encode, task, own_indices)
     cropped = [[span.crop(max_length) for span in group] for group in groups]
-    item_of_span = [number for number, group in enumerate(cropped) for _ in group]
-    spans_left = [len(group) for group in cropped]  # per item
-    scores: list[SpanScore | None] = [None] * len(item_of_span)
-    for batch in score_spans(model, [span for group in cropped for span in group], max_tokens=max_tokens):
-        for index, score in batch:
-            scores[index] = score
-            spans_left[item_of_span[index]] -= 1
-        if progress:
-            progress(sum(spans_left[number] == 0 for number in {item_of_span[index] for index, _ in batch}))
-
     outcomes = torch.zeros(len(task.items) + 1, dtype=torch.float64)  # the last entry counts truncated items
-    flat = iter(scores)
-    for index, group in zip(own_indices, cropped, strict=True):
-        outcomes[index] = is_correct(task, task.items[index], [next(flat) for _ in group])
+    for batch in score_groups(model, cropped, max_tokens=max_tokens):
+        for number, scores in batch:
+            outcomes[own_indices[number]] = is_correct(task, task.items[own_indices[number]], scores)
+        if progress:
+            progress(len(batch))
     outcomes[-1] = sum(
         any(a is not b for a, b in zip(g, c, strict=True)) for g, c in zip(groups, cropped, strict=True)
     )

@@ -11,13 +11,7 @@ from typing import Any
 import torch
 
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
-from nanochat_hf.evals.scoring import (
-    distributed_rank,
-    gather_sum,
-    last_logits,
-    pad_right,
-    plan_batches,
-)
+from nanochat_hf.evals.scoring import Row, distributed_rank, gather_sum, read_groups
 from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, pass_at_k, wilson_interval
 from nanochat_hf.generation import Sampling, context_length_of, generate_with_tools
 from nanochat_hf.settings import UserError
@@ -130,15 +124,11 @@ def evaluate_choice(
     letters_used = sorted({letter for example in examples for letter in example["letters"]})
     letter_ids = {letter: evaluated.letter_id(letter) for letter in letters_used}
     scores = torch.zeros(count, dtype=torch.float64)
-    for batch in plan_batches([len(prompt) for prompt in prompts], max_tokens):
-        rows = [prompts[index] for index in batch]
-        lengths = torch.tensor([len(row) for row in rows])
-        keep = int(lengths.max() - lengths.min()) + 1
-        logits = last_logits(evaluated.model, pad_right(rows, 0, device), keep=keep)  # [rows, keep, V]
-        at_end = logits[torch.arange(len(rows)), lengths - lengths.max() + keep - 1].float().cpu()  # [rows, V]
-        for row, index in enumerate(batch):
+    rows = [[Row(prompt, len(prompt) - 1)] for prompt in prompts]
+    for batch, logits in read_groups(evaluated.model, rows, max_tokens=max_tokens):  # [items of the batch, V]
+        for index, at_end in zip(batch, logits.cpu(), strict=True):
             letters = examples[index]["letters"]
-            best = at_end[row, [letter_ids[letter] for letter in letters]].argmax().item()
+            best = at_end[[letter_ids[letter] for letter in letters]].argmax().item()
             scores[own_indices[index]] = task.score(examples[index], letters[best])
         if progress:
             progress(len(batch))
