@@ -8,7 +8,6 @@ two names, because their numbers must not be compared with each other:
   document may be cropped, and its tokens see the documents before it in the row.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_hf.evals.metrics import formulas
 from nanochat_hf.evals.scoring import distributed_rank, gather_sum, pad_right, plan_batches
 
 IGNORED = -100
@@ -62,7 +62,7 @@ def packed_bits_per_byte(
                 nats += losses[sizes > 0].sum(dtype=torch.float64)
         num_bytes += bytes_BT.sum()
     nats_all, bytes_all = gather_sum(torch.stack([nats, num_bytes])).tolist()
-    return _bits_per_byte(nats_all, bytes_all)
+    return formulas.bits_per_byte(nats_all, bytes_all)
 
 
 @torch.inference_mode()
@@ -114,13 +114,9 @@ def bits_per_byte(
     sums = torch.tensor([float(nats), num_bytes, tokens, len(texts)], dtype=torch.float64)
     nats_all, bytes_all, tokens_all, texts_all = gather_sum(sums.to(device)).tolist()
     return {
-        "bits_per_byte": _bits_per_byte(nats_all, bytes_all),
+        "bits_per_byte": formulas.bits_per_byte(nats_all, bytes_all),
         "nats_per_token": nats_all / max(1.0, tokens_all),
         "bytes_per_token": bytes_all / max(1.0, tokens_all),
         "documents": texts_all,
         "bytes": bytes_all,
     }
-
-
-def _bits_per_byte(nats: float, num_bytes: float) -> float:
-    return nats / (math.log(2) * num_bytes) if num_bytes else math.inf

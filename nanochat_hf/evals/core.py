@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from nanochat_hf.evals.metrics.formulas import accuracy_with_interval, centered, mean, mean_centered_of_items
 from nanochat_hf.evals.scoring import Span, SpanScore, common_prefix, distributed_rank, gather_sum, score_groups
-from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, wilson_interval
 from nanochat_hf.settings import UserError
 
 SHUFFLE_SEED = 1337
@@ -81,19 +81,16 @@ class CoreResult:
     @property
     def accuracy(self) -> float:
         """Share of correct items, 0 to 1."""
-        return sum(self.outcomes) / len(self.outcomes)
+        return mean(self.outcomes)
 
     def row(self) -> dict[str, Any]:
         """The task's row for tables: accuracy with its 95 % Wilson interval, both baselines, centered accuracies."""
-        low, high = wilson_interval(sum(self.outcomes), len(self.outcomes))
         return {
             "task": self.task.label,
             "kind": self.task.kind,
             "num_fewshot": self.task.num_fewshot,
             "items": len(self.outcomes),
-            "accuracy": self.accuracy,
-            "accuracy_low": low,
-            "accuracy_high": high,
+            **accuracy_with_interval(self.outcomes),
             "baseline": self.task.published_baseline,
             "centered": centered(self.accuracy, self.task.published_baseline),
             "corrected_baseline": self.task.corrected_baseline,
@@ -287,7 +284,5 @@ def summarize(results: Sequence[CoreResult]) -> dict[str, float]:
     outcomes = [result.outcomes for result in results]
     for name, attribute in means.items():
         baselines = [getattr(result.task, attribute) for result in results]
-        values = [centered(r.accuracy, b) for r, b in zip(results, baselines, strict=True)]
-        metrics[name] = sum(values) / len(values)
-        metrics[f"{name}_low"], metrics[f"{name}_high"] = bootstrap_macro_mean(outcomes, baselines)
+        metrics |= mean_centered_of_items(name, outcomes, baselines)
     return metrics | {f"accuracy/{result.task.label}": result.accuracy for result in results}
