@@ -28,6 +28,7 @@ from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tok
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.evals import core
+from nanochat_hf.evals.bundle import CoreTask, load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.microworld_bundle import write_bundle
 from nanochat_hf.evals.scoring import common_prefix
@@ -86,7 +87,7 @@ def make_model(args: argparse.Namespace) -> EvaluatedModel:
 
 
 def upstream_outcomes(
-    evaluated: EvaluatedModel, task: core.CoreTask, evaluate_example: Callable, max_length: int
+    evaluated: EvaluatedModel, task: CoreTask, evaluate_example: Callable, max_length: int
 ) -> list[float]:
     """Outcomes of the same items by upstream's code, which does all but tokenizing and the forward pass."""
 
@@ -102,7 +103,7 @@ def upstream_outcomes(
     return [float(evaluate_example(i, Model(), tokenizer, task.items, device, meta)) for i in count]
 
 
-def tokens_of(evaluated: EvaluatedModel, task: core.CoreTask, max_length: int) -> tuple[int, int]:
+def tokens_of(evaluated: EvaluatedModel, task: CoreTask, max_length: int) -> tuple[int, int]:
     """Tokens of all rows of a task, and tokens when each shared beginning is read once per item."""
     whole = once = 0
     for group in core.spans_of_items(evaluated.encode, task, range(len(task.items))):
@@ -143,7 +144,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         built_in = args.core_bundle == "microworld"
         args.core_bundle = write_bundle(folder) if built_in else Path(args.core_bundle)
-        tasks = core.load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks)
+        tasks = load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks)
         needed = max(task.num_fewshot for task in tasks) + 1
         if args.upstream and min(len(task.items) for task in tasks) < needed:
             raise UserError(

@@ -4,8 +4,7 @@ Items, few-shot draws, prompts and scored spans follow nanochat, so that its num
 parameters) scores 0.256525 there. Only the computation differs: what the options of an item share is read once, and
 items are batched by length (`scoring`).
 
-A bundle is a folder with `core.yaml` (the list of tasks), `eval_meta_data.csv` (chance accuracies in percent) and
-`eval_data/` (JSON lines). Some published chance accuracies are wrong (mlfoundations/dclm#114): BoolQ has 62 %,
+`bundle` reads the tasks. Some published chance accuracies are wrong (mlfoundations/dclm#114): BoolQ has 62 %,
 CommonsenseQA 40.3 %. CORE is therefore reported twice. `core` uses the published values, to compare with others.
 `core_corrected` takes chance from the number of options in the data.
 
@@ -13,55 +12,21 @@ The built-in bundle about the microworld has the same format and is scored by th
 mean has a name of its own, see `headline_metric`.
 """
 
-import csv
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from nanochat_hf.evals.bundle import CoreTask, Item
 from nanochat_hf.evals.metrics.formulas import accuracy_with_interval, centered, mean, mean_centered_of_items
 from nanochat_hf.evals.scoring import Span, SpanScore, common_prefix, distributed_rank, gather_sum, score_groups
-from nanochat_hf.settings import UserError
 
-SHUFFLE_SEED = 1337
 FEWSHOT_SEED = 1234
-TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
-OPTION_FIELDS = {"multiple_choice": "choices", "schema": "context_options"}  # where an item lists its options
 MICROWORLD_PREFIX = "microworld_"  # of the labels of the built-in bundle's tasks
 
-Item = dict[str, Any]
 Encode = Callable[[list[str]], list[list[int]]]
-
-
-@dataclass(frozen=True)
-class CoreTask:
-    """One task of a bundle, its items already shuffled and cropped as nanochat does it.
-
-    Attributes:
-        label: the task's name in the bundle.
-        kind: one of `TASK_KINDS`.
-        num_fewshot: solved examples shown before each item.
-        delimiter: text between a question and its answer.
-        published_baseline: chance accuracy from the bundle, 0 to 1.
-        items: one JSON object per item.
-    """
-
-    label: str
-    kind: str
-    num_fewshot: int
-    delimiter: str
-    published_baseline: float
-    items: list[Item]
-
-    @property
-    def corrected_baseline(self) -> float:
-        """Chance accuracy from the data itself: the mean of one over the number of options; 0 without options."""
-        key = OPTION_FIELDS.get(self.kind)
-        return sum(1 / len(item[key]) for item in self.items) / len(self.items) if key else 0.0
 
 
 @dataclass
@@ -97,65 +62,6 @@ class CoreResult:
             "corrected_centered": centered(self.accuracy, self.task.corrected_baseline),
             "truncated": self.truncated,
         }
-
-
-# ---- the bundle ----------------------------------------
-
-
-def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[str] | None = None) -> list[CoreTask]:
-    """Reads a bundle.
-
-    Args:
-        folder: the bundle's folder.
-        max_per_task: items per task, taken after the fixed shuffle; -1 takes all.
-        labels: the tasks to read; None reads all.
-
-    Raises:
-        UserError: the folder is no bundle, a label is unknown, or a file is missing, empty or not JSON.
-    """
-    import yaml
-
-    folder = Path(folder)
-    if not (folder / "core.yaml").exists():
-        raise UserError(
-            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked eval_bundle"
-        )
-    entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-    known = [entry["label"] for entry in entries]
-    unknown = sorted(set(labels or []) - set(known))
-    if unknown:
-        raise UserError(f"{folder} has no task {', '.join(unknown)}; it has {', '.join(known)}")
-    with open(folder / "eval_meta_data.csv", encoding="utf-8", newline="") as file:
-        baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
-    tasks = []
-    for entry in entries:
-        if labels and entry["label"] not in labels:
-            continue
-        if entry["label"] not in baselines:
-            raise UserError(f"eval_meta_data.csv of {folder} has no chance accuracy for {entry['label']}")
-        tasks.append(_load_task(folder, entry, baselines[entry["label"]], max_per_task))
-    return tasks
-
-
-def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_task: int) -> CoreTask:
-    label, kind = entry["label"], entry["icl_task_type"]
-    if kind not in TASK_KINDS:
-        raise UserError(f"task {label} has the kind {kind!r}; known are {', '.join(TASK_KINDS)}")
-    path = folder / "eval_data" / entry["dataset_uri"]
-    try:
-        with open(path, encoding="utf-8") as file:
-            items = [json.loads(line) for line in file if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"task {label} needs {path}, which is missing from the bundle") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} has a line that is not JSON ({error}); unpack the bundle again") from None
-    if not items:
-        raise UserError(f"{path} is empty; task {label} needs at least one item")
-    random.Random(SHUFFLE_SEED).shuffle(items)
-    if max_per_task > 0:
-        items = items[:max_per_task]
-    delimiter = entry.get("continuation_delimiter", " ")
-    return CoreTask(label, kind, entry["num_fewshot"][0], delimiter, baseline, items)
 
 
 # ---- prompts -------------------------------------------

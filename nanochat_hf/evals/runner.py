@@ -20,6 +20,7 @@ from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core
 from nanochat_hf.evals import tasks as task_scores
+from nanochat_hf.evals.bundle import load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.scoring import distributed_rank
@@ -89,7 +90,10 @@ class EvaluationConfig:
         default=None, metadata={"help": "longest input in tokens; default: the model's context"}
     )
     batch_size: int = field(default=32, metadata={"help": "answers generated at the same time"})
-    dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16"})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "auto, float32 or bfloat16; auto: bfloat16 on CUDA, else as the checkpoint"},
+    )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps"})
     revision: str | None = field(default=None, metadata={"help": "commit or tag of a Hub model"})
     trust_remote_code: bool = field(
@@ -99,7 +103,10 @@ class EvaluationConfig:
 
 
 def show_progress(total: int, title: str) -> Any:
-    return progress_bar(total=total, desc=title, unit=" items", disable=distributed_rank()[0] != 0, leave=False)
+    """A bar on the main process, over its own share of `total` items."""
+    rank, world = distributed_rank()
+    own = len(range(rank, total, world))
+    return progress_bar(total=own, desc=title, unit=" items", disable=rank != 0, leave=False)
 
 
 def input_limit(evaluated: EvaluatedModel, config: EvaluationConfig) -> int | None:
@@ -115,7 +122,7 @@ def run_bits_per_byte(evaluated: EvaluatedModel, config: EvaluationConfig) -> di
     from nanochat_hf.data.sources import open_documents
 
     texts = open_documents(config.data, "validation")
-    texts = list(texts if config.max_documents < 0 else islice(texts, config.max_documents))
+    texts = [text for text in (texts if config.max_documents < 0 else islice(texts, config.max_documents)) if text]
     if not texts:
         raise UserError(f"{config.data} has no validation documents; give another --data")
     with show_progress(len(texts), f"{evaluated.name} bits per byte") as bar:
@@ -138,7 +145,7 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
             from nanochat_hf.evals.microworld_bundle import write_bundle
 
             bundle = write_bundle(folder)
-        tasks = core.load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
+        tasks = load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
     results = []
     for task in tasks:
         with show_progress(len(task.items), f"{evaluated.name} {task.label}") as bar:
@@ -256,6 +263,7 @@ def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig)
     result = {"evaluation": name, "checkpoint": evaluated.name} | EVALUATIONS[name](evaluated, config)
     result |= {
         "seconds": time.time() - started,
+        "dtype": evaluated.dtype,
         "config": deciding_settings(name, config),
         "environment": settings.environment(),
     }

@@ -3,14 +3,20 @@
 import json
 import math
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from byte_tokens import encode_bytes
 
 from nanochat_hf.evals import core
+from nanochat_hf.evals.bundle import CoreTask, load_bundle
 from nanochat_hf.evals.scoring import Row, Span, plan_batches, plan_groups, read_groups, score_groups
 from nanochat_hf.settings import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def reference_outcomes(model, task):
@@ -50,7 +56,7 @@ def reference_outcomes(model, task):
 @pytest.mark.parametrize("label", ["choice", "schema", "language"])
 @pytest.mark.parametrize("max_tokens", [1, 3000])
 def test_batched_outcomes_equal_one_item_per_forward(tiny_model, bundle, label, max_tokens):
-    (task,) = core.load_bundle(bundle, labels=[label])
+    (task,) = load_bundle(bundle, labels=[label])
     result = core.evaluate_task(tiny_model, encode_bytes, task, max_tokens=max_tokens)
     assert result.outcomes == reference_outcomes(tiny_model, task)
     assert result.truncated == 0
@@ -206,18 +212,18 @@ def test_rows_without_anything_to_score(tiny_model):
 
 def test_few_shot_draw_is_that_of_sampling_from_the_other_items():
     items = [{"n": n} for n in range(40)]
-    task = core.CoreTask("t", "language_modeling", 10, " ", 0.0, items)
+    task = CoreTask("t", "language_modeling", 10, " ", 0.0, items)
     for index in (0, 1, 20, 39):
         others = [item for i, item in enumerate(items) if i != index]
         assert core.fewshot_examples(task, index) == random.Random(1234 + index).sample(others, 10)
 
 
 def test_few_shot_pool_smaller_than_asked(tiny_model, bundle):
-    (task,) = core.load_bundle(bundle, max_per_task=3, labels=["choice"])
+    (task,) = load_bundle(bundle, max_per_task=3, labels=["choice"])
     assert task.num_fewshot == 3 and len(task.items) == 3
     assert len(core.fewshot_examples(task, 0)) == 2
     assert core.evaluate_task(tiny_model, encode_bytes, task).outcomes == reference_outcomes(tiny_model, task)
-    (single,) = core.load_bundle(bundle, max_per_task=1, labels=["choice"])
+    (single,) = load_bundle(bundle, max_per_task=1, labels=["choice"])
     assert len(core.evaluate_task(tiny_model, encode_bytes, single).outcomes) == 1
 
 
@@ -225,12 +231,12 @@ def test_crop_is_the_prefix_of_the_fixed_shuffle(bundle):
     lines = (bundle / "eval_data" / "sub" / "language.jsonl").read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]
     random.Random(1337).shuffle(items)
-    (task,) = core.load_bundle(bundle, max_per_task=5, labels=["language"])
+    (task,) = load_bundle(bundle, max_per_task=5, labels=["language"])
     assert task.items == items[:5]
 
 
 def test_long_prompts_keep_their_end_and_are_counted(tiny_model, bundle):
-    (task,) = core.load_bundle(bundle, labels=["choice"])
+    (task,) = load_bundle(bundle, labels=["choice"])
     longest = [max(map(len, encode_bytes(core.render(task, x, core.fewshot_examples(task, i)))))
                for i, x in enumerate(task.items)]  # fmt: skip
     limit = sorted(longest)[len(longest) // 2]
@@ -241,7 +247,7 @@ def test_long_prompts_keep_their_end_and_are_counted(tiny_model, bundle):
 
 
 def test_published_and_corrected_baselines(tiny_model, bundle):
-    results = [core.evaluate_task(tiny_model, encode_bytes, task) for task in core.load_bundle(bundle)]
+    results = [core.evaluate_task(tiny_model, encode_bytes, task) for task in load_bundle(bundle)]
     metrics = core.summarize(results)
     choice, schema, language = (result.accuracy for result in results)
     published = ((choice - 0.62) / 0.38 + (schema - 0.5) / 0.5 + language) / 3
@@ -253,7 +259,7 @@ def test_published_and_corrected_baselines(tiny_model, bundle):
 
 def test_tokenizer_that_merges_across_the_border():
     """Where the prompt's tokens are no prefix of the whole, scoring begins at the first difference."""
-    task = core.CoreTask("t", "language_modeling", 0, " ", 0.0, [])
+    task = CoreTask("t", "language_modeling", 0, " ", 0.0, [])
     assert core.spans_of(task, [[9, 1, 2], [9, 1, 7, 8]]) == [Span([9, 1, 7, 8], 2, 4)]
 
 
@@ -282,9 +288,19 @@ def test_damaged_bundles_are_named(bundle, tmp_path, damage, words):
     shutil.copytree(bundle, folder)
     damage(folder)
     with pytest.raises(UserError, match=words):
-        core.load_bundle(folder)
+        load_bundle(folder)
+
+
+def test_a_bundle_is_checked_without_reading_it_or_importing_torch(bundle):
+    code = f"""
+import builtins, sys
+from nanochat_hf.evals.bundle import check_bundle
+assert [entry["label"] for entry in check_bundle({str(bundle)!r}, ["schema"])] == ["schema"]
+assert len(check_bundle({str(bundle)!r})) == 3 and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_unknown_task_label_is_named(bundle):
     with pytest.raises(UserError, match="no task nonsense"):
-        core.load_bundle(bundle, labels=["nonsense"])
+        load_bundle(bundle, labels=["nonsense"])

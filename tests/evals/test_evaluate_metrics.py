@@ -17,6 +17,7 @@ from byte_tokens import encode_bytes
 
 from nanochat_hf.evals import core, tasks
 from nanochat_hf.evals.bits_per_byte import bits_per_byte
+from nanochat_hf.evals.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = ROOT / "evaluation" / "metrics"
@@ -55,7 +56,7 @@ def test_bits_per_byte(load, tiny_model):
 
 def test_mean_centered_accuracy_is_core(load, tiny_model, bundle):
     metric = load("centered_accuracy")
-    results = [core.evaluate_task(tiny_model, encode_bytes, task) for task in core.load_bundle(bundle)]
+    results = [core.evaluate_task(tiny_model, encode_bytes, task) for task in load_bundle(bundle)]
     rows = [result.row() for result in results]
     ours = core.summarize(results)
     for name, baseline in (("core", "baseline"), ("core_corrected", "corrected_baseline")):
