@@ -69,14 +69,14 @@ class EvaluationConfig:
 
     tasks: list[str] = field(
         default_factory=list,
-        metadata={"help": "chat tasks: name[/split][=path][@max_examples], such as gsm8k=DIR@200"},
+        metadata={"help": "chat tasks: name[/split][=path][@[~]max_examples], such as gsm8k=DIR@200; ~: at random"},
     )
     chat_stages: list[str] = field(
         default_factory=lambda: list(MODEL_FOLDERS),
         metadata={"help": "stages of --run_dir that the chat tasks are run on"},
     )
     split: str = field(default="test", metadata={"help": "split of the chat tasks"})
-    max_problems: int | None = field(default=None, metadata={"help": "chat tasks: items per task; default: all"})
+    max_problems: int | None = field(default=None, metadata={"help": "chat tasks: first items per task; default: all"})
     num_samples: int = field(default=1, metadata={"help": "answers per problem; above 1, pass@k is reported as well"})
     temperature: float = field(default=0.0, metadata={"help": "sampling temperature; 0 is greedy"})
     top_k: int | None = field(default=50, metadata={"help": "sample from the k most likely tokens; 0: from all"})
@@ -160,9 +160,8 @@ def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
     answers = answer_sampling(config)
     results = []
     for task in tasks:
-        count = len(task) if config.max_problems is None else min(len(task), config.max_problems)
-        with show_progress(count, f"{evaluated.name} {task.name}") as bar:
-            options = {"limit": config.max_problems, "progress": bar.update}
+        with show_progress(len(task), f"{evaluated.name} {task.name}") as bar:
+            options: dict[str, Any] = {"progress": bar.update}
             if task.kind == "choice":
                 options |= {"max_tokens": config.max_tokens, "max_length": input_limit(evaluated, config)}
                 results.append(task_scores.evaluate_choice(evaluated, task, **options))
@@ -199,7 +198,7 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
 
     if not config.tasks:
         raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
-    loaded = [tasks.load(spec, config.split)[0] for spec in config.tasks]
+    loaded = [tasks.load(spec, config.split, config.max_problems)[0] for spec in config.tasks]
     tasks.check_scorers(loaded)
     tasks.check_code_execution(loaded, config.allow_code_execution)
     return loaded
