@@ -1,7 +1,6 @@
 """Training on conversations with TRL's `SFTTrainer`: what midtraining and SFT have in common."""
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from transformers import PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
+from nanochat_hf.evals.metrics.formulas import bits_per_byte
 from nanochat_hf.scaling import BatchPlan, fit_batch
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
@@ -83,7 +83,7 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
         self.model.train(was_training)
         metrics = {
             f"val_loss_{self.mask_name}": sums[0] / max(1.0, sums[1]),
-            f"val_bpb_{self.mask_name}": sums[2] / (math.log(2) * max(1.0, sums[3])),
+            f"val_bpb_{self.mask_name}": bits_per_byte(sums[2], max(1.0, sums[3])),
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
