@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, check_checkpoint
 
 Message = dict[str, Any]  # {"role": ..., "content": text or a list of parts}
 PART_TYPES = ("text", "python", "python_output")
@@ -181,8 +181,6 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> None:
     Raises:
         UserError: there is no such folder, and no such model on the Hub.
     """
-    from nanochat_hf.generation import check_checkpoint
-
     check_checkpoint(checkpoint)
     folder, name = Path(checkpoint), str(checkpoint)
     if folder.exists():
