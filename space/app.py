@@ -6,10 +6,19 @@
 The page itself is the package nanochat_hf.page. `nanochat-hf push RUN/rl user/name --space` makes the Space.
 """
 
+import os
+import sys
 from pathlib import Path
 
-from nanochat_hf.page.command import main
-from nanochat_hf.settings import run_main
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401  has to come before torch
+
+HERE = Path(__file__).resolve().parent
+if not (HERE / "nanochat_hf").is_dir():
+    sys.path.insert(0, str(HERE.parent))  # in the project's folder the package lies beside this one
+
+from nanochat_hf.page.command import main  # noqa: E402
+from nanochat_hf.settings import run_main  # noqa: E402
 
 if __name__ == "__main__":
-    run_main(lambda: main(home=Path(__file__).parent))
+    run_main(lambda: main(home=HERE))

@@ -109,8 +109,7 @@ class RemoteModel:
     def _chat(self, messages: Sequence[Message], sampling: dict[str, Any]) -> Iterator[Piece | Answer]:
         sent: list[dict[str, Any]] = []
         for message in messages:
-            content = message["content"]
-            sent.append({"role": message["role"], "content": content if isinstance(content, str) else said_text(content)})
+            sent.append({"role": message["role"], "content": said_text(message["content"])})
         options: dict[str, Any] = {
             "max_tokens": sampling.get("max_new_tokens"),
             "temperature": sampling.get("temperature"),

@@ -159,7 +159,9 @@ def read_message(message: Any) -> Message:
         wrong = [
             part
             for part in content
-            if not isinstance(part, dict) or part.get("type") not in PART_TYPES or not isinstance(part.get("text"), str)
+            if not isinstance(part, dict)
+            or part.get("type") not in PART_TYPES
+            or not isinstance(part.get("text"), str)
         ]
         if wrong:
             raise UserError(f"this is not a conversation: a part needs a text and a type, {', '.join(PART_TYPES)}")
@@ -176,7 +178,7 @@ def read_message(message: Any) -> Message:
 def find_checkpoint(checkpoint: str, revision: str | None = None) -> None:
     """Checks quickly that a checkpoint exists, so that a mistyped path is answered at once.
 
-    A name that could be an id of the Hub is looked up there once, for a few seconds at most, unless it is in the cache.
+    A name that could be an id of the Hub is looked up there once, for a few seconds, unless it is in the cache.
 
     Raises:
         UserError: there is no such folder, and no such model on the Hub.

@@ -414,7 +414,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default="chat",
         help="of the server: OpenAI's chat (default), or text-generation-inference's, which continues a text",
     )
-    parser.add_argument("--tools", action="store_true", help="with --url: run the calculator here for the server's model")
+    parser.add_argument(
+        "--tools", action="store_true", help="with --url: run the calculator here for the server's model"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument(
         "--temperature",

@@ -80,40 +80,48 @@ class Visits:
 
     # ---- the chat ------------------------------------------------------------------
 
-    def send(self, text: str, conversation: Any, system: str, request: gr.Request) -> tuple:
-        """Takes a message into the conversation, or refuses it; returns (chatbot, conversation, textbox, go)."""
-        return self._take(text, conversation, system, request, keep=None)
+    def send(self, text: str, busy: bool, conversation: Any, system: str, request: gr.Request) -> tuple:
+        """Checks a message; returns (what `take` takes, busy), or refuses it with a notice."""
+        return self._check(text, busy, conversation, system, request)
 
     def asking(self, question: str) -> Callable:
         """Returns a handler that takes this suggested question; see `send`."""
 
-        def ask(conversation: Any, system: str, request: gr.Request) -> tuple:
-            return self._take(question, conversation, system, request, keep=None)
+        def ask(busy: bool, conversation: Any, system: str, request: gr.Request) -> tuple:
+            return self._check(question, busy, conversation, system, request)
 
         return ask
 
-    def retry(self, conversation: Any, system: str, request: gr.Request) -> tuple:
-        """Takes the last message once more; see `send`."""
+    def retry(self, busy: bool, conversation: Any, system: str, request: gr.Request) -> tuple:
+        """Checks the last message once more; see `send`."""
         messages = (conversation or {}).get("messages") or []
         users = [index for index, message in enumerate(messages) if message.get("role") == "user"]
         if not users:
-            return self._refuse("There is nothing to answer again.")
-        return self._take(messages[users[-1]].get("content"), conversation, system, request, keep=users[-1])
+            raise refusal("There is nothing to answer again.")
+        return self._check(messages[users[-1]].get("content"), busy, conversation, system, request, keep=users[-1])
 
-    def edit(self, conversation: Any, system: str, event: gr.EditData, request: gr.Request) -> tuple:
-        """Takes a changed message in place of the old one and forgets what followed; see `send`."""
+    def edit(self, busy: bool, conversation: Any, system: str, event: gr.EditData, request: gr.Request) -> tuple:
+        """Checks a changed message, which takes the place of the old one and of all after it; see `send`."""
         messages = (conversation or {}).get("messages") or []
         place = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
         try:
             owners = chatbot_messages(read_messages(messages, self.limits))[1]
             owner = owners[place]
         except (UserError, IndexError):
-            return self._refuse("This message cannot be changed any more.")
+            raise refusal("This message cannot be changed any more.") from None
         value = event.value if isinstance(event.value, str) else ""
-        taken = self._take(original(value), conversation, system, request, keep=owner)
-        if taken[-1]:
-            return taken
-        return (gr.update(value=self._view(messages)), *taken[1:])  # the old message stays
+        return self._check(original(value), busy, conversation, system, request, keep=owner)
+
+    def take(self, conversation: Any, text: str) -> tuple:
+        """Shows a message that was accepted; returns (chatbot, conversation, textbox)."""
+        box = gr.update(submit_btn=False, stop_btn=True)
+        if text == conversation["messages"][-1]["content"]:  # otherwise it is the beginning of the next message
+            box["value"] = ""
+        return self._view(conversation["messages"]), conversation, box
+
+    def restore(self, conversation: Any) -> Any:
+        """Shows the conversation as it was, after a change that was refused; returns the chatbot."""
+        return self._view((conversation or {}).get("messages") or [])
 
     def undo(self, conversation: Any) -> tuple:
         """Takes the last message back into the box; returns (chatbot, conversation, textbox)."""
@@ -127,7 +135,6 @@ class Visits:
 
     def answer(
         self,
-        go: bool,
         conversation: Any,
         system: str,
         temperature: float,
@@ -136,9 +143,6 @@ class Visits:
         new_tokens: int,
     ) -> Iterator[tuple]:
         """Writes the answer; yields (chatbot, conversation), again and again until it is complete."""
-        if not go:
-            yield gr.skip(), gr.skip()
-            return
         messages = conversation["messages"]
         done = False
         try:
@@ -160,17 +164,18 @@ class Visits:
         if not done:
             yield gr.skip(), gr.skip()
 
-    def ready(self, go: bool, conversation: Any) -> tuple:
-        """After an answer, a stop or a refusal: the box works again. Returns (chatbot, conversation, textbox).
+    def ready(self, conversation: Any) -> tuple:
+        """After an answer or a stop: the box works again. Returns (chatbot, conversation, textbox, busy).
 
         A message without an answer goes back into the box.
         """
         box = {"submit_btn": True, "stop_btn": False}
         messages = list((conversation or {}).get("messages") or [])
-        if go and messages and messages[-1].get("role") == "user":
+        if messages and messages[-1].get("role") == "user":
             kept = {**conversation, "messages": messages[:-1]}
-            return self._view(kept["messages"]), kept, gr.update(value=messages[-1].get("content"), **box)
-        return gr.skip(), gr.skip(), gr.update(**box)
+            box["value"] = messages[-1].get("content")
+            return self._view(kept["messages"]), kept, gr.update(**box), False
+        return gr.skip(), gr.skip(), gr.update(**box), False
 
     def show(self, conversation: Any) -> tuple:
         """Shows a conversation that was opened; returns (chatbot, conversation)."""
@@ -291,8 +296,13 @@ class Visits:
 
     # ---- inside --------------------------------------------------------------------
 
-    def _take(self, text: Any, conversation: Any, system: str, request: gr.Request, keep: int | None) -> tuple:
+    def _check(
+        self, text: Any, busy: bool, conversation: Any, system: str, request: gr.Request, keep: int | None = None
+    ) -> tuple:
+        """Accepts a message in place of message number `keep` and of all after it; None: after the last one."""
         try:
+            if busy:
+                raise UserError("The model is still answering. Wait for it, or stop it first.")
             text = check_message(text, self.limits)
             if system.strip():
                 check_message(system, self.limits, "system message")
@@ -304,22 +314,15 @@ class Visits:
                 raise UserError(f"A conversation has at most {self.limits.messages} messages here. Start a new one.")
             self.rate.check(self._visitor(request))
         except UserError as error:
-            return self._refuse(str(error))
+            raise refusal(str(error)) from None
         except Exception:
             traceback.print_exc()
-            return self._refuse(MISHAP)
-        taken = {
+            raise refusal(MISHAP) from None
+        accepted = {
             "id": conversation.get("id") or secrets.token_hex(8),
             "messages": [*messages, {"role": "user", "content": text}],
         }
-        box = gr.update(value="" if keep is None else gr.skip(), submit_btn=False, stop_btn=True)
-        if keep is not None:
-            box = gr.update(submit_btn=False, stop_btn=True)
-        return self._view(taken["messages"]), taken, box, True
-
-    def _refuse(self, reason: str) -> tuple:
-        gr.Warning(html.escape(reason))
-        return gr.skip(), gr.skip(), gr.skip(), False
+        return accepted, True
 
     def _load(self, name: str) -> Model:
         if name not in self.page.others:
@@ -339,6 +342,15 @@ class Visits:
         return chatbot_messages(messages)[0]
 
 
+def refusal(reason: str) -> gr.Error:
+    """Shows a notice, and returns the error that ends an event and shows nothing more.
+
+    Gradio covers the parts that a failed event would have changed. So only events that change none of them fail.
+    """
+    gr.Warning(html.escape(reason[:1].upper() + reason[1:]), title="Not sent")
+    return gr.Error(visible=False, print_exception=False)
+
+
 def _sampling(temperature: float, top_k: int, top_p: float, new_tokens: int) -> dict[str, Any]:
     return dict(
         temperature=float(temperature), top_k=int(top_k), top_p=float(top_p) or None, max_new_tokens=int(new_tokens)
@@ -356,9 +368,9 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
     limits = page.limits
     local = isinstance(page.model, LocalModel)
     longest = min(limits.new_tokens, page.model.context_length - 1) if local else limits.new_tokens
-    busy = {"concurrency_limit": limits.at_once, "concurrency_id": "model"}
+    turns = {"concurrency_limit": limits.at_once, "concurrency_id": "model"}
     private = {"api_visibility": "private"}
-    quick = {"queue": False, "show_progress": "hidden", **private}
+    quick = {"concurrency_limit": None, "show_progress": "hidden", **private}  # in the queue: notices need it
 
     with gr.Blocks(title=page.title, analytics_enabled=False, fill_height=False) as app:
         with gr.Sidebar(open=False, label="Conversations", elem_id="side"):
@@ -369,7 +381,8 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
         gr.HTML(_head(page), elem_id="head", padding=False)
         conversation = gr.JSON({"id": "", "messages": []}, visible=False)
         listed = gr.JSON([], visible=False)
-        go = gr.State(False)
+        accepted = gr.State(None)  # the conversation with a message that was accepted
+        busy = gr.State(False)  # whether an answer is being written in this tab
 
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat-tab"):
@@ -397,16 +410,13 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
                 )
                 questions = []
                 if page.suggestions:
-                    with gr.Row(elem_id="questions"):
+                    with gr.Row(elem_classes="questions"):
                         for one in page.suggestions:
                             questions.append(gr.Button(one.label, size="sm", variant="secondary", min_width=220))
             if len(page.others) > 1:
                 with gr.Tab("Compare", id="compare-tab"):
                     names = list(page.others)
                     gr.Markdown("One message, two checkpoints of this run: see what training changed.")
-                    with gr.Row():
-                        left = gr.Dropdown(names, value=names[0], label="Left", elem_id="left")
-                        right = gr.Dropdown(names, value=names[-1], label="Right", elem_id="right")
                     both = gr.Textbox(
                         show_label=False,
                         label="Message for both models",
@@ -416,14 +426,17 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
                     )
                     both_questions = []
                     if page.suggestions:
-                        with gr.Row(elem_id="questions"):
+                        with gr.Row(elem_classes="questions"):
                             for one in page.suggestions:
                                 both_questions.append(gr.Button(one.label, size="sm", min_width=220))
                     with gr.Row():
+                        left = gr.Dropdown(names, value=names[0], label="Left: checkpoint", elem_id="left")
+                        right = gr.Dropdown(names, value=names[-1], label="Right: checkpoint", elem_id="right")
+                    with gr.Row():
                         side = {"height": "46vh", "latex_delimiters": FORMULAS, "buttons": ["copy"], "min_width": 260}
-                        side |= {"feedback_options": (), "elem_classes": "answer"}
-                        left_answer = gr.Chatbot(label=names[0], elem_id="left-answer", **side)
-                        right_answer = gr.Chatbot(label=names[-1], elem_id="right-answer", **side)
+                        side |= {"feedback_options": (), "elem_classes": "answer", "show_label": False}
+                        left_answer = gr.Chatbot(label="Left answer", elem_id="left-answer", **side)
+                        right_answer = gr.Chatbot(label="Right answer", elem_id="right-answer", **side)
             if local:
                 with gr.Tab("Tokens", id="tokens-tab") as tokens_tab:
                     gr.Markdown(
@@ -439,8 +452,13 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
                             gr.Markdown(section.markdown, elem_classes="report")
                         else:
                             gr.Image(
-                                str(section.picture), label=section.caption, buttons=["fullscreen"], interactive=False
+                                str(section.picture),
+                                label=section.caption,
+                                show_label=False,
+                                buttons=["fullscreen"],
+                                interactive=False,
                             )
+                            gr.Markdown(f"*{section.caption}*", elem_classes="caption")
 
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             system = gr.Textbox(
@@ -487,25 +505,37 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
         settings = [system, temperature, top_k, top_p, new_tokens]
 
         # ---- the chat's events: take the message, write the answer, be ready for the next one, save
-        taken = [chatbot, conversation, textbox, go]
+        checked = [accepted, busy]
 
         def answering(event: Any) -> Any:
-            wrote = event.then(
-                visits.answer, [go, conversation, *settings], [chatbot, conversation], show_progress="full", **busy, **private
+            wrote = event.success(visits.take, [accepted, textbox], [chatbot, conversation, textbox], **quick).then(
+                visits.answer,
+                [conversation, *settings],
+                [chatbot, conversation],
+                show_progress="full",
+                **turns,
+                **private,
             )
-            wrote.then(visits.ready, [go, conversation], [chatbot, conversation, textbox], **quick).then(
-                None, [conversation], [listed], js="(conversation) => window.nanochat.save(conversation)", **private
-            )
+            save(wrote.then(visits.ready, [conversation], [chatbot, conversation, textbox, busy], **quick))
             return wrote
 
-        answers = [answering(textbox.submit(visits.send, [textbox, conversation, system], taken, **quick))]
-        answers.append(answering(chatbot.retry(visits.retry, [conversation, system], taken, **quick)))
-        answers.append(answering(chatbot.edit(visits.edit, [conversation, system], taken, **quick)))
+        def save(event: Any) -> None:
+            event.then(
+                None, [conversation], [listed], js="(conversation) => [window.nanochat.save(conversation)]", **private
+            )
+
+        state = [busy, conversation, system]
+
+        answers = [answering(textbox.submit(visits.send, [textbox, *state], checked, **quick))]
+        answers.append(answering(chatbot.retry(visits.retry, state, checked, **quick)))
+        edited = chatbot.edit(visits.edit, state, checked, **quick)
+        edited.failure(visits.restore, [conversation], [chatbot], **quick)
+        answers.append(answering(edited))
         for one, button in zip(page.suggestions, questions, strict=False):
-            asked = button.click(visits.asking(one.question), [conversation, system], taken, **quick)
+            asked = button.click(visits.asking(one.question), state, checked, **quick)
             answers.append(answering(asked))
         textbox.stop(None, None, None, cancels=answers, **private)
-        chatbot.undo(visits.undo, [conversation], [chatbot, conversation, textbox], **quick)
+        save(chatbot.undo(visits.undo, [conversation], [chatbot, conversation, textbox], **quick))
         if page.feedback is not None:
             chatbot.like(visits.like, [conversation], None, **quick)
 
@@ -533,17 +563,17 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
         # ---- the other tabs' events
         if len(page.others) > 1:
             compared = ([both, left, right, *settings], [left_answer, right_answer])
-            both.submit(visits.compare, *compared, show_progress="full", **busy, **private)
+            both.submit(visits.compare, *compared, show_progress="full", **turns, **private)
             for one, button in zip(page.suggestions, both_questions, strict=True):
                 button.click(partial(str, one.question), None, [both], **quick).then(
-                    visits.compare, *compared, show_progress="full", **busy, **private
+                    visits.compare, *compared, show_progress="full", **turns, **private
                 )
             for chosen, column in ((left, left_answer), (right, right_answer)):
-                chosen.change(lambda name: gr.update(label=name, value=[]), [chosen], [column], **quick)
+                chosen.change(lambda: [], None, [column], **quick)  # the old answer is not this checkpoint's
         if local:
-            tokens_tab.select(visits.answers, [conversation], [which, tiles], **busy, **private)
-            which.input(visits.tokens, [which, conversation], [tiles], **busy, **private)
-        gr.api(visits.api_chat, api_name="chat", **busy)
+            tokens_tab.select(visits.answers, [conversation], [which, tiles], **turns, **private)
+            which.input(visits.tokens, [which, conversation], [tiles], **turns, **private)
+        gr.api(visits.api_chat, api_name="chat", **turns)
 
     app.queue(max_size=limits.queue, default_concurrency_limit=limits.at_once)
     return app
@@ -597,6 +627,32 @@ def theme() -> gr.themes.Base:
         radius_size="md",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"],
+    ).set(  # more contrast than the theme's own
+        body_background_fill="*neutral_50",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_700",
+        button_secondary_background_fill="white",
+        button_secondary_background_fill_hover="*neutral_50",
+        button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_background_fill_hover_dark="*neutral_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_padding="0",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_400",
+        button_primary_background_fill_hover="*primary_300",
+        button_primary_background_fill_dark="*primary_500",
+        button_primary_text_color="*neutral_900",
+        button_primary_text_color_dark="*neutral_950",
+        color_accent="*primary_700",
     )
 
 

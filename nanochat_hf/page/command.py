@@ -167,7 +167,9 @@ def _parse(argv: Sequence[str] | None, given: dict[str, Any]) -> argparse.Namesp
             f"--{name}", type=checked, default=default(name, fallback, checked), help=f"{words} (default {fallback})"
         )
 
-    parser.add_argument("model", metavar="MODEL", nargs="?", default=default("model"), help="checkpoint folder or Hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", default=default("model"), help="checkpoint folder or Hub id"
+    )
     parser.add_argument("--revision", default=default("revision"), help="of a Hub model: a commit, branch or tag")
     parser.add_argument("--url", default=default("url"), help="talk to a model behind a server instead")
     parser.add_argument("--protocol", choices=("chat", "text-generation"), default=default("protocol", "chat"))
@@ -182,7 +184,10 @@ def _parse(argv: Sequence[str] | None, given: dict[str, Any]) -> argparse.Namesp
     )
     parser.add_argument("--report", default=default("report"), help="report.md to show (default: that of the run)")
     parser.add_argument(
-        "--feedback", metavar="FILE", default=default("feedback"), help="show thumbs, and write what visitors think here"
+        "--feedback",
+        metavar="FILE",
+        default=default("feedback"),
+        help="show thumbs, and write what visitors think here",
     )
     number("characters", int, "of one message, at most", 1)
     number("messages", int, "of one conversation, at most", 2)

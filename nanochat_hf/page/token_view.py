@@ -46,7 +46,9 @@ class TokenInfo:
     alternatives: tuple[tuple[str, float], ...]
 
 
-def token_infos(model: Any, tokenizer: Any, messages: Sequence[dict[str, Any]], context_length: int) -> list[TokenInfo]:
+def token_infos(
+    model: Any, tokenizer: Any, messages: Sequence[dict[str, Any]], context_length: int
+) -> list[TokenInfo]:
     """Reads a conversation that ends with an assistant's answer, and returns its tokens.
 
     The tokens of the answer are those that were sampled, if the message has `token_ids`; otherwise its text is

@@ -165,7 +165,7 @@ def _growing(parts: Sequence[dict[str, str]], note: str) -> dict[str, Any]:
 
 
 class Feedback:
-    """Writes what visitors think of answers to a file, one JSON object per line. Used only if the owner asks for it."""
+    """Writes what visitors think of answers to a file, one JSON object per line."""
 
     def __init__(self, path: str | Path):
         """Takes the file.

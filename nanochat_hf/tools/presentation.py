@@ -95,12 +95,12 @@ class Span:
 class TextWriter:
     """Turns a stream of parts into plain text. The pieces of a part may be cut anywhere.
 
-        writer = TextWriter()
-        for kind, text in pieces:            # "text", "python" or "python_output"
-            for span in writer.add(kind, text):
-                print(span.text, end="")
-        for span in writer.end():
+    writer = TextWriter()
+    for kind, text in pieces:            # "text", "python" or "python_output"
+        for span in writer.add(kind, text):
             print(span.text, end="")
+    for span in writer.end():
+        print(span.text, end="")
     """
 
     def __init__(self) -> None:
