@@ -19,6 +19,7 @@ import torch
 from ..model.configuration_nanochat_hf import NanochatHFConfig
 from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
 from ..settings import UserError
+from ..tokenizer import stop_token_ids
 from .onnx import export_onnx
 from .tensors import from_own_tensors, from_transformers_tensors, from_upstream, to_transformers, to_upstream
 from .upstream_tokenizer import NAME as UPSTREAM_TOKENIZER
@@ -220,6 +221,8 @@ def _take_control_tokens(model: NanochatHFForCausalLM, tokenizer: Any) -> None:
     model.config.update(tokens)
     if model.generation_config.eos_token_id is None:
         model.generation_config.update(**tokens)
+    if "<|python_end|>" in tokenizer.get_vocab():
+        model.generation_config.eos_token_id = stop_token_ids(tokenizer)
 
 
 def _write_upstream(model: NanochatHFForCausalLM, tokenizer: Any, folder: Path, step: int) -> None:

@@ -559,7 +559,6 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         return_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -569,13 +568,16 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             labels: [B, T] token ids, -100 for tokens that are not supervised; shifted inside.
             logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
             num_items_in_batch: what the summed loss is divided by; default the number of supervised tokens here.
-            shift_labels: [B, T] labels that are shifted already, instead of `labels`.
             return_logits: whether to return logits beside a loss; by default not in training, where [B, T, V] in fp32
                 would be the largest tensor of all.
+            kwargs: may hold `shift_labels` [B, T], labels that are shifted already, instead of `labels`; the rest goes
+                to the decoder.
 
         Returns:
             `loss` (0-D, nats per supervised token), and `logits` [B, T, V] in fp32 or None.
         """
+        # No parameter of its own: `Trainer` takes every parameter with "label" in its name for a column of each batch.
+        shift_labels = kwargs.pop("shift_labels", None)
         supervised = labels is not None or shift_labels is not None
         if supervised and use_cache is None:
             use_cache = False

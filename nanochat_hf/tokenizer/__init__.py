@@ -11,12 +11,13 @@
 
 from .corpus_encoder import CorpusEncoder
 from .fast_tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, mergeable_ranks, token_byte_lengths
-from .template import CHAT_TEMPLATE, render_conversation, render_prompt
+from .template import CHAT_TEMPLATE, RESPONSE_TEMPLATE, render_conversation, render_prompt, stop_token_ids
 from .tiktoken import from_mergeable_ranks, read_tiktoken, to_tiktoken, write_tiktoken
 from .training import train
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "RESPONSE_TEMPLATE",
     "SPECIAL_TOKENS",
     "SPLIT_PATTERN",
     "CorpusEncoder",
@@ -25,6 +26,7 @@ __all__ = [
     "read_tiktoken",
     "render_conversation",
     "render_prompt",
+    "stop_token_ids",
     "to_tiktoken",
     "token_byte_lengths",
     "train",

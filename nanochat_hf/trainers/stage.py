@@ -20,6 +20,7 @@ from nanochat_hf.generation import load_checkpoint, pick_device
 from nanochat_hf.optim.groups import FIXED_RATES
 from nanochat_hf.optim.schedules import Schedule
 from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import stop_token_ids
 from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
@@ -246,6 +247,7 @@ def load_model(folder: str) -> tuple[Any, Any]:
     model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     return model, tokenizer
 
 

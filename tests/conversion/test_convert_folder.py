@@ -65,7 +65,8 @@ def test_upstreams_folder_becomes_ours_with_upstreams_logits(era, atol, folders,
         tokenizer("größe 日本 <|bos|>")["input_ids"]
         == train(TEXT, config["vocab_size"])("größe 日本 <|bos|>")["input_ids"]
     )
-    assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|assistant_end|>")
+    ends = tokenizer.convert_tokens_to_ids(["<|assistant_end|>", "<|python_end|>"])
+    assert model.generation_config.eos_token_id == ends
     with torch.no_grad():
         logits = model(golden["input_ids"].long()).logits
     torch.testing.assert_close(logits, golden["logits"], atol=atol, rtol=0)
