@@ -15,7 +15,12 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
@@ -286,9 +291,9 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [".*_gate"]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the folder's `auto_map` also names the base model, so that `AutoModel` finds it."""
-        base = {"AutoModel": f"{NanochatHFModel.__module__.split('.')[-1]}.{NanochatHFModel.__name__}"}
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **base}
+        """As in transformers; the folder's `auto_map` names all classes of this file, whichever of them is saved."""
+        names = {auto: f"{kind.__module__.split('.')[-1]}.{kind.__name__}" for auto, kind in AUTO_CLASSES.items()}
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
         return super().save_pretrained(*args, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -344,6 +349,10 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
                 init.normal_(module.lm_head.weight, std=0.001)
         elif isinstance(module, NanochatHFRotaryEmbedding):
             super()._init_weights(module)
+        elif type(module) is nn.Linear:  # the head of a classifier
+            init.normal_(module.weight, std=width**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def _init_base(self, module: "NanochatHFModel", classic: bool, uniform: float) -> None:
         init.normal_(module.embed_tokens.weight, std=1.0 if classic else 0.8)
@@ -628,8 +637,58 @@ def is_only_its_weight(head: nn.Module) -> bool:
     return type(head) is Linear and type(head.weight) is nn.Parameter and not hooked
 
 
-NanochatHFConfig.register_for_auto_class()
-NanochatHFModel.register_for_auto_class("AutoModel")
-NanochatHFForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+class NanochatHFForSequenceClassification(GenericForSequenceClassification, NanochatHFPreTrainedModel):
+    """One score per label for a whole text, from its last token: classifiers, and the reward models of TRL.
 
-__all__ = ["NanochatHFForCausalLM", "NanochatHFModel", "NanochatHFPreTrainedModel"]
+    The last token is the last one that differs from the configuration's `pad_token_id`.
+    """
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NanochatHFModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class NanochatHFForTokenClassification(GenericForTokenClassification, NanochatHFPreTrainedModel):
+    """One score per label for each token."""
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NanochatHFModel(config)
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or 0.0)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class NanochatHFForQuestionAnswering(GenericForQuestionAnswering, NanochatHFPreTrainedModel):
+    """Scores of each token as the first and as the last of an answer in the text."""
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.model = NanochatHFModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+AUTO_CLASSES = {
+    "AutoModel": NanochatHFModel,
+    "AutoModelForCausalLM": NanochatHFForCausalLM,
+    "AutoModelForSequenceClassification": NanochatHFForSequenceClassification,
+    "AutoModelForTokenClassification": NanochatHFForTokenClassification,
+    "AutoModelForQuestionAnswering": NanochatHFForQuestionAnswering,
+}
+NanochatHFConfig.register_for_auto_class()
+for _auto_class, _model_class in AUTO_CLASSES.items():
+    _model_class.register_for_auto_class(_auto_class)
+
+__all__ = [
+    "NanochatHFForCausalLM",
+    "NanochatHFForQuestionAnswering",
+    "NanochatHFForSequenceClassification",
+    "NanochatHFForTokenClassification",
+    "NanochatHFModel",
+    "NanochatHFPreTrainedModel",
+]

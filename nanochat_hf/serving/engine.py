@@ -25,7 +25,7 @@ from nanochat_hf.generation.live_batch import live_batch
 from nanochat_hf.generation.loading import DEFAULT_CONTEXT_LENGTH
 from nanochat_hf.generation.row_sampling import RowSampler, RowSettings, draw_rows
 from nanochat_hf.generation.text_stream import TextStream
-from nanochat_hf.generation.tool_loop import ControlTokens, Turn
+from nanochat_hf.generation.tool_loop import ControlTokens, Turn, decode_exactly
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 from nanochat_hf.serving.metrics import Metrics
 
@@ -144,26 +144,24 @@ class Row:
         job = ticket.job
         self.ticket, self.number, self.control, self.tokenizer = ticket, number, control, tokenizer
         self.sampler = RowSampler(job.settings[number], job.prompt)
-        self.called = False
-        tool = self._run_tool if (job.tool or job.client_tools) else None
-        self.turn = Turn(control, tokenizer, job.max_tokens, tool, job.begin)
+        self.turn = Turn(control, tokenizer, job.max_tokens, self._run_tool if job.tool else None, job.begin)
         self.segment, self.kind, self.stream, self.held = 0, "text", TextStream(tokenizer), ""
         self.pieces: list[tuple[int, str, str]] = []
         self.stopped_at: str | None = None
 
     def _run_tool(self, call: str) -> str | None:
-        """The calculator's result; None ends the turn if the client answers this call."""
-        if called_function(call)[0] in self.ticket.job.client_tools:
-            self.called = True
-            return None
-        return self.ticket.job.tool(call) if self.ticket.job.tool else None
+        """The calculator's result; None if the client answers this call."""
+        job = self.ticket.job
+        return job.tool(call) if job.tool and called_function(call)[0] not in job.client_tools else None
 
     def add(self, sampled: int, scores: Callable[[int], TokenScore]) -> Event:
         """Takes the sampled token, or the one that a tool forces; returns what the client sees of it."""
         token = self.turn.add(sampled)
         self.sampler.add(token)
-        if self.called:
-            self.turn.finish_reason = "tool_calls"
+        if token == self.control.call_end and self.kind == "python":
+            call = decode_exactly(self.tokenizer, self.stream.ids)
+            if called_function(call)[0] in self.ticket.job.client_tools:
+                self.turn.finish_reason = "tool_calls"
         self.pieces = []
         special = token in self.control.hidden or token in self.control.stop
         if self.ticket.job.chat and token in self.control.segment_kinds:

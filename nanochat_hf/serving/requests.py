@@ -43,7 +43,7 @@ def read_sampling(fields: Fields, engine: Engine, rows: int = 1) -> RowSettings:
     vocabulary = engine.model.config.get_text_config().vocab_size
     return RowSettings(
         temperature=fields.number("temperature", usual, 0, 10, "between 0 (the likeliest token) and 10"),
-        top_k=fields.integer("top_k", defaults.top_k, 0) or None,
+        top_k=min(fields.integer("top_k", defaults.top_k, 0) or 0, vocabulary) or None,
         top_p=fields.number("top_p", defaults.top_p, 0, 1, "above 0 and at most 1", above=True),
         min_p=fields.number("min_p", defaults.min_p, 0, 1, "between 0 and 1"),
         frequency_penalty=fields.number("frequency_penalty", 0.0, -2, 2, penalty),
