@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +18,8 @@ from nanochat_hf.serving.engine import Engine, EngineError, Event, Job, Ticket, 
 from nanochat_hf.serving.fields import BadRequest, Fields
 from nanochat_hf.serving.prompts import PromptReader
 from nanochat_hf.serving.web import EventStream, error_body, event, read_json, unless_gone
+
+FINGERPRINT = f"nanochat-hf-{metadata.version('nanochat-hf')}"
 
 
 class Answer:
@@ -89,7 +92,7 @@ class OpenAIRoutes:
         stream, with_usage = read_stream(fields)
         fields.done(requests.DESCRIPTIONS)
         job = requests.fit(replace(job, prompt=await self.prompts.chat(messages)), self.engine)
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model_id}
+        head = {**self._head("chatcmpl"), "object": "chat.completion"}
         ticket = self.engine.submit(job)
         if stream:
             head["object"] = "chat.completion.chunk"
@@ -105,7 +108,12 @@ class OpenAIRoutes:
             for index, answer in enumerate(answers)
         ]
         usage = usage_of(job, sum(len(answer.scores) for answer in answers))
-        return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage})
+        return JSONResponse({**head, "choices": choices, "usage": usage})
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        """What every answer begins with."""
+        name = f"{kind}-{uuid.uuid4().hex}"
+        return {"id": name, "created": int(time.time()), "model": self.model_id, "system_fingerprint": FINGERPRINT}
 
     @staticmethod
     def _message(answer: Answer) -> dict[str, Any]:
@@ -124,13 +132,15 @@ class OpenAIRoutes:
         answers = [Answer() for _ in job.settings]
 
         def chunk(index: int, delta: dict[str, Any], reason: str | None = None, scores: Any = None) -> str:
+            # The role stands in each piece, because text-generation-inference's client asks for it.
+            delta = {"role": "assistant", **delta}
             choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
             choice["logprobs"] = self._chat_logprobs(scores) if job.logprobs is not None and scores else None
             return event({**head, "choices": [choice]})
 
         try:
             for index in range(len(answers)):
-                yield chunk(index, {"role": "assistant", "content": ""})
+                yield chunk(index, {"content": ""})
             async for news in ticket.events():
                 answer, written = answers[news.row], written + 1
                 answer.add(news)
@@ -179,8 +189,7 @@ class OpenAIRoutes:
         for prompt in given:
             job = replace(base, prompt=await self.prompts.completion(prompt))
             jobs.append(requests.fit(job, self.engine))
-        head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
-        head["model"] = self.model_id
+        head = {**self._head("cmpl"), "object": "text_completion"}
         tickets = [self.engine.submit(job) for job in jobs]
         if stream:
             return EventStream(request, self._completion_events(tickets, form, head, with_usage))
