@@ -16,7 +16,12 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
@@ -274,9 +279,9 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [".*_gate"]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the folder's `auto_map` also names the base model, so that `AutoModel` finds it."""
-        base = {"AutoModel": f"{NanochatHFModel.__module__.split('.')[-1]}.{NanochatHFModel.__name__}"}
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **base}
+        """As in transformers; the folder's `auto_map` names all classes of this file, whichever of them is saved."""
+        names = {auto: f"{kind.__module__.split('.')[-1]}.{kind.__name__}" for auto, kind in AUTO_CLASSES.items()}
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
         return super().save_pretrained(*args, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -332,6 +337,10 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
                 init.normal_(module.lm_head.weight, std=0.001)
         elif isinstance(module, NanochatHFRotaryEmbedding):
             super()._init_weights(module)
+        elif type(module) is nn.Linear:  # the head of a classifier
+            init.normal_(module.weight, std=width**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def _init_base(self, module: "NanochatHFModel", classic: bool, uniform: float) -> None:
         init.normal_(module.embed_tokens.weight, std=1.0 if classic else 0.8)
@@ -562,7 +571,6 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         return_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -572,13 +580,16 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             labels: [B, T] token ids, -100 for tokens that are not supervised; shifted inside.
             logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
             num_items_in_batch: what the summed loss is divided by; default the number of supervised tokens here.
-            shift_labels: [B, T] labels that are shifted already, instead of `labels`.
             return_logits: whether to return logits beside a loss; by default not in training, where [B, T, V] in fp32
                 would be the largest tensor of all.
+            kwargs: may hold `shift_labels` [B, T], labels that are shifted already, instead of `labels`; the rest goes
+                to the decoder.
 
         Returns:
             `loss` (0-D, nats per supervised token), and `logits` [B, T, V] in fp32 or None.
         """
+        # No parameter of its own: `Trainer` takes every parameter with "label" in its name for a column of each batch.
+        shift_labels = kwargs.pop("shift_labels", None)
         supervised = labels is not None or shift_labels is not None
         if supervised and use_cache is None:
             use_cache = False
@@ -644,8 +655,58 @@ def is_only_its_weight(head: nn.Module) -> bool:
     return type(head) is Linear and type(head.weight) is nn.Parameter and not hooked
 
 
-NanochatHFConfig.register_for_auto_class()
-NanochatHFModel.register_for_auto_class("AutoModel")
-NanochatHFForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+class NanochatHFForSequenceClassification(GenericForSequenceClassification, NanochatHFPreTrainedModel):
+    """One score per label for a whole text, from its last token: classifiers, and the reward models of TRL.
 
-__all__ = ["NanochatHFForCausalLM", "NanochatHFModel", "NanochatHFPreTrainedModel"]
+    The last token is the last one that differs from the configuration's `pad_token_id`.
+    """
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NanochatHFModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class NanochatHFForTokenClassification(GenericForTokenClassification, NanochatHFPreTrainedModel):
+    """One score per label for each token."""
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NanochatHFModel(config)
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or 0.0)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class NanochatHFForQuestionAnswering(GenericForQuestionAnswering, NanochatHFPreTrainedModel):
+    """Scores of each token as the first and as the last of an answer in the text."""
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.model = NanochatHFModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+AUTO_CLASSES = {
+    "AutoModel": NanochatHFModel,
+    "AutoModelForCausalLM": NanochatHFForCausalLM,
+    "AutoModelForSequenceClassification": NanochatHFForSequenceClassification,
+    "AutoModelForTokenClassification": NanochatHFForTokenClassification,
+    "AutoModelForQuestionAnswering": NanochatHFForQuestionAnswering,
+}
+NanochatHFConfig.register_for_auto_class()
+for _auto_class, _model_class in AUTO_CLASSES.items():
+    _model_class.register_for_auto_class(_auto_class)
+
+__all__ = [
+    "NanochatHFForCausalLM",
+    "NanochatHFForQuestionAnswering",
+    "NanochatHFForSequenceClassification",
+    "NanochatHFForTokenClassification",
+    "NanochatHFModel",
+    "NanochatHFPreTrainedModel",
+]

@@ -17,7 +17,7 @@ from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError
-from nanochat_hf.tokenizer import token_byte_lengths
+from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
 from nanochat_hf.trainers import callbacks, checkpoints, compilation, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
@@ -160,6 +160,7 @@ def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
     except ValueError as error:
         raise UserError(str(error)) from None
     model = NanochatHFForCausalLM(model_config)
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     if config.fp8:
         fp8.convert(model)
     return model

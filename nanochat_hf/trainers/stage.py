@@ -18,6 +18,7 @@ import torch
 from nanochat_hf import settings, tasks
 from nanochat_hf.generation import load_checkpoint, pick_device
 from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import stop_token_ids
 from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
@@ -221,6 +222,7 @@ def load_model(folder: str) -> tuple[Any, Any]:
         raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     return model, tokenizer
 
 
