@@ -223,6 +223,8 @@ def load_model(folder: str) -> tuple[Any, Any]:
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
     model.generation_config.eos_token_id = stop_token_ids(tokenizer)
+    # Longer conversations are cut and counted; transformers would warn of "indexing errors".
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
 
 
