@@ -25,6 +25,9 @@ _MODULE_OF = {
     "NanochatHFConfig": "nanochat_hf.model.configuration_nanochat_hf",
     "NanochatHFModel": _MODELING,
     "NanochatHFForCausalLM": _MODELING,
+    "NanochatHFForQuestionAnswering": _MODELING,
+    "NanochatHFForSequenceClassification": _MODELING,
+    "NanochatHFForTokenClassification": _MODELING,
 }
 __all__ = [*_MODULE_OF]
 
@@ -52,20 +55,28 @@ def _register_config() -> None:
 
 def _register_models() -> None:
     module = sys.modules.get(_MODELING)
-    if module is not None and not hasattr(module, "NanochatHFForCausalLM"):
+    if module is not None and not hasattr(module, "AUTO_CLASSES"):
         return  # the model's module is being imported, and imports the Auto modules itself: its own turn comes
-    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
+    from transformers.models.auto import modeling_auto
 
-    from .model.modeling_nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, NanochatHFModel
+    from .model.modeling_nanochat_hf import AUTO_CLASSES, NanochatHFConfig
 
-    AutoModel.register(NanochatHFConfig, NanochatHFModel, exist_ok=True)
-    AutoModelForCausalLM.register(NanochatHFConfig, NanochatHFForCausalLM, exist_ok=True)
+    for name, model_class in AUTO_CLASSES.items():
+        getattr(modeling_auto, name).register(NanochatHFConfig, model_class, exist_ok=True)
+
+
+def _name_lora_targets() -> None:
+    """A bare `LoraConfig()` adapts queries and values, as PEFT does in models that it knows."""
+    from peft.utils import constants
+
+    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("nanochat_hf", ["q_proj", "v_proj"])
 
 
 _REGISTER_AFTER = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_models,
     _MODELING: _register_models,
+    "peft.utils.constants": _name_lora_targets,
 }
 
 

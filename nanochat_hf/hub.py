@@ -2,6 +2,7 @@
 
     nanochat-hf push runs/quickstart/rl your-name/your-model --private
     nanochat-hf push runs/quickstart/rl your-name/your-model --dry_run      # shows the files and the card
+    nanochat-hf push runs/quickstart/rl your-name/your-model --space        # and a Space to chat with it
 
 Only safetensors, JSON, Jinja, YAML, Markdown and the model's own Python files are sent: no pickles, no trainer state.
 The token comes from `hf auth login` or HF_TOKEN, and from nowhere else.
@@ -154,6 +155,7 @@ def push(
     license: str = "apache-2.0",
     message: str = "Upload checkpoint",
     dry_run: bool = False,
+    space: bool = False,
 ) -> str:
     """Publishes a checkpoint folder in one commit.
 
@@ -165,9 +167,10 @@ def push(
         license: licence of the weights, for the card.
         message: commit message.
         dry_run: prints the files and the card, and publishes nothing.
+        space: also makes a Space of the same name, which chats with the model at this commit.
 
     Returns:
-        The address of the commit; "" for a dry run.
+        The address of the commit, or of the Space; "" for a dry run.
 
     Raises:
         UserError: the id is malformed, the folder is not a whole checkpoint, or the Hub refuses or cannot be reached.
@@ -178,6 +181,13 @@ def push(
     stage = load_stage(Path(folder).parent, Path(folder).name)
     texts = {"README.md": model_card(folder, repo_id, license=license), **eval_results_files(stage)}
     if dry_run:
+        if space:
+            from nanochat_hf.page.deploy import space_files
+
+            print(f"the Space {repo_id}:")
+            for name, content in space_files(folder, repo_id, "0" * 40).items():
+                print(f"{name:60} {len(content) / 1e6:10.2f} MB")
+            print(f"\nthe model {repo_id}:")
         for path in files:
             print(f"{path.name:40} {path.stat().st_size / 1e6:10.2f} MB")
         for name, text in texts.items():
@@ -196,6 +206,14 @@ def push(
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+        if space:
+            from nanochat_hf.page.deploy import space_files
+
+            sent = space_files(folder, repo_id, str(commit.oid))
+            parts = [CommitOperationAdd(name, content) for name, content in sent.items()]
+            api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+            api.create_commit(repo_id, parts, commit_message=message, repo_type="space")
+            return f"{api.endpoint}/spaces/{repo_id}"
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         advice = "log in with `hf auth login` or set HF_TOKEN" if status in (401, 403) else "try again later"
@@ -216,6 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--revision", help="branch to push to; made where it is missing")
     parser.add_argument("--license", default="apache-2.0", help="licence of the weights (default: apache-2.0)")
     parser.add_argument("--message", default="Upload checkpoint", help="commit message")
+    parser.add_argument("--space", action="store_true", help="also make a Space of the same name, to chat with it")
     parser.add_argument("--dry_run", action="store_true", help="show the files and the card, publish nothing")
     options = vars(parser.parse_args(argv))
     address = push(options.pop("folder"), options.pop("repo_id"), **options)

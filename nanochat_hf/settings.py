@@ -418,6 +418,24 @@ def load_run(folder: str | os.PathLike) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged: delete it and run that stage again") from None
 
 
+def check_checkpoint(checkpoint: str | Path) -> None:
+    """Checks, without loading anything, that this is a checkpoint folder or a possible Hub id.
+
+    Raises:
+        UserError: the folder holds no checkpoint, or there is no folder and the name cannot be a Hub id.
+    """
+    folder, name = Path(checkpoint), str(checkpoint)
+    if folder.exists() and not (folder / "config.json").exists():
+        stages = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"; it holds {', '.join(stages)}: name one of these" if stages else "; give the folder of a stage"
+        raise UserError(f"{checkpoint} is not a checkpoint folder (no config.json in it){hint}")
+    if not folder.exists() and not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
+        raise UserError(
+            f"there is no folder {checkpoint}, and no model on the Hub can have that name; give a checkpoint folder "
+            "such as runs/quickstart/rl, or a Hub id"
+        )
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON so that a reader sees either the old file or the complete new one."""
     path = Path(path)

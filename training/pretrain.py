@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nanochat_hf import settings
 from nanochat_hf.settings import setting
-from nanochat_hf.trainers.stage_settings import check_pretraining
+from nanochat_hf.trainers.stage_settings import COMPILE, check_pretraining
 
 
 @dataclass
@@ -112,12 +112,17 @@ class PretrainConfig:
     dtype: str = setting(
         "auto", "bfloat16, float32 or auto: bf16 on GPUs that have it", choices=("auto", "bfloat16", "float32")
     )
-    attention: str = setting("sdpa", "sdpa, eager, flex_attention, flash_attention_3, a kernel of the Hub …")
+    attention: str = setting(
+        "auto",
+        "auto: the fastest kernel here; blocks, varlen or flex for the layers with a window; for all layers: eager, "
+        "flash_attention_3, a kernel of the Hub …",
+    )
     fp8: bool = setting(False, "8-bit matrix products, on Ada, Hopper and newer GPUs")
     compile: str = setting(
         "auto",
-        "true, false, or auto: on GPUs only; on a CPU it is faster for runs above 1.4e13 FLOPs",
-        choices=("auto", "true", "false"),
+        "true: block by block; model: as one graph, slow to compile; false; auto: true on GPUs only. On a CPU it is "
+        "faster for runs above 1.4e13 FLOPs",
+        choices=COMPILE,
     )
     dry_run: bool = setting(False, "print the plan, draw the schedules, train nothing")
 

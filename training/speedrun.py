@@ -21,6 +21,7 @@ from nanochat_hf.settings import UserError, setting
 
 TRAINING = Path(__file__).resolve().parent
 EVALUATION = TRAINING.parent / "evaluation"
+MICROWORLD = "microworld"  # the built-in bundle
 SPACE_APP = TRAINING.parent / "space" / "app.py"
 
 
@@ -70,6 +71,7 @@ def main() -> None:
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
     settings.check_output_dir(run_dir, unfinished=False)
+    check_core_bundle(recipe, variables)
     if config.fresh:
         delete_run(run_dir)
 
@@ -104,6 +106,19 @@ def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
         raise UserError(f"speedrun has no stage named {', '.join(unknown) or 'nothing'}; the stages are {known}")
     if config.accelerate_config and not Path(config.accelerate_config).is_file():
         raise UserError(f"there is no file {config.accelerate_config}; --accelerate_config takes one for accelerate")
+
+
+def check_core_bundle(recipe: str | None, variables: dict[str, str]) -> None:
+    """Raises UserError where the evaluation at the end would not find its CORE bundle: hours of training too late."""
+    from nanochat_hf.evals.bundle import check_bundle
+
+    wanted = settings.read_recipe(recipe, "evaluation", None, variables) if recipe else {}
+    bundle = wanted.get("core_bundle", MICROWORLD)
+    if bundle != MICROWORLD and "core" in wanted.get("evaluations", ["core"]):
+        try:
+            check_bundle(bundle, wanted.get("core_tasks"))
+        except UserError as error:
+            raise UserError(f"the evaluation at the end needs the CORE bundle that {recipe} names: {error}") from None
 
 
 def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: dict[str, str]) -> None:

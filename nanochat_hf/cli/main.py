@@ -143,9 +143,9 @@ def _convert(argv: list[str]) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help="folder to write; empty or new")
     parser.add_argument(
         "--to",
-        choices=("nanochat-hf", "upstream", "transformers", "onnx"),
+        metavar="FORM",
         default="nanochat-hf",
-        help="format to write (default nanochat-hf)",
+        help="format to write: nanochat-hf (default), upstream, transformers or onnx",
     )
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="folder of the tokenizer (default: found in or beside the source)"

@@ -1,30 +1,41 @@
 """Talks to a model in the terminal.
 
     nanochat-hf chat runs/quickstart/rl                          a conversation
-    nanochat-hf chat runs/quickstart/rl --prompt "Who are you?"  one answer on stdout, for scripts
+    nanochat-hf chat runs/quickstart/rl -p "Who are you?"        one answer on stdout, for scripts
     nanochat-hf chat --url http://localhost:8000                 a model behind `nanochat-hf serve`, or behind any
                                                                  other OpenAI-compatible server
+    nanochat-hf chat --url http://localhost:8000 --protocol text-generation    let the server continue each message
 
-The answer appears while it is generated. Calculator calls show as ⟨12*3 = 36⟩. Ctrl-C stops an answer, Ctrl-D ends the
-chat.
+The answer appears while it is written. Calculator calls show as ⟨12*3 = 36⟩. Ctrl-C stops an answer, Ctrl-D ends the
+chat. A message typed during an answer is asked next. A server's key is read from NANOCHAT_API_KEY or HF_TOKEN.
 """
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 from nanochat_hf.settings import UserError
 
 HELP = """\
-/clear              start a new conversation
+/help               show this list
 /system [TEXT]      set the system message (without TEXT: remove it) and start a new conversation
 /temperature [T]    show or set the temperature; 0 always takes the most likely token
 /topk [K]           show or set top-k: sample from the K most likely tokens; 0 is all
+/clear              start a new conversation
+/undo               take back the last message and its answer
 /retry              answer the last message again
-/help               show this list
+/save FILE          write the conversation to a file, as JSON
+/load FILE          go on with a conversation from a file
 /quit               end the chat (also: quit, exit, Ctrl-D)"""
+COLOURS = {"tool": "\x1b[36m", "answer": "\x1b[1m", "prompt": "\x1b[1;32m", "model": "\x1b[1;34m", "note": "\x1b[2m"}
+RESET = "\x1b[0m"
 
 
 @dataclass
@@ -35,96 +46,22 @@ class Conversation:
         sampling: the fields of [`Sampling`], and `seed`.
         system: the system message, or None.
         messages: the messages so far, without the system message.
+        told_full: whether the user knows already that the context is full.
     """
 
     sampling: dict[str, Any]
     system: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
+    told_full: bool = False
 
     def with_system(self) -> list[dict[str, Any]]:
         """Returns the messages, the system message first."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return head + self.messages
 
-
-class LocalModel:
-    """A checkpoint, loaded in this process."""
-
-    def __init__(self, checkpoint: str, device: str | None, dtype: str | None):
-        from nanochat_hf.generation import load_checkpoint
-
-        self.model, self.tokenizer = load_checkpoint(checkpoint, device=device, dtype=dtype)
-
-    def drop_oldest_messages(self, conversation: Conversation) -> int:
-        """Removes the oldest messages until the rest fits in the context; returns how many it removed.
-
-        Raises:
-            UserError: the last message alone is too long.
-        """
-        from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH, context_length_of, fit_conversation
-
-        messages, dropped = fit_conversation(
-            self.tokenizer,
-            conversation.with_system(),
-            context_length_of(self.model) or DEFAULT_CONTEXT_LENGTH,
-            conversation.sampling["max_new_tokens"],
-        )
-        conversation.messages = [message for message in messages if message["role"] != "system"]
-        return dropped
-
-    def answer(self, conversation: Conversation) -> Iterator[tuple[str, str]]:
-        """Yields (kind, text), the kind as in [`Chunk`], and at the end ("message", the assistant's message)."""
-        from nanochat_hf.generation import stream_chat
-
-        for chunk in stream_chat(self.model, self.tokenizer, conversation.with_system(), **conversation.sampling):
-            if chunk.rollout is not None:
-                yield "message", chunk.rollout.messages[0]
-            else:
-                yield chunk.type, chunk.text
-
-
-class RemoteModel:
-    """A model behind an OpenAI-compatible server, through huggingface_hub's `InferenceClient`."""
-
-    def __init__(self, url: str, model: str | None = None):
-        from huggingface_hub import InferenceClient
-
-        self.url = url
-        self.client = InferenceClient(base_url=url)
-        self.extra = {"model": model} if model else {}
-
-    def drop_oldest_messages(self, conversation: Conversation) -> int:
-        """Removes nothing and returns 0: the server's context length is not known here."""
-        return 0
-
-    def answer(self, conversation: Conversation) -> Iterator[tuple[str, str]]:
-        """Yields ("text", text), and at the end ("message", the assistant's message).
-
-        Raises:
-            UserError: the server does not answer.
-        """
-        sampling = conversation.sampling
-        # No top-k: it is not in OpenAI's protocol, and strict servers refuse a request that has it.
-        try:
-            stream = self.client.chat_completion(
-                conversation.with_system(),
-                stream=True,
-                max_tokens=sampling["max_new_tokens"],
-                temperature=sampling["temperature"],
-                top_p=sampling["top_p"],
-                seed=sampling["seed"],
-                extra_body=self.extra or None,
-            )
-            whole = ""
-            for event in stream:
-                text = event.choices[0].delta.content if event.choices else None
-                if text:
-                    whole += text
-                    yield "text", text
-        except Exception as error:  # of httpx or of the client: all mean that the server did not answer
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.url} does not answer ({reason}); is a server running there?") from None
-        yield "message", {"role": "assistant", "content": whole}
+    def start_over(self) -> None:
+        """Forgets the messages; system message and settings stay."""
+        self.messages, self.told_full = [], False
 
 
 def main(argv: list[str]) -> None:
@@ -134,105 +71,281 @@ def main(argv: list[str]) -> None:
         UserError: a wrong option, a checkpoint that cannot be loaded, or a server that does not answer.
     """
     options = _parse(argv)
-    sys.stdout.reconfigure(errors="replace")  # a terminal may not be able to show every character
+    # A terminal may not show every character, and what is typed or piped in may not be UTF-8.
+    sys.stdout.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     conversation = Conversation({name: getattr(options, name) for name in names}, options.system)
     _check_sampling(conversation.sampling)
+    first_questions: list[str] = []
     if options.url:
-        model = RemoteModel(options.url, options.checkpoint)
+        from nanochat_hf.chat import RemoteModel
+
+        model: Any = RemoteModel(options.url, options.checkpoint, protocol=options.protocol, tools=options.tools)
     else:
-        model = LocalModel(options.checkpoint, options.device, options.dtype)
+        from nanochat_hf.chat.models import find_checkpoint
+        from nanochat_hf.chat.suggestions import suggestions
+
+        find_checkpoint(options.checkpoint)  # before torch is imported, which takes seconds
+        with _quiet():
+            from nanochat_hf.chat import LocalModel
+
+            model = LocalModel(options.checkpoint, options.device, options.dtype)
+        first_questions = [one.question for one in suggestions(options.checkpoint)]
     if options.prompt is not None:
-        conversation.messages.append({"role": "user", "content": options.prompt})
+        conversation.messages.append({"role": "user", "content": _clean(options.prompt)})
         print_answer(model, conversation, sys.stdout)
     else:
-        chat_loop(model, conversation, options.url or options.checkpoint)
+        chat_loop(model, conversation, options.url or options.checkpoint, first_questions)
 
 
-def chat_loop(model: LocalModel | RemoteModel, conversation: Conversation, name: str) -> None:
-    """Runs an interactive chat: reads a line, then runs it as a slash command or answers it, until the user leaves."""
+def chat_loop(model: Any, conversation: Conversation, name: str, first_questions: Sequence[str] = ()) -> None:
+    """Runs an interactive chat: reads a line, then runs it as a slash command or answers it, until the user leaves.
+
+    Args:
+        model: a [`nanochat_hf.chat.Model`].
+        conversation: where to begin.
+        name: of the model, for the banner.
+        first_questions: suggestions for the banner.
+    """
     try:
         import readline  # noqa: F401  gives input() history and editing
     except ImportError:
         pass
     print(f"Talking to {name}. /help lists the commands, Ctrl-D ends the chat.")
+    if first_questions:
+        print("It was trained for questions like these:")
+        for question in first_questions:
+            print("  " + _paint("note", " ".join(question.split()), sys.stdout))
+    interactive = sys.stdin.isatty()
     while True:
         try:
-            line = input("\nyou> ").strip()
+            line = input(_prompt()).strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError:
+            print("(that line is not UTF-8 text; please type it again)")
+            continue
+        line = _clean(line)
+        if not interactive:
+            print(line)  # nobody typed it, so nothing has shown it yet
         if not line:
             continue
         if line in ("/quit", "/exit", "quit", "exit"):
             return
-        if line == "/retry":
-            if not conversation.messages:
-                print("there is nothing to answer yet")
+        if line.startswith("/"):
+            try:
+                shown, answer_now = run_slash_command(line, conversation)
+            except UserError as error:
+                print(f"error: {error}")
                 continue
-            if conversation.messages[-1]["role"] == "assistant":
-                conversation.messages.pop()
-        elif line.startswith("/"):
-            print(run_slash_command(line, conversation))
-            continue
+            if shown:
+                print(_paint("note", shown, sys.stdout) if line != "/help" else shown)
+            if not answer_now:
+                continue
         else:
             conversation.messages.append({"role": "user", "content": line})
         try:
-            print("model> ", end="", flush=True)
-            print_answer(model, conversation, sys.stdout)
+            print(_paint("model", "model> ", sys.stdout), end="", flush=True)
+            with _typing_waits():
+                print_answer(model, conversation, sys.stdout)
         except UserError as error:
-            conversation.messages.pop()
-            print(f"error: {error}")
+            print(f"\nerror: {error}")
+            if not line.startswith("/"):  # a message that got no answer is not part of the conversation
+                conversation.messages.pop()
 
 
-def run_slash_command(line: str, conversation: Conversation) -> str:
-    """Runs a command such as `/topk 20` and returns what to print."""
-    command, _, argument = line.partition(" ")
-    argument = argument.strip()
-    settings = {"/temperature": ("temperature", float), "/topk": ("top_k", int)}
-    if command == "/help":
-        return HELP
-    if command == "/clear":
-        conversation.messages.clear()
-        return "(cleared)"
-    if command == "/system":
-        conversation.system = argument or None
-        conversation.messages.clear()
-        return f"({'system message set' if argument else 'no system message'}, conversation cleared)"
-    if command in settings:
-        name, kind = settings[command]
+# ---- slash commands ----------------------------------------------------------------
+
+
+def run_slash_command(line: str, conversation: Conversation) -> tuple[str, bool]:
+    """Runs a command such as `/topk 20`.
+
+    Returns:
+        What to print, and whether the last message is to be answered now.
+
+    Raises:
+        UserError: there is no such command, or it cannot be done; the message says what would work.
+    """
+    name, _, argument = line.partition(" ")
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UserError(f"there is no command {name}; the commands are {', '.join(COMMANDS)}")
+    return command(conversation, argument.strip()), name == "/retry"
+
+
+def _help(conversation: Conversation, argument: str) -> str:
+    return HELP
+
+
+def _clear(conversation: Conversation, argument: str) -> str:
+    conversation.start_over()
+    return "(a new conversation)"
+
+
+def _system(conversation: Conversation, argument: str) -> str:
+    conversation.system = argument or None
+    conversation.start_over()
+    return f"({'system message set' if argument else 'no system message'}; a new conversation)"
+
+
+def _setting(name: str, kind: Callable[[str], Any], command: str, example: str) -> Callable[[Conversation, str], str]:
+    def run(conversation: Conversation, argument: str) -> str:
         if argument:
             try:
                 changed = {**conversation.sampling, name: kind(argument)}
+            except ValueError:
+                raise UserError(f"{command} takes a number, such as {command} {example}, not {argument!r}") from None
+            try:
                 _check_sampling(changed)
-            except (ValueError, UserError) as error:
-                return f"error: {error}"
+            except UserError as error:
+                raise UserError(f"{error}; for example {command} {example}") from None
             conversation.sampling = changed
         return f"{name} = {conversation.sampling[name]}"
-    return f"unknown command {command}; /help lists them"
+
+    return run
 
 
-def print_answer(model: LocalModel | RemoteModel, conversation: Conversation, out: TextIO) -> None:
-    """Streams the answer to `out` and adds it to the conversation. Ctrl-C stops the answer and keeps its text."""
-    dropped = model.drop_oldest_messages(conversation)
-    if dropped:
-        print(f"(the context is full: the oldest {dropped} messages were left out)", file=out)
-    from nanochat_hf.generation.tool_loop import segment_separator
+def _undo(conversation: Conversation, argument: str) -> str:
+    users = [index for index, message in enumerate(conversation.messages) if message["role"] == "user"]
+    if not users:
+        raise UserError("there is nothing to take back yet; write a message first")
+    taken = conversation.messages[users[-1]]["content"]
+    del conversation.messages[users[-1] :]
+    return f"(taken back: {_printable(taken)[:60]})"
 
-    text, message, before = "", None, "text"
+
+def _retry(conversation: Conversation, argument: str) -> str:
+    if not conversation.messages:
+        raise UserError("there is nothing to answer again yet; write a message first")
+    if conversation.messages[-1]["role"] == "assistant":
+        conversation.messages.pop()
+    return ""
+
+
+def _save(conversation: Conversation, argument: str) -> str:
+    if not argument:
+        raise UserError("/save needs a file, such as /save chat.json")
+    from nanochat_hf.settings import write_json
+
+    if Path(argument).is_dir():
+        raise UserError(f"{argument} is a folder; give a file in it, such as /save {argument.rstrip('/')}/chat.json")
     try:
-        for kind, content in model.answer(conversation):
-            if kind == "message":
-                message = content
+        write_json(argument, {"messages": conversation.with_system()})
+    except OSError as error:
+        raise UserError(f"cannot write {argument} ({error.strerror}); give another file") from None
+    return f"(saved {len(conversation.messages)} messages to {argument})"
+
+
+def _load(conversation: Conversation, argument: str) -> str:
+    if not argument:
+        raise UserError("/load needs a file that /save wrote, such as /load chat.json")
+    from nanochat_hf.chat.models import read_message
+
+    try:
+        content = json.loads(Path(argument).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {argument} ({error.strerror}); give a file that /save wrote") from None
+    except ValueError:
+        raise UserError(f"{argument} holds no JSON; give a file that /save wrote") from None
+    found = content.get("messages") if isinstance(content, dict) else content
+    if not isinstance(found, list):
+        raise UserError(f"{argument} holds no conversation; give a file that /save wrote")
+    messages = [read_message(message) for message in found]
+    system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
+    if any(message["role"] != ("user", "assistant")[index % 2] for index, message in enumerate(messages)):
+        raise UserError(f"{argument} holds no conversation: user and assistant must take turns, the user first")
+    conversation.start_over()
+    conversation.system, conversation.messages = system, messages
+    return f"(loaded {len(messages)} messages from {argument})"
+
+
+COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
+    "/help": _help,
+    "/system": _system,
+    "/temperature": _setting("temperature", float, "/temperature", "0.8"),
+    "/topk": _setting("top_k", int, "/topk", "50"),
+    "/clear": _clear,
+    "/undo": _undo,
+    "/retry": _retry,
+    "/save": _save,
+    "/load": _load,
+    "/quit": lambda conversation, argument: "",  # the loop itself ends the chat
+}
+
+
+# ---- answers -----------------------------------------------------------------------
+
+
+def print_answer(model: Any, conversation: Conversation, out: TextIO) -> None:
+    """Streams the answer to `out` and adds it to the conversation. Ctrl-C stops the answer and keeps its text.
+
+    Raises:
+        UserError: there is no answer; the conversation is as before.
+    """
+    from nanochat_hf.tools.presentation import TextWriter
+
+    messages, dropped = model.fit(conversation.with_system(), conversation.sampling["max_new_tokens"])
+    if dropped and not conversation.told_full:
+        conversation.told_full = True
+        note = f"(the context is full: from now on the oldest messages are left out, at first {dropped})"
+        print(_paint("note", note, out), file=out)
+    writer, parts, answer = TextWriter(), [], None
+
+    def show(spans: Any) -> None:
+        for span in spans:
+            print(_paint(span.style, _printable(span.text), out), end="", file=out, flush=True)
+
+    try:
+        for piece in model.answer(messages, **conversation.sampling):
+            if hasattr(piece, "content"):
+                answer = piece
                 break
-            if kind == "text":
-                text += content
-            print(segment_separator(before, kind) + _printable(content), end="", file=out, flush=True)
-            before = kind
+            if parts and parts[-1]["type"] == piece.kind:
+                parts[-1]["text"] += piece.text
+            else:
+                parts.append({"type": piece.kind, "text": piece.text})
+            show(writer.add(piece.kind, piece.text))
+        show(writer.end())
     except KeyboardInterrupt:
-        print(" (stopped)", end="", file=out)
-    print(segment_separator(before, "text"), file=out, flush=True)
-    conversation.messages.append(message or {"role": "assistant", "content": text})
+        show(writer.end())
+        print(_paint("note", " (stopped)", out), end="", file=out)
+    print(file=out, flush=True)
+    if answer is not None:
+        if answer.finish_reason == "length":
+            print(_paint("note", "(cut off at the longest answer, or at the end of the context)", out), file=out)
+        conversation.messages.append(answer.message())
+    else:
+        only_text = all(part["type"] == "text" for part in parts)
+        content: Any = "".join(part["text"] for part in parts) if only_text else parts
+        conversation.messages.append({"role": "assistant", "content": content})
+
+
+# ---- the terminal ------------------------------------------------------------------
+
+
+def _coloured(out: TextIO) -> bool:
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _paint(style: str, text: str, out: TextIO) -> str:
+    colour = COLOURS.get(style)
+    return f"{colour}{text}{RESET}" if colour and text and _coloured(out) else text
+
+
+def _prompt() -> str:
+    if not _coloured(sys.stdout) or not sys.stdin.isatty():
+        return "\nyou> "
+    # readline counts what stands between \x01 and \x02 as of no width
+    return f"\n\x01{COLOURS['prompt']}\x02you> \x01{RESET}\x02"
+
+
+def _clean(text: str) -> str:
+    from nanochat_hf.chat.models import clean
+
+    return clean(text)
 
 
 def _printable(text: str) -> str:
@@ -240,13 +353,50 @@ def _printable(text: str) -> str:
     return "".join(char for char in text if char in "\n\t" or char.isprintable() or (char.isspace() and char > " "))
 
 
-def _check_sampling(sampling: dict[str, Any]) -> None:
-    from nanochat_hf.generation.sampling import Sampling
-
+@contextmanager
+def _typing_waits() -> Iterator[None]:
+    """While an answer is written, what is typed is not shown; the terminal keeps it for the next prompt."""
     try:
-        Sampling(**{name: value for name, value in sampling.items() if name != "seed"})
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        import termios
+
+        before = termios.tcgetattr(sys.stdin.fileno())
+    except Exception:  # no terminal, or no such system
+        yield
+        return
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries' notes and warnings out of the chat; errors still come through as exceptions."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _check_sampling(sampling: dict[str, Any]) -> None:
+    """Raises UserError where a setting is out of range. (The same rules as [`Sampling`], which needs torch.)"""
+    if sampling["max_new_tokens"] < 1:
+        raise UserError(f"max_new_tokens must be at least 1, not {sampling['max_new_tokens']}")
+    if not 0 <= sampling["temperature"] < float("inf"):
+        raise UserError(f"temperature must be 0 (greedy) or positive, not {sampling['temperature']}")
+    if sampling["top_k"] is not None and sampling["top_k"] < 0:
+        raise UserError(f"top_k must be 0 (off) or positive, not {sampling['top_k']}")
+    if sampling["top_p"] is not None and not 0 < sampling["top_p"] <= 1:
+        raise UserError(f"top_p must lie in (0, 1], not {sampling['top_p']}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -256,8 +406,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or Hub id (with --url: the model's name there)"
     )
-    parser.add_argument("--url", help="talk to a model behind an OpenAI-compatible server")
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this message and exit")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="answer this message and exit")
+    parser.add_argument("--url", help="talk to a model behind a server")
+    parser.add_argument(
+        "--protocol",
+        choices=("chat", "text-generation"),
+        default="chat",
+        help="of the server: OpenAI's chat (default), or text-generation-inference's, which continues a text",
+    )
+    parser.add_argument(
+        "--tools", action="store_true", help="with --url: run the calculator here for the server's model"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument(
         "--temperature",
@@ -285,4 +444,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.checkpoint is None and options.url is None:
         parser.error("name a checkpoint folder (or a Hub id), or a server with --url")
+    if options.prompt is not None and not options.prompt.strip():
+        parser.error("--prompt is empty; give the message to answer")
     return options

@@ -19,12 +19,21 @@ import torch
 from ..model.configuration_nanochat_hf import NanochatHFConfig
 from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
 from ..settings import UserError
+from ..tokenizer import stop_token_ids
 from .onnx import export_onnx
 from .tensors import from_own_tensors, from_transformers_tensors, from_upstream, to_transformers, to_upstream
 from .upstream_tokenizer import NAME as UPSTREAM_TOKENIZER
 from .upstream_tokenizer import read_upstream_tokenizer, write_upstream_tokenizer
 
 FORMATS = ("nanochat-hf", "upstream", "transformers", "onnx")
+# What people ask for and cannot get: why, and what to take instead.
+REFUSED = {
+    "gguf": "llama.cpp runs a fixed list of architectures, and none has squared ReLU without a gate, norms without "
+    "parameters and a rotation in this direction: a file would load nowhere. On small machines take --to onnx, or "
+    "8-bit weights with torchao (docs/serving.md)",
+    "mlx": "MLX needs code of its own for each architecture, and this package has none. On a Mac every model runs as "
+    "it is, with --device mps; a classic model can take transformers' own form with --to transformers",
+}
 UPSTREAM_WEIGHTS = re.compile(r"model_(\d+)\.pt")
 
 
@@ -56,12 +65,17 @@ def convert_folder(
             model. Nothing has been written then.
     """
     source, destination = Path(source), Path(destination)
+    if to.lower() in REFUSED:
+        raise UserError(f"cannot convert to {to}: {REFUSED[to.lower()]}")
     if to not in FORMATS:
         raise UserError(f"cannot convert to {to!r}; the formats are {', '.join(FORMATS)}")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} exists already; name a new folder, or empty this one first")
     model = _read_model(source, step)
-    text_tokenizer = read_tokenizer(_tokenizer_folder(source, tokenizer))
+    tokenizer_folder = _tokenizer_folder(source, tokenizer)
+    text_tokenizer = read_tokenizer(tokenizer_folder)
+    if not (tokenizer_folder / "tokenizer.json").exists():  # upstream's file does not say how long a text may be
+        text_tokenizer.model_max_length = model.config.max_position_embeddings
     if len(text_tokenizer) > model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(text_tokenizer)} tokens and the model only {model.config.vocab_size}: it is not "
@@ -220,6 +234,8 @@ def _take_control_tokens(model: NanochatHFForCausalLM, tokenizer: Any) -> None:
     model.config.update(tokens)
     if model.generation_config.eos_token_id is None:
         model.generation_config.update(**tokens)
+    if "<|python_end|>" in tokenizer.get_vocab():
+        model.generation_config.eos_token_id = stop_token_ids(tokenizer)
 
 
 def _write_upstream(model: NanochatHFForCausalLM, tokenizer: Any, folder: Path, step: int) -> None:

@@ -109,7 +109,8 @@ def to_transformers(model: NanochatHFForCausalLM) -> Any:
     if features:
         raise ValueError(
             f"transformers' NanoChat is the October 2025 architecture and has no {', '.join(features)}; only classic "
-            "models can be exported to it"
+            "models can be exported to it. This model loads in transformers as it is, with trust_remote_code=True; "
+            "train with --preset classic for a model that needs no code of its own"
         )
     shared = {name: getattr(config, name) for name in _TRANSFORMERS_FIELDS}
     theirs = NanoChatConfig(**shared, dtype=config.dtype, **_head_dim(config))

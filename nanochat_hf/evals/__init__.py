@@ -3,6 +3,6 @@
 - `bits_per_byte`, `core` and `tasks` (the chat tasks) each measure one thing, for any causal language model.
 - `microworld_bundle` makes completion tasks in the format of CORE without a download.
 - `evaluated_model` is a model with its tokenizer and prompt format; `scoring` runs its forward passes.
-- `headlines` lists the metrics that sum up an evaluation, `statistics` has their intervals.
+- `headlines` lists the metrics that sum up an evaluation; `metrics` computes them, and their intervals.
 - `runner` evaluates checkpoints and writes `eval/<name>.json`.
 """

@@ -8,7 +8,7 @@ two names, because their numbers must not be compared with each other:
   document may be cropped, and its tokens see the documents before it in the row.
 """
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_hf.evals.metrics import formulas
 from nanochat_hf.evals.scoring import distributed_rank, gather_sum, pad_right, plan_batches
 
 IGNORED = -100
@@ -62,7 +63,7 @@ def packed_bits_per_byte(
                 nats += losses[sizes > 0].sum(dtype=torch.float64)
         num_bytes += bytes_BT.sum()
     nats_all, bytes_all = gather_sum(torch.stack([nats, num_bytes])).tolist()
-    return _bits_per_byte(nats_all, bytes_all)
+    return formulas.bits_per_byte(nats_all, bytes_all)
 
 
 @torch.inference_mode()
@@ -86,7 +87,7 @@ def bits_per_byte(
         documents: the texts; empty ones are left out. Several processes share them.
         max_length: longest input in tokens.
         max_tokens: padded tokens per forward pass.
-        progress: called with the number of windows scored after each batch.
+        progress: called after each batch with the number of documents that it finished.
 
     Returns:
         `bits_per_byte` (infinity without any text), `nats_per_token`, `bytes_per_token`, and the numbers of
@@ -95,9 +96,13 @@ def bits_per_byte(
     device = next(model.parameters()).device
     rank, world = distributed_rank()
     texts = [text for index, text in enumerate(documents) if index % world == rank and text]
-    windows = []
-    for ids in encode(texts) if texts else []:
-        windows += [ids[start : start + max_length + 1] for start in range(0, len(ids) - 1, max_length)]
+    windows, document_of_window = [], []
+    windows_left = Counter[int]()  # per document that is not finished
+    for document, ids in enumerate(encode(texts) if texts else []):
+        cut = [ids[start : start + max_length + 1] for start in range(0, len(ids) - 1, max_length)]
+        windows += cut
+        document_of_window += [document] * len(cut)
+        windows_left[document] = len(cut)
     nats = torch.zeros((), dtype=torch.float64)
     for batch in plan_batches([len(window) for window in windows], max_tokens):
         rows = [windows[index] for index in batch]
@@ -107,20 +112,17 @@ def bits_per_byte(
         for row in range(len(rows)):
             losses = F.cross_entropy(logits[row].float(), targets[row], reduction="sum", ignore_index=IGNORED)
             nats += losses.double().cpu()
+        windows_left.subtract(document_of_window[index] for index in batch)
         if progress:
-            progress(len(batch))
+            progress(sum(windows_left[one] == 0 for one in {document_of_window[index] for index in batch}))
     num_bytes = sum(len(text.encode("utf-8")) for text in texts)
     tokens = sum(len(window) - 1 for window in windows)
     sums = torch.tensor([float(nats), num_bytes, tokens, len(texts)], dtype=torch.float64)
     nats_all, bytes_all, tokens_all, texts_all = gather_sum(sums.to(device)).tolist()
     return {
-        "bits_per_byte": _bits_per_byte(nats_all, bytes_all),
+        "bits_per_byte": formulas.bits_per_byte(nats_all, bytes_all),
         "nats_per_token": nats_all / max(1.0, tokens_all),
         "bytes_per_token": bytes_all / max(1.0, tokens_all),
         "documents": texts_all,
         "bytes": bytes_all,
     }
-
-
-def _bits_per_byte(nats: float, num_bytes: float) -> float:
-    return nats / (math.log(2) * num_bytes) if num_bytes else math.inf

@@ -1,10 +1,10 @@
 """CORE: the mean centered accuracy over the 22 in-context-learning tasks of DataComp-LM (arXiv:2406.11794, §3.5).
 
 Items, few-shot draws, prompts and scored spans follow nanochat, so that its numbers can be checked: GPT-2 XL (1.6 B
-parameters) scores 0.256525 there. Only the computation differs: the items of a task are batched by length.
+parameters) scores 0.256525 there. Only the computation differs: what the options of an item share is read once, and
+items are batched by length (`scoring`).
 
-A bundle is a folder with `core.yaml` (the list of tasks), `eval_meta_data.csv` (chance accuracies in percent) and
-`eval_data/` (JSON lines). Some published chance accuracies are wrong (mlfoundations/dclm#114): BoolQ has 62 %,
+`bundle` reads the tasks. Some published chance accuracies are wrong (mlfoundations/dclm#114): BoolQ has 62 %,
 CommonsenseQA 40.3 %. CORE is therefore reported twice. `core` uses the published values, to compare with others.
 `core_corrected` takes chance from the number of options in the data.
 
@@ -12,55 +12,21 @@ The built-in bundle about the microworld has the same format and is scored by th
 mean has a name of its own, see `headline_metric`.
 """
 
-import csv
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat_hf.evals.scoring import Span, SpanScore, distributed_rank, gather_sum, score_spans
-from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, wilson_interval
-from nanochat_hf.settings import UserError
+from nanochat_hf.evals.bundle import CoreTask, Item
+from nanochat_hf.evals.metrics.formulas import accuracy_with_interval, centered, mean, mean_centered_of_items
+from nanochat_hf.evals.scoring import Span, SpanScore, common_prefix, distributed_rank, gather_sum, score_groups
 
-SHUFFLE_SEED = 1337
 FEWSHOT_SEED = 1234
-TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
-OPTION_FIELDS = {"multiple_choice": "choices", "schema": "context_options"}  # where an item lists its options
 MICROWORLD_PREFIX = "microworld_"  # of the labels of the built-in bundle's tasks
 
-Item = dict[str, Any]
 Encode = Callable[[list[str]], list[list[int]]]
-
-
-@dataclass(frozen=True)
-class CoreTask:
-    """One task of a bundle, its items already shuffled and cropped as nanochat does it.
-
-    Attributes:
-        label: the task's name in the bundle.
-        kind: one of `TASK_KINDS`.
-        num_fewshot: solved examples shown before each item.
-        delimiter: text between a question and its answer.
-        published_baseline: chance accuracy from the bundle, 0 to 1.
-        items: one JSON object per item.
-    """
-
-    label: str
-    kind: str
-    num_fewshot: int
-    delimiter: str
-    published_baseline: float
-    items: list[Item]
-
-    @property
-    def corrected_baseline(self) -> float:
-        """Chance accuracy from the data itself: the mean of one over the number of options; 0 without options."""
-        key = OPTION_FIELDS.get(self.kind)
-        return sum(1 / len(item[key]) for item in self.items) / len(self.items) if key else 0.0
 
 
 @dataclass
@@ -80,84 +46,22 @@ class CoreResult:
     @property
     def accuracy(self) -> float:
         """Share of correct items, 0 to 1."""
-        return sum(self.outcomes) / len(self.outcomes)
+        return mean(self.outcomes)
 
     def row(self) -> dict[str, Any]:
         """The task's row for tables: accuracy with its 95 % Wilson interval, both baselines, centered accuracies."""
-        low, high = wilson_interval(sum(self.outcomes), len(self.outcomes))
         return {
             "task": self.task.label,
             "kind": self.task.kind,
             "num_fewshot": self.task.num_fewshot,
             "items": len(self.outcomes),
-            "accuracy": self.accuracy,
-            "accuracy_low": low,
-            "accuracy_high": high,
+            **accuracy_with_interval(self.outcomes),
             "baseline": self.task.published_baseline,
             "centered": centered(self.accuracy, self.task.published_baseline),
             "corrected_baseline": self.task.corrected_baseline,
             "corrected_centered": centered(self.accuracy, self.task.corrected_baseline),
             "truncated": self.truncated,
         }
-
-
-# ---- the bundle ----------------------------------------
-
-
-def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[str] | None = None) -> list[CoreTask]:
-    """Reads a bundle.
-
-    Args:
-        folder: the bundle's folder.
-        max_per_task: items per task, taken after the fixed shuffle; -1 takes all.
-        labels: the tasks to read; None reads all.
-
-    Raises:
-        UserError: the folder is no bundle, a label is unknown, or a file is missing, empty or not JSON.
-    """
-    import yaml
-
-    folder = Path(folder)
-    if not (folder / "core.yaml").exists():
-        raise UserError(
-            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked eval_bundle"
-        )
-    entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-    known = [entry["label"] for entry in entries]
-    unknown = sorted(set(labels or []) - set(known))
-    if unknown:
-        raise UserError(f"{folder} has no task {', '.join(unknown)}; it has {', '.join(known)}")
-    with open(folder / "eval_meta_data.csv", encoding="utf-8", newline="") as file:
-        baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
-    tasks = []
-    for entry in entries:
-        if labels and entry["label"] not in labels:
-            continue
-        if entry["label"] not in baselines:
-            raise UserError(f"eval_meta_data.csv of {folder} has no chance accuracy for {entry['label']}")
-        tasks.append(_load_task(folder, entry, baselines[entry["label"]], max_per_task))
-    return tasks
-
-
-def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_task: int) -> CoreTask:
-    label, kind = entry["label"], entry["icl_task_type"]
-    if kind not in TASK_KINDS:
-        raise UserError(f"task {label} has the kind {kind!r}; known are {', '.join(TASK_KINDS)}")
-    path = folder / "eval_data" / entry["dataset_uri"]
-    try:
-        with open(path, encoding="utf-8") as file:
-            items = [json.loads(line) for line in file if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"task {label} needs {path}, which is missing from the bundle") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} has a line that is not JSON ({error}); unpack the bundle again") from None
-    if not items:
-        raise UserError(f"{path} is empty; task {label} needs at least one item")
-    random.Random(SHUFFLE_SEED).shuffle(items)
-    if max_per_task > 0:
-        items = items[:max_per_task]
-    delimiter = entry.get("continuation_delimiter", " ")
-    return CoreTask(label, kind, entry["num_fewshot"][0], delimiter, baseline, items)
 
 
 # ---- prompts -------------------------------------------
@@ -198,14 +102,14 @@ def spans_of(task: CoreTask, rows: Sequence[list[int]]) -> list[Span]:
     end, and a language-modelling item on its continuation.
     """
     if task.kind == "multiple_choice":
-        start = _common_prefix(rows)
+        start = common_prefix(rows)
         return [Span(row, max(1, start), len(row)) for row in rows]
     if task.kind == "schema":
-        shared = _common_prefix([row[::-1] for row in rows])
+        shared = common_prefix([row[::-1] for row in rows])
         return [Span(row, max(1, len(row) - shared), len(row)) for row in rows]
     without, full = rows
     # Byte-level tokenizers give a clean prefix. Others may merge across the border: score from the first difference.
-    start = min(_common_prefix([without, full]), len(full) - 1)
+    start = min(common_prefix([without, full]), len(full) - 1)
     return [Span(full, max(1, start), len(full))]
 
 
@@ -221,14 +125,14 @@ def is_correct(task: CoreTask, item: Item, scores: Sequence[SpanScore]) -> bool:
     return losses.index(min(losses)) == item["gold"]
 
 
-def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    for position, column in enumerate(zip(*rows, strict=False)):
-        if any(token != column[0] for token in column):
-            return position
-    return min(map(len, rows))
-
-
 # ---- evaluation ----------------------------------------
+
+
+def spans_of_items(encode: Encode, task: CoreTask, indices: Sequence[int]) -> list[list[Span]]:
+    """The scored spans of these items of a task, few-shot examples included. `encode` is that of `evaluate_task`."""
+    texts = [render(task, task.items[index], fewshot_examples(task, index)) for index in indices]
+    ids = iter(encode([text for group in texts for text in group]))
+    return [spans_of(task, [next(ids) for _ in group]) for group in texts]
 
 
 def evaluate_task(
@@ -246,29 +150,19 @@ def evaluate_task(
         model: a causal language model, in evaluation mode.
         encode: texts → token ids with the begin-of-document token first.
         max_length: context in tokens; longer sequences keep their end and are counted. None: no limit.
-        max_tokens: padded tokens per forward pass.
+        max_tokens: padded tokens per forward pass, cached ones included.
         progress: called with the number of items finished after each batch.
     """
     rank, world = distributed_rank()
     own_indices = range(rank, len(task.items), world)
-    texts = [render(task, task.items[index], fewshot_examples(task, index)) for index in own_indices]
-    ids = iter(encode([text for group in texts for text in group]))
-    groups = [spans_of(task, [next(ids) for _ in group]) for group in texts]
+    groups = spans_of_items(encode, task, own_indices)
     cropped = [[span.crop(max_length) for span in group] for group in groups]
-    item_of_span = [number for number, group in enumerate(cropped) for _ in group]
-    spans_left = [len(group) for group in cropped]  # per item
-    scores: list[SpanScore | None] = [None] * len(item_of_span)
-    for batch in score_spans(model, [span for group in cropped for span in group], max_tokens=max_tokens):
-        for index, score in batch:
-            scores[index] = score
-            spans_left[item_of_span[index]] -= 1
-        if progress:
-            progress(sum(spans_left[number] == 0 for number in {item_of_span[index] for index, _ in batch}))
-
     outcomes = torch.zeros(len(task.items) + 1, dtype=torch.float64)  # the last entry counts truncated items
-    flat = iter(scores)
-    for index, group in zip(own_indices, cropped, strict=True):
-        outcomes[index] = is_correct(task, task.items[index], [next(flat) for _ in group])
+    for batch in score_groups(model, cropped, max_tokens=max_tokens):
+        for number, scores in batch:
+            outcomes[own_indices[number]] = is_correct(task, task.items[own_indices[number]], scores)
+        if progress:
+            progress(len(batch))
     outcomes[-1] = sum(
         any(a is not b for a, b in zip(g, c, strict=True)) for g, c in zip(groups, cropped, strict=True)
     )
@@ -296,7 +190,5 @@ def summarize(results: Sequence[CoreResult]) -> dict[str, float]:
     outcomes = [result.outcomes for result in results]
     for name, attribute in means.items():
         baselines = [getattr(result.task, attribute) for result in results]
-        values = [centered(r.accuracy, b) for r, b in zip(results, baselines, strict=True)]
-        metrics[name] = sum(values) / len(values)
-        metrics[f"{name}_low"], metrics[f"{name}_high"] = bootstrap_macro_mean(outcomes, baselines)
+        metrics |= mean_centered_of_items(name, outcomes, baselines)
     return metrics | {f"accuracy/{result.task.label}": result.accuracy for result in results}

@@ -20,6 +20,7 @@ from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core
 from nanochat_hf.evals import tasks as task_scores
+from nanochat_hf.evals.bundle import load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.scoring import distributed_rank
@@ -68,14 +69,14 @@ class EvaluationConfig:
 
     tasks: list[str] = field(
         default_factory=list,
-        metadata={"help": "chat tasks: name[/split][=path][@max_examples], such as gsm8k=DIR@200"},
+        metadata={"help": "chat tasks: name[/split][=path][@[~]max_examples], such as gsm8k=DIR@200; ~: at random"},
     )
     chat_stages: list[str] = field(
         default_factory=lambda: list(MODEL_FOLDERS),
         metadata={"help": "stages of --run_dir that the chat tasks are run on"},
     )
     split: str = field(default="test", metadata={"help": "split of the chat tasks"})
-    max_problems: int | None = field(default=None, metadata={"help": "chat tasks: items per task; default: all"})
+    max_problems: int | None = field(default=None, metadata={"help": "chat tasks: first items per task; default: all"})
     num_samples: int = field(default=1, metadata={"help": "answers per problem; above 1, pass@k is reported as well"})
     temperature: float = field(default=0.0, metadata={"help": "sampling temperature; 0 is greedy"})
     top_k: int | None = field(default=50, metadata={"help": "sample from the k most likely tokens; 0: from all"})
@@ -89,7 +90,10 @@ class EvaluationConfig:
         default=None, metadata={"help": "longest input in tokens; default: the model's context"}
     )
     batch_size: int = field(default=32, metadata={"help": "answers generated at the same time"})
-    dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16"})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "auto, float32 or bfloat16; auto: bfloat16 on CUDA, else as the checkpoint"},
+    )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps"})
     revision: str | None = field(default=None, metadata={"help": "commit or tag of a Hub model"})
     trust_remote_code: bool = field(
@@ -99,7 +103,10 @@ class EvaluationConfig:
 
 
 def show_progress(total: int, title: str) -> Any:
-    return progress_bar(total=total, desc=title, unit=" items", disable=distributed_rank()[0] != 0, leave=False)
+    """A bar on the main process, over its own share of `total` items."""
+    rank, world = distributed_rank()
+    own = len(range(rank, total, world))
+    return progress_bar(total=own, desc=title, unit=" items", disable=rank != 0, leave=False)
 
 
 def input_limit(evaluated: EvaluatedModel, config: EvaluationConfig) -> int | None:
@@ -115,7 +122,7 @@ def run_bits_per_byte(evaluated: EvaluatedModel, config: EvaluationConfig) -> di
     from nanochat_hf.data.sources import open_documents
 
     texts = open_documents(config.data, "validation")
-    texts = list(texts if config.max_documents < 0 else islice(texts, config.max_documents))
+    texts = [text for text in (texts if config.max_documents < 0 else islice(texts, config.max_documents)) if text]
     if not texts:
         raise UserError(f"{config.data} has no validation documents; give another --data")
     with show_progress(len(texts), f"{evaluated.name} bits per byte") as bar:
@@ -138,7 +145,7 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
             from nanochat_hf.evals.microworld_bundle import write_bundle
 
             bundle = write_bundle(folder)
-        tasks = core.load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
+        tasks = load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
     results = []
     for task in tasks:
         with show_progress(len(task.items), f"{evaluated.name} {task.label}") as bar:
@@ -153,9 +160,8 @@ def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
     answers = answer_sampling(config)
     results = []
     for task in tasks:
-        count = len(task) if config.max_problems is None else min(len(task), config.max_problems)
-        with show_progress(count, f"{evaluated.name} {task.name}") as bar:
-            options = {"limit": config.max_problems, "progress": bar.update}
+        with show_progress(len(task), f"{evaluated.name} {task.name}") as bar:
+            options: dict[str, Any] = {"progress": bar.update}
             if task.kind == "choice":
                 options |= {"max_tokens": config.max_tokens, "max_length": input_limit(evaluated, config)}
                 results.append(task_scores.evaluate_choice(evaluated, task, **options))
@@ -192,7 +198,8 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
 
     if not config.tasks:
         raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
-    loaded = [tasks.load(spec, config.split)[0] for spec in tasks.separate(config.tasks)]
+    specs = tasks.separate(config.tasks)
+    loaded = [tasks.load(spec, config.split, config.max_problems)[0] for spec in specs]
     tasks.check_scorers(loaded)
     tasks.check_code_execution(loaded, config.allow_code_execution)
     return loaded
@@ -256,6 +263,7 @@ def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig)
     result = {"evaluation": name, "checkpoint": evaluated.name} | EVALUATIONS[name](evaluated, config)
     result |= {
         "seconds": time.time() - started,
+        "dtype": evaluated.dtype,
         "config": deciding_settings(name, config),
         "environment": settings.environment(),
     }

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
-from nanochat_hf.evals.scoring import (
-    distributed_rank,
-    gather_sum,
-    last_logits,
-    pad_right,
-    plan_batches,
+from nanochat_hf.evals.metrics.formulas import (
+    accuracy_with_interval,
+    centered,
+    mean,
+    mean_centered_of_items,
+    mean_pass_at_k,
 )
-from nanochat_hf.evals.statistics import bootstrap_macro_mean, centered, pass_at_k, wilson_interval
+from nanochat_hf.evals.scoring import Row, distributed_rank, gather_sum, read_groups
 from nanochat_hf.generation import Sampling, context_length_of, generate_with_tools
 from nanochat_hf.settings import UserError
 
@@ -46,23 +46,20 @@ class ChatResult:
     @property
     def outcomes(self) -> list[float]:
         """Per item, the mean over its samples: the expected score of one sample."""
-        return [sum(item) / len(item) for item in self.scores]
+        return [mean(item) for item in self.scores]
 
     @property
     def accuracy(self) -> float:
         """Mean outcome, 0 to 1."""
-        return sum(self.outcomes) / len(self.outcomes)
+        return mean(self.outcomes)
 
     def row(self) -> dict[str, Any]:
         """The task's row for tables: accuracy with its 95 % Wilson interval, chance, and pass@k."""
-        low, high = wilson_interval(sum(self.outcomes), len(self.outcomes))
         row = {
             "task": self.name,
             "kind": self.kind,
             "items": len(self.scores),
-            "accuracy": self.accuracy,
-            "accuracy_low": low,
-            "accuracy_high": high,
+            **accuracy_with_interval(self.outcomes),
             "baseline": self.baseline,
             "centered": centered(self.accuracy, self.baseline),
             "truncated": self.truncated,
@@ -71,7 +68,7 @@ class ChatResult:
         for k in sorted({2**i for i in range(1, num_samples.bit_length())} | {num_samples}):
             if 1 < k <= num_samples:
                 num_correct = [sum(score > 0 for score in item) for item in self.scores]
-                row[f"pass@{k}"] = sum(pass_at_k(num_samples, c, k) for c in num_correct) / len(num_correct)
+                row[f"pass@{k}"] = mean_pass_at_k([num_samples] * len(num_correct), num_correct, k)
         return row
 
 
@@ -135,15 +132,11 @@ def evaluate_choice(
     letters_used = sorted({letter for example in examples for letter in example["letters"]})
     letter_ids = {letter: evaluated.letter_id(letter) for letter in letters_used}
     scores = torch.zeros(count, dtype=torch.float64)
-    for batch in plan_batches([len(prompt) for prompt in prompts], max_tokens):
-        rows = [prompts[index] for index in batch]
-        lengths = torch.tensor([len(row) for row in rows])
-        keep = int(lengths.max() - lengths.min()) + 1
-        logits = last_logits(evaluated.model, pad_right(rows, 0, device), keep=keep)  # [rows, keep, V]
-        at_end = logits[torch.arange(len(rows)), lengths - lengths.max() + keep - 1].float().cpu()  # [rows, V]
-        for row, index in enumerate(batch):
+    rows = [[Row(prompt, len(prompt) - 1)] for prompt in prompts]
+    for batch, logits in read_groups(evaluated.model, rows, max_tokens=max_tokens):  # [items of the batch, V]
+        for index, at_end in zip(batch, logits.cpu(), strict=True):
             letters = examples[index]["letters"]
-            best = at_end[row, [letter_ids[letter] for letter in letters]].argmax().item()
+            best = at_end[[letter_ids[letter] for letter in letters]].argmax().item()
             scores[own_indices[index]] = task.score(examples[index], letters[best])
         if progress:
             progress(len(batch))
@@ -265,11 +258,8 @@ def _generate_plain(
 
 def summarize(results: Sequence[ChatResult]) -> dict[str, float]:
     """Flat metrics: `chatcore` with its 95 % interval, and `accuracy/TASK` and `pass@K/TASK` of every task."""
-    metrics: dict[str, float] = {}
-    baselines = [result.baseline for result in results]
-    centered_scores = [centered(result.accuracy, result.baseline) for result in results]
-    metrics["chatcore"] = sum(centered_scores) / len(centered_scores)
-    metrics["chatcore_low"], metrics["chatcore_high"] = bootstrap_macro_mean([r.outcomes for r in results], baselines)
+    outcomes, baselines = [result.outcomes for result in results], [result.baseline for result in results]
+    metrics = mean_centered_of_items("chatcore", outcomes, baselines)
     for result in results:
         row = result.row()
         metrics[f"accuracy/{result.name}"] = row["accuracy"]

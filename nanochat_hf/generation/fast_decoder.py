@@ -239,12 +239,8 @@ class FastDecoder:
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The model's forward for one token per row: [R] → fp32 logits [R, V]. What `compiled` compiles."""
         config, weights = self.config, self.weights
-        positions = self.column - self.padding if self.max_padding else slice(self.column, self.column + 1)
+        positions, masks = self._positions(), self._masks()
         rotation = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [R or 1, 1, D]
-        masks = (
-            self._no_padding(self.capacity),
-            self._no_padding(min(self.capacity, config.sliding_window or self.capacity)),
-        )
 
         x = self._norm(F.embedding(tokens, weights.embed_tokens).to(self.dtype))  # [R, C]
         if config.smear:
@@ -265,6 +261,15 @@ class FastDecoder:
             x = torch.addcmul(x, middle, weights.minus_backout)
         return weights.head(self._norm(x)).float()
 
+    def _positions(self) -> torch.Tensor | slice:
+        """Returns the positions of the tokens that are read: one per row, or one for all."""
+        return self.column - self.padding if self.max_padding else slice(self.column, self.column + 1)
+
+    def _masks(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Returns which slots full and sliding layers may see; None where they may see all filled ones."""
+        window = min(self.capacity, self.config.sliding_window or self.capacity)
+        return self._no_padding(self.capacity), self._no_padding(window)
+
     def _attend(self, index: int, x: torch.Tensor, tokens: torch.Tensor, rotation: Any, mask: Any) -> torch.Tensor:
         """Attention of one token per row over the layer's buffers: [R, C] → [R, H * D]."""
         config, layer, rows = self.config, self.weights.layers[index], len(x)
@@ -279,19 +284,30 @@ class FastDecoder:
         cos, sin = rotation
         query_key = self._norm(torch.addcmul(query_key * cos, query_key.roll(width // 2, -1), sin))
 
+        attended = self._attend_over_buffers(index, query_key[:, :heads], query_key[:, heads:], value, mask)
+        return attended.reshape(rows, heads * width)
+
+    def _attend_over_buffers(
+        self, index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Writes key and value [R, K, D] into the layer's buffers and attends over them: [R, H, D] → R rows."""
         keys, values = self.keys[index], self.values[index]
         column = self.column - self.first_own
         slot, filled = column % keys.shape[2], min(column + 1, keys.shape[2])
-        keys.select(2, slot).copy_(query_key[:, heads:])
+        keys.select(2, slot).copy_(key)
         values.select(2, slot).copy_(value)
-        query, keys, values = query_key[:, :heads], keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
+        keys, values = keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
         prefix = self._visible_prefix(index)
         if prefix is not None:
             return attend_with_prefix(query * self.scale, keys, values, *prefix)
-        attended = F.scaled_dot_product_attention(
-            query.unsqueeze(2), keys, values, attn_mask=mask, scale=self.scale, enable_gqa=heads != kv_heads
+        return F.scaled_dot_product_attention(
+            query.unsqueeze(2),
+            keys,
+            values,
+            attn_mask=mask,
+            scale=self.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
-        return attended.reshape(rows, heads * width)
 
     def _visible_prefix(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Returns keys and values [K, tokens, D] of the shared prompt that the layer still sees, or None."""

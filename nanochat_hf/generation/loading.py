@@ -1,13 +1,12 @@
 """Loads checkpoints: model and tokenizer from a folder or the Hub, onto a device."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, check_checkpoint
 
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; for models whose configuration does not name a context length
 
@@ -77,24 +76,6 @@ def allow_tf32(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-
-
-def check_checkpoint(checkpoint: str | Path) -> None:
-    """Checks, without loading anything, that this is a checkpoint folder or a possible Hub id.
-
-    Raises:
-        UserError: the folder holds no checkpoint, or there is no folder and the name cannot be a Hub id.
-    """
-    folder, name = Path(checkpoint), str(checkpoint)
-    if folder.exists() and not (folder / "config.json").exists():
-        stages = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        hint = f"; it holds {', '.join(stages)}: name one of these" if stages else "; give the folder of a stage"
-        raise UserError(f"{checkpoint} is not a checkpoint folder (no config.json in it){hint}")
-    if not folder.exists() and not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
-        raise UserError(
-            f"there is no folder {checkpoint}, and no model on the Hub can have that name; give a checkpoint folder "
-            "such as runs/quickstart/rl, or a Hub id"
-        )
 
 
 def _dtype(name: str | None) -> Any:

@@ -104,6 +104,7 @@ class Turn:
         tokenizer: Any,
         max_tokens: int,
         tool: Callable[[str], str | None] | None = calculate,
+        begin: Sequence[int] = (),
     ):
         """Starts an empty turn.
 
@@ -112,22 +113,24 @@ class Turn:
             tokenizer: decodes the expressions and encodes the results.
             max_tokens: the turn ends with "length" at this many tokens, tool outputs included.
             tool: expression → result, or None to leave the call without an output. None switches tools off.
+            begin: tokens that the turn begins with, whatever the model samples; such as the start of a call.
         """
         self.control, self.tokenizer, self.max_tokens = control, tokenizer, max_tokens
         self.tool = tool if control.call_start is not None else None
         self.token_ids: list[int] = []
         self.sampled: list[bool] = []
         self.finish_reason: str | None = None
+        self._begin: deque[int] = deque(begin)
         self._forced: deque[int] = deque()
         self._expression: list[int] | None = None
 
     def add(self, sampled: int) -> int:
         """Appends the next token and returns it: the sampled one, or a forced one that replaces it."""
-        forced = bool(self._forced)
-        token = self._forced.popleft() if forced else sampled
+        begins, forced = bool(self._begin), bool(self._begin or self._forced)
+        token = (self._begin or self._forced).popleft() if forced else sampled
         self.token_ids.append(token)
         self.sampled.append(not forced)
-        if not forced:
+        if begins or not forced:
             self._follow_tool_call(token)
         if token in self.control.stop:
             self.finish_reason = "stop"

@@ -1,7 +1,8 @@
 """The nanochat decoder for transformers: upstream's July 2026 architecture, with October 2025 as a preset.
 
 The file reads from the parts to the whole: norm and rotary positions, attention, MLP, block, model, language model.
-The loss is in `loss_nanochat_hf.py`. What smear keeps in caches is in `smear_state_nanochat_hf.py`.
+Attention over windows is in `window_attention_nanochat_hf.py`, the loss in `loss_nanochat_hf.py`, and what smear keeps
+in caches in `smear_state_nanochat_hf.py`.
 
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
@@ -15,7 +16,12 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
@@ -26,6 +32,14 @@ from .configuration_nanochat_hf import NanochatHFConfig
 from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
 from .shape_nanochat_hf import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
 from .smear_state_nanochat_hf import give_state_layer, paged_previous_tokens, previous_states
+from .window_attention_nanochat_hf import (
+    BlockMask,
+    pick_window_kernel,
+    window_mask,
+    windowed_flex,
+    windowed_sdpa,
+    windowed_varlen,
+)
 
 
 class Linear(nn.Linear):
@@ -112,44 +126,6 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def windowed_sdpa(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, **options: Any
-) -> torch.Tensor:
-    """Causal attention over a sliding window of whole sequences, without a [T, T] mask.
-
-    Queries are taken in at most eight blocks, each with only the keys that it can see; no block is shorter than the
-    window. docs/model.md has the measurements.
-
-    Args:
-        query: [B, H, T, D].
-        key, value: [B, K, T, D].
-        window: keys that a query sees, itself included.
-        options: of `F.scaled_dot_product_attention`.
-
-    Returns:
-        [B, H, T, D].
-    """
-    reach, (heads, length) = window - 1, query.shape[1:3]
-    block = max(reach, -(-length // 8))
-    if heads != key.shape[1]:
-        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    ahead = torch.arange(reach + block, device=query.device) - torch.arange(block, device=query.device).unsqueeze(1)
-    mask = (ahead >= 0) & (ahead <= reach)  # [block, reach + block], the same for all blocks
-    outputs = []
-    for start in range(0, length, block):
-        end, first = min(start + block, length), max(start - reach, 0)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, first:end],
-                value[:, :, first:end],
-                attn_mask=mask[: end - start, reach - (start - first) : reach + end - start],
-                **options,
-            )
-        )
-    return torch.cat(outputs, dim=2)
-
-
 class NanochatHFAttention(nn.Module):
     """Causal grouped-query attention, with rotary positions and then a norm on queries and keys.
 
@@ -181,6 +157,7 @@ class NanochatHFAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         value_embeds: torch.Tensor | None = None,
+        window_kernel: str | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the layer's output [B, T, C] and, where the implementation has them, the attention weights.
@@ -188,9 +165,11 @@ class NanochatHFAttention(nn.Module):
         Args:
             hidden_states: [B, T, C], normed.
             position_embeddings: cos and sin [B, 1, T, D/2].
-            attention_mask: as the attention implementation takes it.
+            attention_mask: as the attention implementation takes it; with the window kernel "flex" its mask of blocks.
             past_key_values: cache that keys and values are added to.
             value_embeds: [B, T, K · D], the value embeddings of the tokens.
+            window_kernel: for sliding layers of whole rows, a kernel of `window_attention_nanochat_hf.py`; None: the
+                implementation's own way.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # [B, H, T, D]
@@ -211,17 +190,31 @@ class NanochatHFAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        implementation = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
-        window = self.sliding_window
-        if implementation == "sdpa" and attention_mask is None and window and query.shape[2] > window:
-            output = windowed_sdpa(query, key, value, window, scale=self.scaling, dropout_p=dropout).transpose(1, 2)
-            weights = None
+        window, weights = self.sliding_window, None
+        if window_kernel is not None and window and query.shape[2] > window:
+            output = self._over_window(query, key, value, attention_mask, window_kernel, dropout).transpose(1, 2)
         else:
+            implementation = self.config._attn_implementation
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
             options = dict(dropout=dropout, scaling=self.scaling, sliding_window=window)
             output, weights = attend(self, query, key, value, attention_mask, **options, **kwargs)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def _over_window(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: BlockMask | None,
+        kernel: str,
+        dropout: float,
+    ) -> torch.Tensor:
+        if dropout == 0.0 and mask is not None:
+            return windowed_flex(query, key, value, mask, scale=self.scaling)
+        if dropout == 0.0 and kernel == "varlen":
+            return windowed_varlen(query, key, value, self.sliding_window, scale=self.scaling)
+        return windowed_sdpa(query, key, value, self.sliding_window, scale=self.scaling, dropout_p=dropout)
 
 
 class NanochatHFMLP(nn.Module):
@@ -286,9 +279,9 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [".*_gate"]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the folder's `auto_map` also names the base model, so that `AutoModel` finds it."""
-        base = {"AutoModel": f"{NanochatHFModel.__module__.split('.')[-1]}.{NanochatHFModel.__name__}"}
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **base}
+        """As in transformers; the folder's `auto_map` names all classes of this file, whichever of them is saved."""
+        names = {auto: f"{kind.__module__.split('.')[-1]}.{kind.__name__}" for auto, kind in AUTO_CLASSES.items()}
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **names}
         return super().save_pretrained(*args, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -344,6 +337,10 @@ class NanochatHFPreTrainedModel(PreTrainedModel):
                 init.normal_(module.lm_head.weight, std=0.001)
         elif isinstance(module, NanochatHFRotaryEmbedding):
             super()._init_weights(module)
+        elif type(module) is nn.Linear:  # the head of a classifier
+            init.normal_(module.weight, std=width**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def _init_base(self, module: "NanochatHFModel", classic: bool, uniform: float) -> None:
         init.normal_(module.embed_tokens.weight, std=1.0 if classic else 0.8)
@@ -390,6 +387,8 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
             self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         self.rotary_emb = NanochatHFRotaryEmbedding(config)
         self.gradient_checkpointing = False
+        self.window_kernel = "auto"  # one of WINDOW_KERNELS, for the implementation "sdpa"
+        self.layers_are_compiled = False  # a trainer has compiled each layer
         self.post_init()
 
     @merge_with_config_defaults
@@ -435,12 +434,14 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
         whole_rows = not padded_or_packed and attention_mask is None and past_key_values is None
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        hidden_states = self._norm(self._to_compute_dtype(inputs_embeds))
+        window_kernel = None
         if whole_rows and self.config._attn_implementation == "sdpa" and not is_exporting():
-            masks = dict.fromkeys(self.config.layer_types)  # under torch.compile transformers would make [T, T] masks
+            # Under torch.compile transformers would make [T, T] masks.
+            masks, window_kernel = self._whole_row_masks(hidden_states)
         else:
             masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
 
-        hidden_states = self._norm(self._to_compute_dtype(inputs_embeds))
         if self.config.smear:
             starts = position_ids == 0 if padded_or_packed or past_key_values is not None else None
             previous = self._previous_states(hidden_states, input_ids, past_key_values, kwargs)
@@ -449,22 +450,22 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
         initial_states = hidden_states
         middle = self.config.num_hidden_layers // 2
+        scalars = (self.resid_lambdas, self.x0_lambdas) if self.config.residual_scalars else ()
+        scales = list(zip(*(scalar.unbind() for scalar in scalars), strict=True))
         for index, layer in enumerate(self.layers):
-            scales = None
-            if self.config.residual_scalars:
-                scales = (self.resid_lambdas[index], self.x0_lambdas[index])
             value_embeds = None
             if self.config.has_value_embedding(index):
                 value_embeds = self.value_embeds[str(index)](input_ids).to(hidden_states.dtype)
             hidden_states = layer(
                 hidden_states,
                 initial_states,
-                scales,
+                scales[index] if scales else None,
                 position_embeddings=position_embeddings,
                 attention_mask=masks[self.config.layer_types[index]],
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 value_embeds=value_embeds,
+                window_kernel=window_kernel,
                 **kwargs,
             )
             if index == middle:
@@ -493,6 +494,17 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -x.shape[1] :]
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         return (torch.arange(x.shape[1], device=x.device) + seen).unsqueeze(0)
+
+    def _whole_row_masks(self, x: torch.Tensor) -> tuple[dict[str, BlockMask | None], str]:
+        """Returns the masks of rows that begin at their left edge, by kind of layer, and the window kernel's name."""
+        kernel, masks = self.window_kernel, dict.fromkeys(self.config.layer_types)
+        if kernel == "auto":
+            compiled = self.layers_are_compiled or torch.compiler.is_compiling()
+            kernel = pick_window_kernel(x.device, x.dtype, compiled)
+        window = self.config.sliding_window
+        if kernel == "flex" and "sliding_attention" in masks and x.shape[1] > window:
+            masks["sliding_attention"] = window_mask(x.shape[1], window, x.device)
+        return masks, kernel
 
     def _masks(self, x: torch.Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: torch.Tensor):
         """Returns the attention mask of each kind of layer, by its name in `layer_types`."""
@@ -559,7 +571,6 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         return_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -569,13 +580,16 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             labels: [B, T] token ids, -100 for tokens that are not supervised; shifted inside.
             logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
             num_items_in_batch: what the summed loss is divided by; default the number of supervised tokens here.
-            shift_labels: [B, T] labels that are shifted already, instead of `labels`.
             return_logits: whether to return logits beside a loss; by default not in training, where [B, T, V] in fp32
                 would be the largest tensor of all.
+            kwargs: may hold `shift_labels` [B, T], labels that are shifted already, instead of `labels`; the rest goes
+                to the decoder.
 
         Returns:
             `loss` (0-D, nats per supervised token), and `logits` [B, T, V] in fp32 or None.
         """
+        # No parameter of its own: `Trainer` takes every parameter with "label" in its name for a column of each batch.
+        shift_labels = kwargs.pop("shift_labels", None)
         supervised = labels is not None or shift_labels is not None
         if supervised and use_cache is None:
             use_cache = False
@@ -591,15 +605,12 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        cap, logits, loss = self.config.final_logit_softcapping, None, None
         if labels is not None and shift_labels is None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        if supervised and not return_logits and is_only_its_weight(self.lm_head):
-            loss = chunked_causal_loss(hidden_states, self.lm_head.weight, shift_labels, cap, num_items_in_batch)
+        if supervised:
+            loss, logits = self.supervised_loss(hidden_states, shift_labels, num_items_in_batch, return_logits)
         else:
-            logits = soft_cap(self.lm_head(hidden_states).float(), cap)
-            if supervised:
-                loss = causal_loss(logits, shift_labels, num_items_in_batch)
+            loss, logits = None, self._logits(hidden_states)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -607,6 +618,24 @@ class NanochatHFForCausalLM(NanochatHFPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def supervised_loss(
+        self,
+        hidden_states: torch.Tensor,
+        shift_labels: torch.Tensor,
+        num_items_in_batch: int | torch.Tensor | None,
+        return_logits: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The head and its loss: (loss, logits or None), as `forward` describes them. Trainers compile it."""
+        cap = self.config.final_logit_softcapping
+        if not return_logits and is_only_its_weight(self.lm_head):
+            weight = self.lm_head.weight
+            return chunked_causal_loss(hidden_states, weight, shift_labels, cap, num_items_in_batch), None
+        logits = self._logits(hidden_states)
+        return causal_loss(logits, shift_labels, num_items_in_batch), logits
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return soft_cap(self.lm_head(hidden_states).float(), self.config.final_logit_softcapping)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, whose `generate_batch`, server and TRL's trainers call it; adds smear's state."""
@@ -626,8 +655,58 @@ def is_only_its_weight(head: nn.Module) -> bool:
     return type(head) is Linear and type(head.weight) is nn.Parameter and not hooked
 
 
-NanochatHFConfig.register_for_auto_class()
-NanochatHFModel.register_for_auto_class("AutoModel")
-NanochatHFForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+class NanochatHFForSequenceClassification(GenericForSequenceClassification, NanochatHFPreTrainedModel):
+    """One score per label for a whole text, from its last token: classifiers, and the reward models of TRL.
 
-__all__ = ["NanochatHFForCausalLM", "NanochatHFModel", "NanochatHFPreTrainedModel"]
+    The last token is the last one that differs from the configuration's `pad_token_id`.
+    """
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NanochatHFModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class NanochatHFForTokenClassification(GenericForTokenClassification, NanochatHFPreTrainedModel):
+    """One score per label for each token."""
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = NanochatHFModel(config)
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or 0.0)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class NanochatHFForQuestionAnswering(GenericForQuestionAnswering, NanochatHFPreTrainedModel):
+    """Scores of each token as the first and as the last of an answer in the text."""
+
+    def __init__(self, config: NanochatHFConfig):
+        NanochatHFPreTrainedModel.__init__(self, config)
+        self.model = NanochatHFModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+AUTO_CLASSES = {
+    "AutoModel": NanochatHFModel,
+    "AutoModelForCausalLM": NanochatHFForCausalLM,
+    "AutoModelForSequenceClassification": NanochatHFForSequenceClassification,
+    "AutoModelForTokenClassification": NanochatHFForTokenClassification,
+    "AutoModelForQuestionAnswering": NanochatHFForQuestionAnswering,
+}
+NanochatHFConfig.register_for_auto_class()
+for _auto_class, _model_class in AUTO_CLASSES.items():
+    _model_class.register_for_auto_class(_auto_class)
+
+__all__ = [
+    "NanochatHFForCausalLM",
+    "NanochatHFForQuestionAnswering",
+    "NanochatHFForSequenceClassification",
+    "NanochatHFForTokenClassification",
+    "NanochatHFModel",
+    "NanochatHFPreTrainedModel",
+]

@@ -44,7 +44,10 @@ def _add_state_layer(past_key_values: Cache, layer_idx: int) -> None:
         layers.append(StaticSlidingWindowLayer(max_cache_len=2, sliding_window=2))
     else:
         layers.append(DynamicSlidingWindowLayer(sliding_window=2))
-        if any(past_key_values.is_recording_past(index) for index in range(layer_idx)):
+        # A cache that is rolled back (assisted generation) keeps its past. Only sliding layers tell whether it is one.
+        # Where there are none, the past is kept: one state per token, beside the keys and values of all layers.
+        telling = [index for index in range(layer_idx) if hasattr(layers[index], "activate_past_recording")]
+        if not telling or any(past_key_values.is_recording_past(index) for index in telling):
             layers[-1].activate_past_recording()
 
 

@@ -16,6 +16,8 @@ from . import kernels
 from .buckets import ElementBucket, MatrixBucket, Ranks, StatePiece
 from .sharded import ShardedElementBucket, ShardedMatrixBucket, sharing_ranks
 
+LEAST_STACK = 4  # matrices of a bucket that each rank updates in one call, where there are so many
+
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon and AdamW in one `torch.optim.Optimizer`, for one process and for many.
@@ -40,7 +42,8 @@ class MuonAdamW(torch.optim.Optimizer):
         process_group: the ranks that share the step; default: all of them.
         matmul_dtype: precision of Muon's matrix products; default bf16 on GPUs that have it, else fp32.
         compile: whether to compile Muon's kernel, once per shape of matrices; default: on CUDA only.
-        bucket_mb: MiB of fp32 matrices per bucket, with more than one rank.
+        bucket_mb: MiB of fp32 matrices per bucket, with more than one rank; more where the matrices are so large that
+            a rank's call would have less than `LEAST_STACK` of them.
 
     Attributes:
         measure_norms: whether `step` measures the norms of the averaged gradient and of the update.
@@ -214,7 +217,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if ranks.world_size == 1 and not holders:
             return [MatrixBucket(group, everything, ranks, 0, kernel)]
         matrix_mb = group["params"][0].numel() * 4 / 2**20
-        rounds = max(1, round(self._bucket_mb / (matrix_mb * ranks.world_size)))
+        rounds = max(LEAST_STACK, round(self._bucket_mb / (matrix_mb * ranks.world_size)))
         size = rounds * ranks.world_size
         order = everything[::-1]  # the backward pass reaches the last layer first
         cuts = [order[start : start + size] for start in range(0, len(order), size)]
@@ -242,8 +245,12 @@ def _readiness(bucket: MatrixBucket | ElementBucket) -> tuple[int, int]:
 
 @functools.cache
 def _compiled(kernel: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    """Compiles a Muon kernel; numbers are passed as 0-D tensors, so that a new value does not compile again."""
-    compiled = torch.compile(functools.partial(kernel, matmul_dtype=dtype), dynamic=False, fullgraph=True)
+    """Compiles a Muon kernel. Sizes are dynamic and numbers are 0-D tensors, so that few variants are compiled.
+
+    There is one each for wide, square and tall matrices, alone or stacked. With static sizes there would be one per
+    shape and per number of matrices: with GQA or many ranks more than the compiler allows (8).
+    """
+    compiled = torch.compile(functools.partial(kernel, matmul_dtype=dtype), dynamic=True, fullgraph=True)
 
     def call(*arguments: Tensor | float) -> Tensor | None:
         return compiled(*(a if isinstance(a, Tensor) else torch.tensor(float(a)) for a in arguments))

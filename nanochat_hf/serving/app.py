@@ -1,92 +1,106 @@
 """The web application of `nanochat-hf serve`: its routes, and the one model behind them."""
 
-import uuid
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from transformers.cli.serving.model_manager import ModelManager
-from transformers.cli.serving.response import ResponseHandler
-from transformers.cli.serving.utils import X_REQUEST_ID, CBWorkerDeadError, GenerationState
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
-from nanochat_hf.generation import load_checkpoint
-from nanochat_hf.serving import text_generation
-from nanochat_hf.serving.handlers import ChatHandler, CompletionHandler
-
-
-class OneModelManager(ModelManager):
-    """transformers' model manager with one checkpoint, loaded by [`load_checkpoint`].
-
-    transformers' own manager loads by class name from its own module, and so cannot find this project's class. It also
-    loads any model that a client names.
-
-    Attributes:
-        model: on its device, in evaluation mode.
-        tokenizer: its tokenizer.
-        model_id: the name in answers, "CHECKPOINT@main".
-    """
-
-    def __init__(self, checkpoint: str, device: str = "auto", dtype: str = "auto"):
-        """Loads the checkpoint.
-
-        Raises:
-            UserError: it cannot be loaded, or the device or dtype does not exist.
-        """
-        self.model, self.tokenizer = load_checkpoint(checkpoint, device=device, dtype=dtype)
-        self.model_id = self.process_model_name(checkpoint)
-        super().__init__(device=device, dtype=dtype, force_model=checkpoint)
-
-    def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Returns (model, tokenizer), whatever model is asked for."""
-        return self.model, self.tokenizer
+from nanochat_hf.serving.engine import Engine, EngineError
+from nanochat_hf.serving.fields import BadRequest
+from nanochat_hf.serving.openai_api import OpenAIRoutes
+from nanochat_hf.serving.prompts import PromptReader
+from nanochat_hf.serving.responses_api import ResponsesRoute
+from nanochat_hf.serving.text_generation import TextGenerationRoutes
+from nanochat_hf.serving.web import CLIENT_GONE, ClientGone, Gate, TooLarge, error_response, too_large
 
 
-def build_app(manager: OneModelManager, state: GenerationState, compiled: bool = False) -> FastAPI:
+def build_app(engine: Engine, model_id: str, *, api_key: str | None = None, origins: Sequence[str] = ()) -> Any:
     """Builds the application; `docs/serving.md` lists what each route does.
 
+    The application starts the engine, and at its end waits until all answers are written.
+
     Args:
-        state: transformers' record of its generation threads; it decides whether requests are batched continuously.
-        compiled: compiles the decoding steps of chats.
+        engine: the loaded model, not started yet.
+        model_id: its name in answers.
+        api_key: what clients must send as a bearer token; None lets everybody in.
+        origins: web pages whose scripts may read the answers; "*" for all.
     """
-    app = FastAPI()
-    chat = ChatHandler(manager, state, compiled=compiled)
-    completion = CompletionHandler(manager, state)
-    response = ResponseHandler(manager, state)
+    prompts = PromptReader(engine)
+    openai = OpenAIRoutes(engine, prompts, model_id)
+    responses = ResponsesRoute(engine, prompts, model_id)
+    generation = TextGenerationRoutes(engine, prompts, model_id)
 
-    @app.middleware("http")
-    async def give_request_id(request: Request, call_next: Any) -> Any:
-        """The client's request id, or a new one; the answer's header repeats it."""
-        request.state.request_id = request.headers.get(X_REQUEST_ID) or str(uuid.uuid4())
-        answer = await call_next(request)
-        answer.headers[X_REQUEST_ID] = request.state.request_id
-        return answer
-
-    @app.exception_handler(CBWorkerDeadError)
-    async def report_dead_worker(_request: Request, error: CBWorkerDeadError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=503)
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request, body: dict) -> Any:
-        return await chat.handle_request(body, request.state.request_id)
-
-    @app.post("/v1/completions")
-    async def completions(request: Request, body: dict) -> Any:
-        return await completion.handle_request(body, request.state.request_id)
-
-    @app.post("/v1/responses")
-    async def responses(request: Request, body: dict) -> Any:
-        return await response.handle_request(body, request.state.request_id)
-
-    @app.get("/v1/models")
-    def list_models() -> dict[str, Any]:
-        model = {"id": manager.force_model, "object": "model", "owned_by": "", "created": 0}
-        return {"object": "list", "data": [model]}
-
-    @app.get("/health")
-    def health() -> JSONResponse:
-        if not state.is_cb_alive():
-            return JSONResponse({"status": "unhealthy", "reason": "cb_worker_dead"}, status_code=503)
+    async def health(_request: Request) -> Response:
+        if not engine.alive():
+            raise EngineError("the engine has stopped")
         return JSONResponse({"status": "ok"})
 
-    text_generation.add_routes(app, completion)
-    return app
+    async def metrics(_request: Request) -> Response:
+        running, waiting = engine.load()
+        text = engine.metrics.text(nanochat_running=running, nanochat_waiting=waiting)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    def post(path: str, handler: Callable, text_generation: bool = False) -> Route:
+        return Route(path, answering(handler, text_generation), methods=["POST"])
+
+    def get(path: str, handler: Callable) -> Route:
+        return Route(path, answering(handler), methods=["GET"])
+
+    routes = [
+        post("/v1/chat/completions", openai.chat),
+        post("/v1/completions", openai.completions),
+        post("/v1/responses", responses.respond),
+        get("/v1/models", openai.models),
+        get("/v1/models/{name:path}", openai.model),
+        post("/tokenize", openai.tokenize),
+        post("/detokenize", openai.detokenize),
+        post("/", generation.root, text_generation=True),
+        post("/generate", generation.generate, text_generation=True),
+        post("/generate_stream", generation.generate_stream, text_generation=True),
+        get("/info", generation.info),
+        get("/health", health),
+        get("/ping", health),
+        get("/metrics", metrics),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            engine.stop()
+            prompts.threads.shutdown()
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):
+            what = "no route" if error.status_code == 404 else f"no {request.method} on the route"
+            message = f"there is {what} {request.url.path}"
+            return error_response(HTTPException(error.status_code, message, error.headers))
+        return error_response(error)
+
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
+    return Gate(app, metrics=engine.metrics, api_key=api_key, origins=origins)
+
+
+def answering(handler: Callable, text_generation: bool = False) -> Callable:
+    """Wraps a handler: its errors become answers in the form that its clients read."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ClientGone:
+            return Response(status_code=CLIENT_GONE)
+        except TooLarge:
+            return too_large()
+        except (BadRequest, EngineError) as error:
+            return error_response(error, text_generation)
+        except Exception as error:  # of any kind: the client gets an error in a form that it can read
+            return error_response(error, text_generation)
+
+    return answer

@@ -1,25 +1,26 @@
 """Serves a checkpoint over HTTP, for OpenAI clients and for clients of text-generation-inference.
 
     nanochat-hf serve runs/quickstart/rl --port 8000
-    nanochat-hf serve runs/quickstart/rl --continuous-batching    many requests in one batch, for busy servers
     nanochat-hf chat --url http://localhost:8000                  talk to it, in another terminal
+    NANOCHAT_API_KEY=secret nanochat-hf serve runs/quickstart/rl  only who sends this key is answered
 
 Routes:
-    /v1/chat/completions, /v1/completions     whole answers or streams
-    /v1/responses, /v1/models, /health
-    / , /generate, /generate_stream           text-generation-inference, for huggingface_hub's `text_generation`
+    /v1/chat/completions, /v1/completions, /v1/responses    whole answers or streams
+    /v1/models, /tokenize, /detokenize, /health, /metrics
+    / , /generate, /generate_stream, /info                  text-generation-inference, for its own client and for
+                                                            huggingface_hub's `text_generation`
 
-In chat completions the calculator answers inside the model's turn. If the client brings its own tools, or with
---continuous-batching, the model's calls come back as `tool_calls` instead.
+All requests are answered in one batch, each with its own sampling settings. In chats the calculator answers inside the
+model's turn. A call of a function that the client brings as one of its `tools` ends the turn instead.
 """
 
 import argparse
-import math
-from typing import Any
+import os
+import threading
 
 from nanochat_hf.settings import UserError
 
-CPU_CACHE_CONTEXTS = 32  # the size of the paged cache on a CPU, in full contexts
+KEY_VARIABLE = "NANOCHAT_API_KEY"
 
 
 def main(argv: list[str]) -> None:
@@ -31,39 +32,36 @@ def main(argv: list[str]) -> None:
     options = _parse(argv)
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be between 0 and 65535, not {options.port}")
+    if options.max_batch < 1:
+        raise UserError(f"--max-batch must be at least 1, not {options.max_batch}")
     from nanochat_hf.generation import check_checkpoint
 
     check_checkpoint(options.checkpoint)  # before the packages of the server are imported
-    from transformers.utils.import_utils import is_serve_available
+    try:
+        import uvicorn
 
-    if not is_serve_available():
-        raise UserError("serving needs more packages (fastapi, uvicorn, openai): pip install 'nanochat-hf[serve]'")
-    import uvicorn
-    from transformers.cli.serving.utils import GenerationState
+        from nanochat_hf.serving.app import build_app
+    except ImportError as error:
+        raise UserError(
+            f"serving needs more packages ({error.name} is missing): pip install 'nanochat-hf[serve]'"
+        ) from None
+    from nanochat_hf.generation import load_checkpoint
+    from nanochat_hf.serving.engine import Engine
 
-    from nanochat_hf.serving.app import OneModelManager, build_app
-
-    manager = OneModelManager(options.checkpoint, options.device, options.dtype)
-    state = GenerationState(
-        continuous_batching=options.continuous_batching,
-        cb_config=_cpu_cache_config(manager.model) if options.continuous_batching else None,
+    model, tokenizer = load_checkpoint(options.checkpoint, device=options.device, dtype=options.dtype)
+    engine = Engine(model, tokenizer, max_batch=options.max_batch)
+    key = os.environ.get(KEY_VARIABLE) or None
+    app = build_app(engine, options.checkpoint, api_key=key, origins=options.cors)
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="info",
+        access_log=options.log_requests,
+        timeout_graceful_shutdown=options.shutdown_seconds,
     )
-    app = build_app(manager, state, compiled=options.compile)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="info")
-
-
-def _cpu_cache_config(model: Any) -> Any:
-    """Returns the size of the paged cache for a model on a CPU, or None for transformers' default.
-
-    The default takes nine tenths of the memory: right for a GPU's memory, not for the machine's.
-    """
-    from transformers import ContinuousBatchingConfig
-
-    if model.device.type != "cpu":
-        return None
-    context = model.config.max_position_embeddings
-    pages = math.ceil(context / ContinuousBatchingConfig().page_size)
-    return ContinuousBatchingConfig(num_blocks=CPU_CACHE_CONTEXTS * pages, max_batch_tokens=context)
+    if engine.alive():  # only where the time for a clean end was not enough
+        threading.Timer(1, os._exit, (1,)).start()
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -76,15 +74,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="such as cpu or cuda:0 (default: the GPU if there is one)")
     parser.add_argument("--dtype", default="auto", help="such as bfloat16 (default: the checkpoint's own)")
     parser.add_argument(
-        "--continuous-batching",
-        action="store_true",
-        help="answer all requests in one batch over a paged cache; the first request's temperature, top-p and top-k "
-        "then apply to all requests (a limit of transformers' server)",
+        "--max-batch", type=int, default=32, help="answers that are written at once; more requests wait (default 32)"
     )
     parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the decoding steps of chats: a fifth to a third less time on a CPU, after about a minute at the "
-        "first chat",
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page whose scripts may read the answers, such as https://example.org; * for all; may be repeated",
     )
+    parser.add_argument("--log-requests", action="store_true", help="print a line per request")
+    parser.add_argument(
+        "--shutdown-seconds",
+        type=int,
+        default=60,
+        help="how long running answers may take to end when the server is stopped (default 60)",
+    )
+    parser.add_argument("--continuous-batching", action="store_true", help=argparse.SUPPRESS)  # now always so
     return parser.parse_args(argv)

@@ -5,17 +5,19 @@ base classes are in `base.py`, which says what a task must define.
 
 Recipes and command lines name a task with a short string, read by `load`:
 
-    name[/split][=source][@limit][*repeat]
+    name[/split][=source][@[~]limit][*repeat]
 
     gsm8k                        every problem of the stage's split, from the Hub
     gsm8k=data/gsm8k*4           the same from a folder, each example used four times
     mmlu/validation=data/mmlu    another split than the stage's own
-    smoltalk@10000               the first 10,000 conversations
+    smoltalk@10000               the first 10,000 conversations of the file
+    smoltalk@~10000              10,000 conversations at random: the first of upstream's shuffle, always the same
     conversations=my_chats.jsonl your own file
 
 Several are a list, or joined by commas.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -51,16 +53,17 @@ TASKS: dict[str, Callable[..., Task]] = {
     "microworld-code": microworld.MicroworldCode,
 }
 SPEC = re.compile(
-    r"(?P<name>[\w-]+)(?:/(?P<split>\w+))?(?:=(?P<source>.+?))?(?:@(?P<limit>\d+))?(?:\*(?P<repeat>\d+))?"
+    r"(?P<name>[\w-]+)(?:/(?P<split>\w+))?(?:=(?P<source>.+?))?(?:@(?P<shuffle>~?)(?P<limit>\d+))?(?:\*(?P<repeat>\d+))?"
 )
 
 
-def load(spec: str, split: str) -> tuple[Task, int]:
+def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     """Makes the task that `spec` names.
 
     Args:
-        spec: `name[/split][=source][@limit][*repeat]`, see the top of this module.
+        spec: `name[/split][=source][@[~]limit][*repeat]`, see the top of this module.
         split: `"train"`, `"validation"` or `"test"`; used where `spec` names no split.
+        limit: use no more than so many examples, whatever `spec` says.
 
     Returns:
         The task, and how many times each of its examples is used.
@@ -70,16 +73,18 @@ def load(spec: str, split: str) -> tuple[Task, int]:
     """
     found = SPEC.fullmatch(spec.strip())
     if found is None:
-        raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@limit][*repeat]")
+        raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@[~]limit][*repeat]")
     if any(found[part] is not None and int(found[part]) == 0 for part in ("limit", "repeat")):
         raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
     name, source = found["name"], found["source"]
     if name not in TASKS:
         raise UserError(f"there is no task '{name}'; known are {', '.join(TASKS)}")
-    options: dict[str, Any] = {
-        "split": found["split"] or split,
-        "limit": int(found["limit"]) if found["limit"] else None,
-    }
+    limits = [number for number in (limit, int(found["limit"]) if found["limit"] else None) if number is not None]
+    options: dict[str, Any] = {"split": found["split"] or split, "limit": min(limits, default=None)}
+    if found["shuffle"]:
+        if "shuffle" not in inspect.signature(TASKS[name]).parameters:
+            raise UserError(f"the examples of {name} are drawn at random already; write {name}@{found['limit']}")
+        options["shuffle"] = True
     if source:
         options["source"] = source
     return TASKS[name](**options), int(found["repeat"] or 1)

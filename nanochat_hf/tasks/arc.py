@@ -14,7 +14,8 @@ class ARC(ChoiceTask):
         subset: `"ARC-Easy"` or `"ARC-Challenge"`.
         source: a folder with ARC-Easy_<split>.jsonl and ARC-Challenge_<split>.jsonl, a file, or a Hub id.
         split: `"train"`, `"validation"` or `"test"`.
-        limit: use only the first so many questions, after shuffling.
+        limit: use only the file's first so many questions; default: all, in upstream's order.
+        shuffle: take the first so many of upstream's order instead.
 
     Raises:
         UserError: see `load_rows`.
@@ -26,9 +27,12 @@ class ARC(ChoiceTask):
         source: str | os.PathLike = "allenai/ai2_arc",
         split: str = "test",
         limit: int | None = None,
+        shuffle: bool = False,
     ):
         self.name = subset.lower()
-        super().__init__(load_rows(source, f"{subset}_{split}.jsonl", subset=subset, split=split), limit)
+        super().__init__(
+            load_rows(source, f"{subset}_{split}.jsonl", subset=subset, split=split, limit=limit, shuffle=shuffle)
+        )
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
         choices = row["choices"]

@@ -15,7 +15,7 @@ from typing import Any
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task, message_text
 from nanochat_hf.tasks.formats import NotAConversation, Notes, rows_of_value, to_conversation
-from nanochat_hf.tasks.reading import Numbered, read_source
+from nanochat_hf.tasks.reading import Numbered, read_source, shuffled
 
 WARN_SHARE = 0.05  # a larger share of conversations left out is a warning
 
@@ -29,6 +29,7 @@ class ConversationFiles(Task):
         source: see `reading.read_source`.
         split: which split to read, where the source has splits; a single file is read whole.
         limit: use only the first so many conversations.
+        shuffle: takes them from a fixed random order instead of the file's.
 
     Raises:
         UserError: there is no such source, or a row is in no known format; the message names the file and the place.
@@ -36,7 +37,13 @@ class ConversationFiles(Task):
 
     name = "conversations"
 
-    def __init__(self, source: str | os.PathLike | None = None, split: str = "train", limit: int | None = None):
+    def __init__(
+        self,
+        source: str | os.PathLike | None = None,
+        split: str = "train",
+        limit: int | None = None,
+        shuffle: bool = False,
+    ):
         if source is None:
             raise UserError("the task 'conversations' needs a file: conversations=PATH.jsonl")
         files, note = read_source(source, split)
@@ -45,7 +52,7 @@ class ConversationFiles(Task):
         if not conversations:
             raise UserError(f"{source} holds no conversation to train on: {_why_none(notes)}")
         _report(str(source), len(conversations), notes, note)
-        super().__init__(conversations, limit)
+        super().__init__(shuffled(conversations) if shuffle else conversations, limit)
 
     def example(self, row: list[dict[str, Any]]) -> dict[str, Any]:
         return {"messages": row}

@@ -22,7 +22,8 @@ class GSM8K(Task):
     Args:
         source: a folder with train.jsonl and test.jsonl, a file, or a Hub id.
         split: `"train"` or `"test"`.
-        limit: use only the first so many problems, after shuffling.
+        limit: use only the file's first so many problems; default: all, in upstream's order.
+        shuffle: take the first so many of upstream's order instead.
 
     Raises:
         UserError: see `load_rows`.
@@ -30,8 +31,14 @@ class GSM8K(Task):
 
     name = "gsm8k"
 
-    def __init__(self, source: str | os.PathLike = "openai/gsm8k", split: str = "test", limit: int | None = None):
-        super().__init__(load_rows(source, f"{split}.jsonl", subset="main", split=split), limit)
+    def __init__(
+        self,
+        source: str | os.PathLike = "openai/gsm8k",
+        split: str = "test",
+        limit: int | None = None,
+        shuffle: bool = False,
+    ):
+        super().__init__(load_rows(source, f"{split}.jsonl", subset="main", split=split, limit=limit, shuffle=shuffle))
 
     def example(self, row: dict[str, str]) -> dict[str, Any]:
         return word_problem(row["question"], row["answer"])

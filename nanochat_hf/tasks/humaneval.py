@@ -16,7 +16,8 @@ class HumanEval(Task):
     Args:
         source: a folder with HumanEval.jsonl, a file, or a Hub id.
         split: `"test"`; there is no other one on the Hub, and a folder's file is read for any split.
-        limit: use only the first so many functions, after shuffling.
+        limit: use only the file's first so many functions; default: all, in upstream's order.
+        shuffle: take the first so many of upstream's order instead.
 
     Raises:
         UserError: see `load_rows`.
@@ -26,9 +27,15 @@ class HumanEval(Task):
     runs_code = True
 
     def __init__(
-        self, source: str | os.PathLike = "openai/openai_humaneval", split: str = "test", limit: int | None = None
+        self,
+        source: str | os.PathLike = "openai/openai_humaneval",
+        split: str = "test",
+        limit: int | None = None,
+        shuffle: bool = False,
     ):
-        super().__init__(load_rows(source, "HumanEval*.jsonl", subset="openai_humaneval", split=split), limit)
+        super().__init__(
+            load_rows(source, "HumanEval*.jsonl", subset="openai_humaneval", split=split, limit=limit, shuffle=shuffle)
+        )
 
     def example(self, row: dict[str, str]) -> dict[str, Any]:
         return humaneval_example(row)

@@ -14,7 +14,8 @@ class MMLU(ChoiceTask):
         source: a folder with mmlu_<split>.jsonl, a file, or a Hub id.
         split: `"auxiliary_train"`, `"dev"`, `"validation"` or `"test"`. MMLU has no training split of its own:
             `"train"` means auxiliary_train, which is made of other exams.
-        limit: use only the first so many questions, after shuffling.
+        limit: use only the file's first so many questions; default: all, in upstream's order.
+        shuffle: take the first so many of upstream's order instead.
 
     Raises:
         UserError: see `load_rows`.
@@ -22,10 +23,18 @@ class MMLU(ChoiceTask):
 
     name = "mmlu"
 
-    def __init__(self, source: str | os.PathLike = "cais/mmlu", split: str = "test", limit: int | None = None):
+    def __init__(
+        self,
+        source: str | os.PathLike = "cais/mmlu",
+        split: str = "test",
+        limit: int | None = None,
+        shuffle: bool = False,
+    ):
         if split == "train":
             split = "auxiliary_train"
-        super().__init__(load_rows(source, f"mmlu_{split}.jsonl", subset="all", split=split), limit)
+        super().__init__(
+            load_rows(source, f"mmlu_{split}.jsonl", subset="all", split=split, limit=limit, shuffle=shuffle)
+        )
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
         example = choice_example(row["question"], row["choices"], LETTERS, LETTERS[row["answer"]])

@@ -6,7 +6,7 @@ decoded, and splits are told by names, as for pretraining (`nanochat_hf.data`).
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,24 @@ from nanochat_hf.data.decoding import text_chunks, text_lines
 from nanochat_hf.data.found import looks_like_hub_id
 from nanochat_hf.settings import UserError
 
-SHUFFLE_SEED = 42  # upstream's: with the same seed a limited evaluation looks at the same first examples
+SHUFFLE_SEED = 42  # upstream's
 SUFFIXES = tuple(suffix for suffix, kind in files.KINDS.items() if kind != "text")
 Numbered = tuple[str, Any]  # where the row is, such as "line 3", and the row
 
 
-def load_rows(source: str | os.PathLike, pattern: str, *, subset: str | None = None, split: str) -> list[dict]:
-    """Reads the rows of one split, shuffled as `datasets.Dataset.shuffle(seed=42)` shuffles them.
+def load_rows(
+    source: str | os.PathLike,
+    pattern: str,
+    *,
+    subset: str | None = None,
+    split: str,
+    limit: int | None = None,
+    shuffle: bool = False,
+) -> list[dict]:
+    """Reads the rows of one split.
+
+    The first `limit` rows are those of the file, in the file's order, as other harnesses take them. A whole split is
+    in upstream's order, that of `datasets.Dataset.shuffle(seed=42)`.
 
     Args:
         source: a file (see `read_file`), a folder, or the Hub id of a data set. A single file is read whole.
@@ -31,6 +42,8 @@ def load_rows(source: str | os.PathLike, pattern: str, *, subset: str | None = N
             same name with `.parquet` is tried.
         subset: the configuration of the data set on the Hub.
         split: the split of the data set on the Hub.
+        limit: number of rows; None takes all.
+        shuffle: takes the first `limit` rows of upstream's order, as upstream does, instead of the file's.
 
     Raises:
         UserError: the source is missing, has no rows for the split, or has a file that cannot be read.
@@ -44,6 +57,11 @@ def load_rows(source: str | os.PathLike, pattern: str, *, subset: str | None = N
         raise UserError(f"there is no file or folder {source}; give a path that exists or a Hub id such as owner/name")
     if not rows:
         raise UserError(f"{source} holds no rows for the split '{split}'")
+    return rows[:limit] if limit is not None and not shuffle else shuffled(rows)[:limit]
+
+
+def shuffled(rows: Sequence[Any]) -> list[Any]:
+    """The rows in upstream's order, that of `datasets.Dataset.shuffle(seed=42)`."""
     return [rows[index] for index in np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))]
 
 

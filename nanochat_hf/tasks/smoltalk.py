@@ -15,7 +15,8 @@ class SmolTalk(Task):
     Args:
         source: a folder with <split>*.jsonl or <split>*.parquet, a file, or a Hub id.
         split: `"train"` or `"test"`.
-        limit: use only the first so many conversations, after shuffling.
+        limit: use only the file's first so many conversations; default: all, in upstream's order.
+        shuffle: take the first so many of upstream's order instead.
 
     Raises:
         UserError: see `load_rows`; also where a row is not a conversation, when that row is read.
@@ -25,9 +26,13 @@ class SmolTalk(Task):
     has_score = False
 
     def __init__(
-        self, source: str | os.PathLike = "HuggingFaceTB/smol-smoltalk", split: str = "train", limit: int | None = None
+        self,
+        source: str | os.PathLike = "HuggingFaceTB/smol-smoltalk",
+        split: str = "train",
+        limit: int | None = None,
+        shuffle: bool = False,
     ):
-        super().__init__(load_rows(source, f"{split}*.jsonl", split=split), limit)
+        super().__init__(load_rows(source, f"{split}*.jsonl", split=split, limit=limit, shuffle=shuffle))
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
         try:

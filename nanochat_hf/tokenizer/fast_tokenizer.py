@@ -121,6 +121,11 @@ def _as_text(token: bytes) -> str:
     return "".join(letters[value] for value in token)
 
 
+def byte_letters() -> dict[str, int]:
+    """Returns the byte that each character stands for in a byte-level vocabulary's spelling of its tokens."""
+    return _alphabet()[1]
+
+
 def _as_bytes(token: str) -> bytes:
     _, values = _alphabet()
     return bytes(values[letter] for letter in token)

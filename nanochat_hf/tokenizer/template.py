@@ -7,15 +7,16 @@ from transformers import PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").removesuffix("\n")
 
-# With this `tokenizer.parse_response` turns what the model wrote back into a message.
+# With this `tokenizer.parse_response` turns what the model wrote back into a message: text, calls and results, each in
+# the order in which they were written. The text around a call is joined. What follows the end of the turn is padding.
 RESPONSE_TEMPLATE: dict[str, Any] = {
     "version": 1,
-    "defaults": {"role": "assistant"},
+    "defaults": {"role": "assistant", "content": ""},
     "start_anchor_pattern": r"<\|assistant_start\|>|<\|output_end\|>",
     "fields": {
         "tool_calls": {
             "open": "<|python_start|>",
-            "close": "<|python_end|>",
+            "close_pattern": r"<\|python_end\|>|(?=<\|(?:python_start|output_start|output_end|assistant_end|bos)\|>)",
             "repeats": True,
             "content": "text",
             "content_args": {"strip": False},
@@ -24,9 +25,37 @@ RESPONSE_TEMPLATE: dict[str, Any] = {
                 "function": {"name": "calculator", "arguments": {"expression": "{content}"}},
             },
         },
-        "content": {"close": "<|assistant_end|>", "content": "text", "content_args": {"strip": False}},
+        "tool_results": {
+            "open": "<|output_start|>",
+            "close_pattern": r"<\|output_end\|>|(?=<\|(?:python_start|python_end|output_start|assistant_end|bos)\|>)",
+            "repeats": True,
+            "content": "text",
+            "content_args": {"strip": False},
+        },
+        # Control tokens that stand where they mean nothing. The field stays empty, so no message has it.
+        "misplaced": {
+            "open_pattern": r"<\|(?:python_end|output_end|user_start|user_end|assistant_start)\|>",
+            "close_pattern": "",
+            "content": "text",
+        },
+        "content": {
+            "close_pattern": r"<\|(?:assistant_end|bos)\|>.*",
+            "repeats": True,
+            "join": "",
+            "content": "text",
+            "content_args": {"strip": False},
+        },
     },
 }
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids at which stock `generate` ends: the end of a turn, and the end of a tool call.
+
+    A call needs its result before the turn can go on. Who generates without the calculator gets the call as
+    `tool_calls`, and sends the result as a tool's message.
+    """
+    return tokenizer.convert_tokens_to_ids(["<|assistant_end|>", "<|python_end|>"])
 
 
 def render_conversation(

@@ -232,7 +232,8 @@ class CoreMetric(PeriodicEvaluation):
         return [bos + ids for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def evaluate(self, model, state):
-        from nanochat_hf.evals.core import evaluate_task, headline_metric, load_bundle, summarize
+        from nanochat_hf.evals.bundle import load_bundle
+        from nanochat_hf.evals.core import evaluate_task, headline_metric, summarize
         from nanochat_hf.evals.headlines import HEADLINE_TITLES
 
         if self.tasks is None:

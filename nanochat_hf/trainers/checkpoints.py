@@ -7,20 +7,57 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nanochat_hf.optim.muon_adamw import MuonAdamW, index_pieces
+from nanochat_hf.settings import UserError
 
 MANIFEST = "checksums.json"
 PREFIX = "checkpoint-"
+
+
+def check_shared(folder: str | os.PathLike) -> None:
+    """Checks that all processes see the same output folder; every process has to call it.
+
+    Each process writes its part of the optimizer there, and packed rows are made by one process for all.
+
+    Raises:
+        UserError: some do not, because the machines have no shared file system there; on every process.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    name = [secrets.token_hex(8)]
+    dist.broadcast_object_list(name)
+    path = Path(folder, f".shared-{name[0]}")
+    if dist.get_rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    dist.barrier()
+    for _ in range(50):  # a network file system may show a new file a little later
+        if path.exists():
+            break
+        time.sleep(0.1)
+    seen: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(seen, path.exists())
+    if dist.get_rank() == 0:
+        path.unlink()
+    if not all(seen):
+        blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+        raise UserError(
+            f"{folder} is not the same folder for all processes: process {blind} of {len(seen)} cannot see what "
+            "process 0 writes there; give an --output_dir on a file system that all machines share"
+        )
 
 
 def save_optimizer(optimizer: MuonAdamW, folder: str | os.PathLike, rank: int, world_size: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from nanochat_hf.settings import UserError
@@ -37,15 +37,20 @@ def hidden_from_accelerate() -> AbstractContextManager:
     return patch_environment(accelerate_use_fsdp="false")
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: nn.Module, bf16: bool = False) -> None:
     """Shards a model in place.
 
     Each block is gathered for its forward and again for its backward pass; with `fsdp_reshard_after_forward: false`
     only once (ZeRO-2). The parameters outside the blocks stay gathered from the forward to the backward pass.
+
+    Args:
+        bf16: whether blocks are gathered in bf16, half the bytes. Their projections compute in bf16 anyway, so the
+            results are the same. Gradients are reduced in fp32.
     """
     base: Any = model.base_model
+    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
     for block in base.layers:
-        fully_shard(block, reshard_after_forward=_blocks_reshard())
+        fully_shard(block, reshard_after_forward=_blocks_reshard(), mp_policy=precision)
     fully_shard(model, reshard_after_forward=False)
 
 

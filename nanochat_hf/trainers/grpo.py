@@ -28,6 +28,7 @@ from nanochat_hf.generation import Sampling, generate_with_tools
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers
 from nanochat_hf.tokenizer import render_prompt
+from nanochat_hf.trainers import compilation
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
 from nanochat_hf.trainers.stage import (
@@ -104,7 +105,7 @@ class LeftAligned:
         rows = input_ids.gather(1, source % total)[:, : int(attention_mask.sum(dim=1).max())]
         row_labels = rows.clone()
         row_labels[:, 0] = IGNORED
-        outputs = self.model(input_ids=rows, attention_mask=torch.ones_like(rows), labels=row_labels, **options)
+        outputs = self.model(input_ids=rows, labels=row_labels, **options)
         # Value j, the last ones of the row, belongs to token j + 1.
         last = rows.size(1) - 1
         wanted = (torch.arange(-1, total - 1, device=input_ids.device)[None] - pads).clamp(0, last - 1)
@@ -296,9 +297,13 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         "num_iterations": 1,
         "logging_steps": 1,
     }
+    args = RolloutArguments(**arguments)
+    compilation.set_attention(model, config.attention, args.device, args.bf16)
     trainer = RolloutTrainer(
         model=model,
-        args=RolloutArguments(**arguments),
+        args=args,
+        # Rows of many lengths would compile again and again, so "auto" does not compile here.
+        compile_layers=config.compile in ("true", "layers"),
         train_dataset=Dataset.from_list(prompts[: steps * config.prompts_per_step]),
         processing_class=tokenizer,
         tasks=[task for task, _ in tasks],

@@ -3,6 +3,7 @@
 import functools
 import shutil
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from nanochat_hf.generation import allow_tf32
 from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
 from nanochat_hf.progress import quiet_transformers
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainers import checkpoints, fsdp
+from nanochat_hf.trainers import checkpoints, compilation, fsdp
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -39,6 +40,7 @@ class MuonAdamWMixin(_Base):
     Args:
         hyper: arguments of `build_optimizer`.
         schedule: learning rate factor, momentum and weight decay by step; default the modern one over all steps.
+        compile_layers: whether training steps compile the model's blocks and its loss.
 
     Raises:
         UserError: transformers would wrap the model in `DataParallel`, because the process sees several GPUs. The
@@ -49,7 +51,14 @@ class MuonAdamWMixin(_Base):
     control: Any
     schedule: Any  # a Schedule; None until training begins, where none is given
 
-    def __init__(self, *args, hyper: dict[str, Any] | None = None, schedule: Schedule | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        hyper: dict[str, Any] | None = None,
+        schedule: Schedule | None = None,
+        compile_layers: bool = False,
+        **kwargs,
+    ):
         self.optimizer_hyper, self.schedule, self.log_norms = dict(hyper or {}), schedule, False
         self.uses_fsdp = fsdp.requested()
         quiet_transformers()
@@ -62,6 +71,10 @@ class MuonAdamWMixin(_Base):
             )
         if self.args.tf32 is not False:
             allow_tf32(self.args.device)  # not before the arguments exist: they set the same through another interface
+        self.compiles_layers = compile_layers
+        self.compiled: AbstractContextManager = nullcontext()  # in which training steps run
+        if compile_layers:
+            self.compiled = compilation.compiled_layers(self.model)
         self.checkpointing = Checkpointing(self, keep=self.args.save_total_limit)
         self.add_callback(self.checkpointing)
         # Trainer writes the model and its own state; `Checkpointing` writes the rest and deletes old checkpoints.
@@ -84,7 +97,7 @@ class MuonAdamWMixin(_Base):
             if dist.is_available() and dist.is_initialized():
                 fsdp.broadcast(model)
                 if self.uses_fsdp:
-                    fsdp.shard(model)
+                    fsdp.shard(model, bf16=self.args.bf16)
             self.optimizer = build_optimizer(model, **self.optimizer_hyper)
             self.optimizer.overlap_backward()
         return self.optimizer
@@ -109,7 +122,8 @@ class MuonAdamWMixin(_Base):
             logged = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
             self.muon_adamw.measure_norms = self.log_norms and logged
             self.muon_adamw.arm()
-        return super().training_step(model, inputs, num_items_in_batch)
+        with self.compiled:
+            return super().training_step(model, inputs, num_items_in_batch)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -122,7 +136,11 @@ class MuonAdamWMixin(_Base):
         if resume_from_checkpoint is True:
             verbose = self.is_world_process_zero()
             resume_from_checkpoint = checkpoints.to_resume(self.args.output_dir, verbose=verbose)
+        checkpoints.check_shared(self.args.output_dir)
         self.checkpointing.resume_from = resume_from_checkpoint or None
+        if self.is_world_process_zero():
+            compiled = self.compiles_layers or self.args.torch_compile
+            print(compilation.describe_attention(self.model, self.args.device, self.args.bf16, compiled), flush=True)
         try:
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
         except Exception as error:

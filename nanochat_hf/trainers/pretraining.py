@@ -31,6 +31,7 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,20 @@ class StepLoss:
         return self._host.tolist()
 
 
+class OnDevice:
+    """Iterates over a loader and copies its batches to a GPU without waiting: they lie in pinned memory.
+
+    Only what the model takes is copied. Without `labels`, Trainer does not count tokens, which would wait for the GPU.
+    """
+
+    def __init__(self, loader: Any, device: torch.device):
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.loader:
+            yield {name: batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "shift_labels")}
+
+
 class NanochatTrainer(MuonAdamWMixin, Trainer):
     """Pretraining on packed rows.
 
@@ -132,7 +147,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self._paused = 0.0
 
     def get_train_dataloader(self) -> Any:
-        return self.loader
+        return OnDevice(self.loader, self.args.device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean loss in nats per token over a micro-batch."""

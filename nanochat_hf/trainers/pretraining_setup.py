@@ -17,8 +17,8 @@ from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError
-from nanochat_hf.tokenizer import token_byte_lengths
-from nanochat_hf.trainers import callbacks, checkpoints, fp8, stage
+from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
+from nanochat_hf.trainers import callbacks, checkpoints, compilation, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 # What a resumed run may have otherwise than the run that wrote its checkpoints: where things are, how they are
@@ -94,7 +94,7 @@ def training_arguments(config: Any) -> TrainingArguments:
         dtype=config.dtype,
     )
     own: dict[str, Any] = {
-        "torch_compile": config.compile == "true" or (config.compile == "auto" and torch.cuda.is_available()),
+        "torch_compile": config.compile == "model",
         "logging_steps": config.log_every,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
@@ -171,10 +171,7 @@ def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
             f"a model of depth {config.depth} and width {model_config.hidden_size} does not fit into memory; lower "
             "--depth or --aspect_ratio"
         ) from None
-    try:
-        model.set_attn_implementation(config.attention)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"--attention {config.attention} cannot be used here, sdpa can: {error}") from None
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     if config.fp8:
         fp8.convert(model)
     return model
@@ -200,6 +197,7 @@ def build_trainer(
     config: Any, arguments: TrainingArguments, model: Any, tokenizer: Any, dial: Any, batch: Any, schedule: Schedule
 ) -> NanochatTrainer:
     """The trainer with its data, its optimizer's rates and its callbacks."""
+    compilation.set_attention(model, config.attention, arguments.device, arguments.bf16)
     arguments.max_steps = dial.num_iterations
     arguments.per_device_train_batch_size = batch.device_batch_size
     arguments.gradient_accumulation_steps = batch.accumulation_steps
@@ -231,6 +229,7 @@ def build_trainer(
         spike_threshold=config.spike_threshold,
         hyper={**rates, "weight_decay": dial.weight_decay, "variant": config.preset},
         schedule=schedule,
+        compile_layers=compilation.compiles_layers(config.compile, arguments.device),
         processing_class=tokenizer,
     )
     trainer.log_norms = config.log_norms

@@ -18,6 +18,7 @@ import torch
 from nanochat_hf import settings, tasks
 from nanochat_hf.generation import load_checkpoint, pick_device
 from nanochat_hf.settings import UserError
+from nanochat_hf.tokenizer import stop_token_ids
 from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
@@ -40,6 +41,8 @@ def base_arguments(
         save_every: steps between two checkpoints; 0 or less writes none.
         dtype: "bfloat16", "float32", or "auto": bf16 on GPUs that have it.
     """
+    # Before CUDA is used; rows of several lengths would otherwise leave gaps in the GPU's memory.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     device = pick_device()
     warn_of_idle_gpus()
     bf16 = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
@@ -219,6 +222,7 @@ def load_model(folder: str) -> tuple[Any, Any]:
         raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
     if "<|assistant_start|>" not in tokenizer.get_vocab():
         raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     # Longer conversations are cut and counted; transformers would warn of "indexing errors".
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
@@ -254,7 +258,8 @@ def chat_arguments(config: StageConfig, num_iterations: int) -> dict[str, Any]:
         seed=config.seed,
         dtype=config.dtype,
     )
-    own = {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
+    own: dict[str, Any] = {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
+    own["torch_compile"] = config.compile == "model"
     return shared | own | {"gradient_checkpointing": False}  # TRL's default is True, which slows a small model down
 
 

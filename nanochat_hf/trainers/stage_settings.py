@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nanochat_hf.optim.schedules import Schedule
 
 DTYPES = ("auto", "bfloat16", "float32")
+COMPILE = ("auto", "true", "layers", "model", "false")  # "true" is "layers"
 TASKS_HELP = "what to train on: name[/split][=source][@limit][*repeat] …"
 MAX_SEED = 2**32 - 1  # NumPy's
 
@@ -55,6 +56,8 @@ class StageConfig:
     save_total_limit: int = setting(1, "how many of these checkpoints are kept", at_least=1)
     seed: int = setting(42, "seed of data order and sampling", at_least=0, at_most=MAX_SEED)
     dtype: str = setting("auto", "bfloat16, float32 or auto: bf16 on GPUs that have it", choices=DTYPES)
+    compile: str = setting("auto", "true: block by block; false; auto: true on GPUs, not in RL", choices=COMPILE)
+    attention: str = setting("auto", "as in pretraining: auto is the fastest kernel for the layers with a window")
     num_threads: int = setting(0, "processes that render conversations; 0: one per CPU core", at_least=0, at_most=1024)
 
     def schedule(self, num_iterations: int) -> "Schedule":

@@ -1,7 +1,6 @@
 """Training on conversations with TRL's `SFTTrainer`: what midtraining and SFT have in common."""
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ import torch
 from transformers import PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
+from nanochat_hf.evals.metrics.formulas import bits_per_byte
 from nanochat_hf.scaling import BatchPlan, fit_batch
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
+from nanochat_hf.trainers import checkpoints, compilation
 from nanochat_hf.trainers.chat_rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over
@@ -82,7 +83,7 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
         self.model.train(was_training)
         metrics = {
             f"val_loss_{self.mask_name}": sums[0] / max(1.0, sums[1]),
-            f"val_bpb_{self.mask_name}": sums[2] / (math.log(2) * max(1.0, sums[3])),
+            f"val_bpb_{self.mask_name}": bits_per_byte(sums[2], max(1.0, sums[3])),
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -102,6 +103,7 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
     length = sequence_length(config, model.config)
     state = distributed_state()
     plan = fit_batch(config.total_batch_size, length, state.num_processes, config.device_batch_size)
+    checkpoints.check_shared(config.output_dir)
     train_rows, val_rows, steps = load_rows(config, tokenizer, length, train_on, plan, state)
     arguments = chat_arguments(config, steps) | {
         "per_device_train_batch_size": plan.device_batch_size,
@@ -116,9 +118,12 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
     }
     if state.is_main_process:
         print(f"{steps:,} steps; {plan.describe()}", flush=True)
+    args = SupervisedArguments(**arguments)
+    compilation.set_attention(model, config.attention, args.device, args.bf16)
     trainer = PackedRowsTrainer(
         model=model,
-        args=SupervisedArguments(**arguments),
+        args=args,
+        compile_layers=compilation.compiles_layers(config.compile, args.device),
         train_dataset=train_rows,
         eval_dataset=val_rows,
         processing_class=tokenizer,

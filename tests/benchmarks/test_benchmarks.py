@@ -114,10 +114,11 @@ def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, caps
     (tmp_path / "nanochat" / "__init__.py").touch()
     (tmp_path / "nanochat" / "core_eval.py").write_text(
         "import torch\n"
-        "from nanochat_hf.evals import core\n\n"
+        "from nanochat_hf.evals import core\n"
+        "from nanochat_hf.evals.bundle import CoreTask\n\n"
         "def evaluate_example(index, model, tokenizer, data, device, meta):\n"
         "    shots, delimiter = meta['num_fewshot'], meta['continuation_delimiter']\n"
-        "    task = core.CoreTask('t', meta['task_type'], shots, delimiter, 0.0, data)\n"
+        "    task = CoreTask('t', meta['task_type'], shots, delimiter, 0.0, data)\n"
         "    texts = core.render(task, data[index], core.fewshot_examples(task, index))\n"
         "    scores = []\n"
         "    for span in core.spans_of(task, tokenizer(texts, prepend=tokenizer.get_bos_token_id())):\n"

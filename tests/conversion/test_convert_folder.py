@@ -65,7 +65,8 @@ def test_upstreams_folder_becomes_ours_with_upstreams_logits(era, atol, folders,
         tokenizer("größe 日本 <|bos|>")["input_ids"]
         == train(TEXT, config["vocab_size"])("größe 日本 <|bos|>")["input_ids"]
     )
-    assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|assistant_end|>")
+    ends = tokenizer.convert_tokens_to_ids(["<|assistant_end|>", "<|python_end|>"])
+    assert model.generation_config.eos_token_id == ends
     with torch.no_grad():
         logits = model(golden["input_ids"].long()).logits
     torch.testing.assert_close(logits, golden["logits"], atol=atol, rtol=0)
@@ -160,6 +161,8 @@ def test_upstreams_pickled_tokenizer_is_read_without_running_it(folders, tmp_pat
     convert_folder(tmp_path / "upstream", tmp_path / "again")  # finds tokenizer.pkl beside the weights
     ours, again = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("ours", "again"))
     assert again.get_vocab() == ours.get_vocab()
+    context = AutoModelForCausalLM.from_pretrained(tmp_path / "again").config.max_position_embeddings
+    assert again.model_max_length == context == config["sequence_len"]  # upstream's tokenizer file does not say it
     assert again(TEXT[1])["input_ids"] == ours(TEXT[1])["input_ids"]
 
 
@@ -284,7 +287,10 @@ def test_faults_of_our_folder_are_named(fault, ours, tmp_path):
 def test_what_a_form_cannot_say_is_refused(ours, folders, tmp_path):
     refused(ours / "modern", tmp_path / "x", "no value_embeddings.*only classic", to="transformers")
     refused(ours / "modern", tmp_path / "x", "320 tokens and the model only 300", tokenizer=ours / "classic")
-    refused(ours / "modern", tmp_path / "x", "the formats are", to="gguf")
+    refused(ours / "modern", tmp_path / "x", "trust_remote_code=True", to="transformers")
+    refused(ours / "modern", tmp_path / "x", "the formats are", to="pdf")
+    refused(ours / "modern", tmp_path / "x", "llama.cpp runs a fixed list.*take --to onnx", to="gguf")
+    refused(ours / "modern", tmp_path / "x", "cannot convert to MLX.*--device mps", to="MLX")
     refused(ours, tmp_path / "x", "neither")
     refused(folders["modern"][0].parent, tmp_path / "x", "name one of the folders in it: d4")
     refused(tmp_path / "nowhere", tmp_path / "x", "not a folder .*hf download")

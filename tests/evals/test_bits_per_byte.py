@@ -30,6 +30,11 @@ def test_documents_equal_the_definition(tiny_model):
 def test_long_documents_count_every_token_once(tiny_model):
     text = "abcdefghij" * 5
     (ids,) = encode_bytes([text])
+    finished = []
+    found = bits_per_byte(
+        tiny_model, encode_bytes, [text, "short"], max_length=20, max_tokens=21, progress=finished.append
+    )
+    assert sum(finished) == 2 and len(finished) > 2, "a document counts once, when its last window is scored"
     found = bits_per_byte(tiny_model, encode_bytes, [text], max_length=20)
     windows = [ids[0:21], ids[20:41], ids[40:]]
     nats = sum(nats_of(tiny_model, window).sum().item() for window in windows)

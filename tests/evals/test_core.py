@@ -1,15 +1,22 @@
 """CORE: batched evaluation against one item per forward pass, nanochat's sampling rules, damaged bundles."""
 
 import json
+import math
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from byte_tokens import encode_bytes
 
 from nanochat_hf.evals import core
-from nanochat_hf.evals.scoring import Span, plan_batches, score_spans
+from nanochat_hf.evals.bundle import CoreTask, load_bundle
+from nanochat_hf.evals.scoring import Row, Span, plan_batches, plan_groups, read_groups, score_groups
 from nanochat_hf.settings import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def reference_outcomes(model, task):
@@ -49,7 +56,7 @@ def reference_outcomes(model, task):
 @pytest.mark.parametrize("label", ["choice", "schema", "language"])
 @pytest.mark.parametrize("max_tokens", [1, 3000])
 def test_batched_outcomes_equal_one_item_per_forward(tiny_model, bundle, label, max_tokens):
-    (task,) = core.load_bundle(bundle, labels=[label])
+    (task,) = load_bundle(bundle, labels=[label])
     result = core.evaluate_task(tiny_model, encode_bytes, task, max_tokens=max_tokens)
     assert result.outcomes == reference_outcomes(tiny_model, task)
     assert result.truncated == 0
@@ -67,39 +74,156 @@ def test_greedy_continuations_are_recognised(tiny_model):
         items.append((ids[0].tolist(), len(context) + 1))
     spans = [Span(ids, start, len(ids)) for ids, start in items]
     spans.append(Span([*items[0][0][:-1], (items[0][0][-1] + 1) % 256], items[0][1], len(items[0][0])))
-    scores = dict(pair for batch in score_spans(tiny_model, spans) for pair in batch)
+    scores = scores_of(tiny_model, [[span] for span in spans])
     assert [scores[i].is_greedy for i in range(4)] == [True, True, True, False]
 
 
-def test_scores_do_not_depend_on_the_batch(tiny_model):
-    rng = random.Random(1)
-    spans = []
-    for _ in range(20):
-        ids = [rng.randrange(260) for _ in range(rng.randint(3, 60))]
-        start = rng.randint(1, len(ids) - 1)
-        spans.append(Span(ids, start, len(ids)))
-    alone = dict(pair for batch in score_spans(tiny_model, spans, max_tokens=1) for pair in batch)
-    together = dict(pair for batch in score_spans(tiny_model, spans, max_tokens=10**6) for pair in batch)
-    assert alone.keys() == together.keys() == set(range(20))
-    for index in alone:
-        assert alone[index].mean_loss == pytest.approx(together[index].mean_loss, abs=1e-10)
-        assert alone[index].is_greedy == together[index].is_greedy
+def scores_of(model, groups, **options):
+    """The scores of all spans, group after group."""
+    found = dict(pair for batch in score_groups(model, groups, **options) for pair in batch)
+    assert found.keys() == set(range(len(groups)))
+    return [score for index in range(len(groups)) for score in found[index]]
+
+
+def random_groups(count, seed=1):
+    """Groups of one to four spans that share a beginning of 0 to 60 tokens; some of them share all but one token."""
+    rng = random.Random(seed)
+    groups = []
+    for _ in range(count):
+        shared = [rng.randrange(256) for _ in range(rng.choice([1, 5, 33, 60]))]
+        rows = [shared + [rng.randrange(256) for _ in range(rng.choice([1, 2, 9]))] for _ in range(rng.randint(1, 4))]
+        starts = [rng.randint(len(shared), len(row)) for row in rows]
+        groups.append([Span(row, start, len(row)) for row, start in zip(rows, starts, strict=True)])
+    return groups
+
+
+@pytest.fixture(scope="module")
+def modern_model():
+    """Our architecture, with all that has a state of its own: windows shorter than the prompts, smear, backout."""
+    from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+
+    config = NanochatHFConfig.from_depth(4, vocab_size=320, sequence_length=64, head_dim=16, aspect_ratio=8)
+    config.sliding_window = 17
+    torch.manual_seed(0)
+    model = NanochatHFForCausalLM(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    assert "sliding_attention" in config.layer_types and config.smear and config.backout
+    return model.eval()
+
+
+@pytest.mark.parametrize("which", ["tiny_model", "modern_model"])
+@pytest.mark.parametrize("max_tokens", [1, 150, 10**6])
+def test_scores_equal_those_of_each_row_alone(request, which, max_tokens):
+    """What the rows of a group share is read once, into a cache: the scores stay those of whole rows."""
+    model, groups = request.getfixturevalue(which), random_groups(25)
+    scores = iter(scores_of(model, groups, max_tokens=max_tokens))
+    for span in (span for group in groups for span in group):
+        found = next(scores)
+        with torch.no_grad():
+            logits = model(torch.tensor([span.ids])).logits[0].double()
+        if span.start == span.end:
+            assert math.isnan(found.mean_loss)
+            continue
+        losses = -logits.log_softmax(-1)[range(len(span.ids) - 1), span.ids[1:]][span.start - 1 :]
+        assert found.mean_loss == pytest.approx(losses.mean().item(), abs=1e-5)
+        assert found.is_greedy == (logits[span.start - 1 : -1].argmax(-1).tolist() == span.ids[span.start :])
+
+
+def tokens_read(model, groups, **options):
+    """Numbers of tokens that the model reads, padding included, and of positions whose logits it computes."""
+    sizes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    other = model.register_forward_hook(lambda _, __, output: sizes.append(1j * output.logits.shape[:2].numel()))
+    list(score_groups(model, groups, **options))
+    hook.remove(), other.remove()
+    total = sum(sizes)
+    return int(total.real), int(total.imag)
+
+
+def test_what_options_share_is_read_once_and_unscored_positions_have_no_logits(tiny_model):
+    shared = list(range(200))
+    options = [Span([*shared, 7, *range(n)], 200, 201 + n) for n in (4, 4, 4, 4)]
+    assert tokens_read(tiny_model, [options]) == (200 + 4 * 4, 1 + 4 * 4)
+    single = [Span([*shared, option], 200, 201) for option in (1, 2, 3)]
+    assert tokens_read(tiny_model, [single]) == (200, 1), "where options are one token, the prompt says it all"
+    longer = [Span([*shared, 5, 6, *range(n)], 202, 202 + n) for n in (3, 9)]
+    assert tokens_read(tiny_model, [longer]) == (202 + 2 * 8, 1 + 2 + 8)
+    alone = [Span([*shared, 5, 6, 7], 201, 203)]
+    assert tokens_read(tiny_model, [alone]) == (202, 2)
+
+
+def test_models_without_a_cache_of_keys_and_values_read_whole_rows(tiny_model, monkeypatch):
+    groups = random_groups(10)
+    expected = scores_of(tiny_model, groups)
+    monkeypatch.setattr(type(tiny_model), "_is_stateful", True)
+    found = scores_of(tiny_model, groups)
+    assert [score.is_greedy for score in found] == [score.is_greedy for score in expected]
+    shared = [Span([*range(200), option], 200, 201) for option in (1, 2)]
+    assert tokens_read(tiny_model, [shared]) == (400, 2)
+
+
+def test_plans_share_only_what_pays():
+    def group(shared, *tails):
+        beginning = list(range(shared))
+        return [Row([*beginning, 900 + n, *range(length - 1)], shared) for n, length in enumerate(tails)]
+
+    long, short = [group(500, 5, 5, 5, 5), group(499, 5, 5, 5, 5)], [group(3, 5, 5)] * 4
+    plan = plan_groups(long + short, 10**5, forward_cost=60)
+    assert [(batch.groups, batch.shared) for batch in plan] == [([1, 0], 499), ([2, 3, 4, 5], 0)]
+    assert [batch.shared for batch in plan_groups(long, 10**5, forward_cost=60, share=False)] == [0]
+    limited = plan_groups(long, 2500, forward_cost=60)
+    assert [batch.groups for batch in limited] == [[0], [1]], "both would have 8 rows of 505 tokens"
+    assert plan_groups([[], group(3, 1)], 100)[0].groups == [1]
+
+
+def test_the_plan_costs_no_more_than_any_other_cut():
+    rng = random.Random(3)
+    groups = [[Row([0] * rng.randint(1, 90), 0)] for _ in range(9)]
+    lengths = sorted(len(rows[0].ids) for rows in groups)
+
+    def cost(batches):
+        return sum(len(batch) * max(batch) + 30 for batch in batches)
+
+    cuts = []
+    for mask in range(2**8):
+        batches, begin = [], 0
+        for end in range(1, 10):
+            if end == 9 or mask >> (end - 1) & 1:
+                batches.append(lengths[begin:end])
+                begin = end
+        if all(len(batch) * max(batch) <= 200 for batch in batches):
+            cuts.append(cost(batches))
+    plan = plan_groups(groups, 200, forward_cost=30)
+    assert cost([[len(groups[i][0].ids) for i in batch.groups] for batch in plan]) == min(cuts)
+
+
+def test_rows_without_anything_to_score(tiny_model):
+    assert [math.isnan(s.mean_loss) for s in scores_of(tiny_model, [[Span([5], 1, 1), Span([5, 6, 7], 1, 3)]])] == [
+        1,
+        0,
+    ]
+    ((batch, logits),) = read_groups(tiny_model, [[Row([3, 4], 2)]])
+    assert batch == [0] and len(logits) == 0
 
 
 def test_few_shot_draw_is_that_of_sampling_from_the_other_items():
     items = [{"n": n} for n in range(40)]
-    task = core.CoreTask("t", "language_modeling", 10, " ", 0.0, items)
+    task = CoreTask("t", "language_modeling", 10, " ", 0.0, items)
     for index in (0, 1, 20, 39):
         others = [item for i, item in enumerate(items) if i != index]
         assert core.fewshot_examples(task, index) == random.Random(1234 + index).sample(others, 10)
 
 
 def test_few_shot_pool_smaller_than_asked(tiny_model, bundle):
-    (task,) = core.load_bundle(bundle, max_per_task=3, labels=["choice"])
+    (task,) = load_bundle(bundle, max_per_task=3, labels=["choice"])
     assert task.num_fewshot == 3 and len(task.items) == 3
     assert len(core.fewshot_examples(task, 0)) == 2
     assert core.evaluate_task(tiny_model, encode_bytes, task).outcomes == reference_outcomes(tiny_model, task)
-    (single,) = core.load_bundle(bundle, max_per_task=1, labels=["choice"])
+    (single,) = load_bundle(bundle, max_per_task=1, labels=["choice"])
     assert len(core.evaluate_task(tiny_model, encode_bytes, single).outcomes) == 1
 
 
@@ -107,12 +231,12 @@ def test_crop_is_the_prefix_of_the_fixed_shuffle(bundle):
     lines = (bundle / "eval_data" / "sub" / "language.jsonl").read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]
     random.Random(1337).shuffle(items)
-    (task,) = core.load_bundle(bundle, max_per_task=5, labels=["language"])
+    (task,) = load_bundle(bundle, max_per_task=5, labels=["language"])
     assert task.items == items[:5]
 
 
 def test_long_prompts_keep_their_end_and_are_counted(tiny_model, bundle):
-    (task,) = core.load_bundle(bundle, labels=["choice"])
+    (task,) = load_bundle(bundle, labels=["choice"])
     longest = [max(map(len, encode_bytes(core.render(task, x, core.fewshot_examples(task, i)))))
                for i, x in enumerate(task.items)]  # fmt: skip
     limit = sorted(longest)[len(longest) // 2]
@@ -123,7 +247,7 @@ def test_long_prompts_keep_their_end_and_are_counted(tiny_model, bundle):
 
 
 def test_published_and_corrected_baselines(tiny_model, bundle):
-    results = [core.evaluate_task(tiny_model, encode_bytes, task) for task in core.load_bundle(bundle)]
+    results = [core.evaluate_task(tiny_model, encode_bytes, task) for task in load_bundle(bundle)]
     metrics = core.summarize(results)
     choice, schema, language = (result.accuracy for result in results)
     published = ((choice - 0.62) / 0.38 + (schema - 0.5) / 0.5 + language) / 3
@@ -135,7 +259,7 @@ def test_published_and_corrected_baselines(tiny_model, bundle):
 
 def test_tokenizer_that_merges_across_the_border():
     """Where the prompt's tokens are no prefix of the whole, scoring begins at the first difference."""
-    task = core.CoreTask("t", "language_modeling", 0, " ", 0.0, [])
+    task = CoreTask("t", "language_modeling", 0, " ", 0.0, [])
     assert core.spans_of(task, [[9, 1, 2], [9, 1, 7, 8]]) == [Span([9, 1, 7, 8], 2, 4)]
 
 
@@ -164,9 +288,19 @@ def test_damaged_bundles_are_named(bundle, tmp_path, damage, words):
     shutil.copytree(bundle, folder)
     damage(folder)
     with pytest.raises(UserError, match=words):
-        core.load_bundle(folder)
+        load_bundle(folder)
+
+
+def test_a_bundle_is_checked_without_reading_it_or_importing_torch(bundle):
+    code = f"""
+import builtins, sys
+from nanochat_hf.evals.bundle import check_bundle
+assert [entry["label"] for entry in check_bundle({str(bundle)!r}, ["schema"])] == ["schema"]
+assert len(check_bundle({str(bundle)!r})) == 3 and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_unknown_task_label_is_named(bundle):
     with pytest.raises(UserError, match="no task nonsense"):
-        core.load_bundle(bundle, labels=["nonsense"])
+        load_bundle(bundle, labels=["nonsense"])

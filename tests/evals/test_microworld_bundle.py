@@ -1,6 +1,7 @@
 from byte_tokens import encode_bytes
 
 from nanochat_hf.evals import core
+from nanochat_hf.evals.bundle import load_bundle
 from nanochat_hf.evals.microworld_bundle import TASKS, write_bundle
 
 
@@ -12,7 +13,7 @@ def test_bundle_is_repeatable_and_well_formed(tmp_path):
     first, second = write_bundle(tmp_path / "a", items=30), write_bundle(tmp_path / "b", items=30)
     assert contents(first) == contents(second)
     assert contents(first) != contents(write_bundle(tmp_path / "c", items=30, seed=1))
-    for task in core.load_bundle(first):
+    for task in load_bundle(first):
         assert len(task.items) == 30 and task.published_baseline == task.corrected_baseline
         for item in task.items:
             options = item.get("choices") or item.get("context_options") or ["one"]
@@ -23,7 +24,7 @@ def test_bundle_is_repeatable_and_well_formed(tmp_path):
 def test_every_task_can_be_evaluated(tmp_path, tiny_model):
     results = [
         core.evaluate_task(tiny_model, encode_bytes, task)
-        for task in core.load_bundle(write_bundle(tmp_path), max_per_task=4)
+        for task in load_bundle(write_bundle(tmp_path), max_per_task=4)
     ]
     metrics = core.summarize(results)
     assert [result.task.label for result in results] == list(TASKS)

@@ -26,7 +26,7 @@ def calls(monkeypatch):
 
     class EvaluatedModel:
         def __init__(self, name):
-            self.name = name
+            self.name, self.dtype = name, "float32"
 
     def evaluation(evaluated, config):
         made.append(evaluated.name)

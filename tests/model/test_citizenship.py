@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig, pipeline
 
 from nanochat_hf import NanochatHFForCausalLM
 from nanochat_hf.generation.fast_decoder import FastDecoder
-from nanochat_hf.tokenizer import train
+from nanochat_hf.tokenizer import stop_token_ids, train
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,33 @@ def test_pipeline_chats():
     assert answer["generated_text"][-1] == {"role": "assistant", "content": tokenizer.decode(tokens)}
     both = chat([messages, messages[1:]], max_new_tokens=12, do_sample=False, batch_size=2)  # padded on the left
     assert both[0] == [answer]
+
+
+def test_pipeline_keeps_every_part_of_a_batch_of_answers(monkeypatch):
+    """Answers of any length, with a call in them or not; the shorter ones are padded with the beginning token."""
+    tokenizer = train(["What is 12*3? It is 36. Hello! Who are you? "] * 20, 280)
+    model = randomized(tiny_config(vocab_size=320, max_position_embeddings=256))
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
+    said = ["Hi.<|assistant_end|>", "It is <|python_start|>12*3<|python_end|>", "", "Who are you? Who are you?"]
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in said]
+
+    def generate(input_ids, **_):
+        chosen, rows[:] = rows[: len(input_ids)], rows[len(input_ids) :]
+        width = max(map(len, chosen))
+        new = [row + [tokenizer.pad_token_id] * (width - len(row)) for row in chosen]
+        return torch.cat([input_ids, torch.tensor(new)], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    chats = [[{"role": "user", "content": text}] for text in ("Hello!", "What is 12*3? " * 3, "?", "Who?")]
+    answers = [answer["generated_text"][-1] for (answer,) in chat(chats, batch_size=4)]
+    call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "12*3"}}}
+    assert answers == [
+        {"role": "assistant", "content": "Hi."},
+        {"role": "assistant", "content": "It is ", "tool_calls": [call]},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "Who are you? Who are you?"},
+    ]
 
 
 # --- PEFT

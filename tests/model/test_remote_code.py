@@ -32,6 +32,8 @@ RUN = """
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import AutoModelForTokenClassification
 
 folder = sys.argv[1]
 try:
@@ -48,6 +50,9 @@ with torch.no_grad():
     seen = {"logits": model(tokens).logits}
     seen["generated"] = model.generate(tokens[:, :30], max_new_tokens=20, do_sample=False)
     seen["states"] = AutoModel.from_pretrained(folder, trust_remote_code=True)(tokens).last_hidden_state
+for auto in (AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoModelForTokenClassification):
+    head = auto.from_pretrained(folder, trust_remote_code=True, revision="main")
+    assert type(head).__module__.startswith("transformers_modules") and head(tokens[:1, :9])[0].isfinite().all()
 batching = ContinuousBatchingConfig(num_blocks=40, page_size=8, max_batch_tokens=24)
 settings = GenerationConfig(max_new_tokens=20, eos_token_id=-1, pad_token_id=0)
 prompts = tokens[:, :30].tolist()
@@ -100,7 +105,8 @@ def test_a_fresh_environment_runs_it(model, tokens, tmp_path):
 def test_the_folder_holds_no_pickle_and_its_code_imports_two_packages(model, tmp_path):
     model.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    parts = {f"{part}_nanochat_hf" for part in ("configuration", "loss", "modeling", "shape", "smear_state")}
+    names_of_parts = ("configuration", "loss", "modeling", "shape", "smear_state", "window_attention")
+    parts = {f"{part}_nanochat_hf" for part in names_of_parts}
     code = {f"{part}.py" for part in parts}
     assert names == code | {"config.json", "generation_config.json", "model.safetensors"}
     imported = set()

@@ -75,12 +75,26 @@ def test_exams_read_their_layouts_and_score_letters(tmp_path):
     assert mmlu.baseline == arc.baseline == 0.25
 
 
-def test_limit_takes_the_head_of_the_same_shuffle(tmp_path):
+def test_a_limit_takes_the_files_first_items_or_with_a_tilde_those_of_upstreams_shuffle(tmp_path):
     write_lines(tmp_path / "test.jsonl", [{"question": f"q{n}", "answer": f"#### {n}"} for n in range(30)])
-    whole, _ = load(f"gsm8k={tmp_path}", "test")
-    head, _ = load(f"gsm8k={tmp_path}@10", "test")
-    assert [item["answer"] for item in head] == [item["answer"] for item in whole][:10]
-    assert [item["answer"] for item in whole] != [str(n) for n in range(30)]
+
+    def answers(end, limit=None):
+        return [item["answer"] for item in load(f"gsm8k={tmp_path}{end}", "test", limit)[0]]
+
+    in_order = [str(n) for n in range(30)]
+    assert answers("@10") == answers("", 10) == answers("@20", 10) == answers("@10", 20) == in_order[:10]
+    assert sorted(answers(""), key=int) == in_order and answers("") != in_order
+    assert answers("@~10") == answers("@~20", 10) == answers("")[:10]
+    write_lines(tmp_path / "chats.jsonl", [{"prompt": f"q{n}", "response": str(n)} for n in range(30)])
+    chats = [
+        row["messages"][0]["content"] for row in load(f"conversations={tmp_path / 'chats.jsonl'}@~9*2", "train")[0]
+    ]
+    assert len(set(chats)) == 9 and set(chats) != {f"q{n}" for n in range(9)}
+
+
+def test_drawn_examples_are_random_already():
+    with pytest.raises(UserError, match="drawn at random already; write microworld-exam@5"):
+        load("microworld-exam@~5", "test")
 
 
 def test_humaneval_runs_the_answer_in_the_sandbox(tmp_path):

@@ -1,5 +1,6 @@
 """The chat template: what it renders, and that no text becomes a control token."""
 
+import random
 import re
 
 import pytest
@@ -7,6 +8,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from nanochat_hf.generation.tool_loop import ControlTokens, Turn
 from nanochat_hf.tokenizer import SPECIAL_TOKENS, render_conversation, render_prompt
 
 CALL = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "12*7"}}}
@@ -208,3 +210,66 @@ def test_ordinary_text_and_look_alikes_are_left_as_they_are(loaded):
     text = loaded.apply_chat_template(chat, tokenize=False)
     assert text == (f"<|bos|><|user_start|>{ordinary}<|user_end|><|assistant_start|>{ordinary}<|assistant_end|>")
     assert len(controls(loaded, chat)) == 5
+
+
+KINDS = ("text", "python", "python_output")
+
+
+def turn_parts(tokenizer, text):
+    """How this project's own generation reads the same turn."""
+    turn = Turn(ControlTokens.from_tokenizer(tokenizer), tokenizer, 10_000, tool=None)
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        if turn.finish_reason is None:
+            turn.add(token)
+    return turn.parts()
+
+
+def random_turn(generator):
+    """Texts, calls and results in any order, some of them broken off, with control tokens where none belongs."""
+    words = ["So ", " 12*7", "84", "\n", "é漢😀", "<|x|>", "$", ""]
+    kinds = ["", "", "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"]
+    pieces = [generator.choice(kinds) + generator.choice(words) for _ in range(generator.randrange(9))]
+    return "".join(pieces) + generator.choice(["<|assistant_end|>", "<|bos|>"])
+
+
+def test_one_reading_of_an_answer_whoever_reads_it(loaded):
+    """`parse_response` (pipeline, TRL) and this project's generation (server, chat) see the same, padding or not."""
+    generator = random.Random(0)
+    turns = [random_turn(generator) for _ in range(300)]
+    prompt = loaded.apply_chat_template(TOOL_CHAT[:2], add_generation_prompt=True, tokenize=False)
+    ids = [loaded.encode(turn, add_special_tokens=False) for turn in turns]
+    longest = max(map(len, ids))
+    batch = [row + [loaded.pad_token_id] * (longest - len(row)) for row in ids]
+    for turn, read in zip(turns, loaded.parse_response(batch, prefix=prompt), strict=True):
+        parts = turn_parts(loaded, turn)
+        texts = {kind: [part["text"] for part in parts if part["type"] == kind] for kind in KINDS}
+        assert read["content"] == "".join(texts["text"]), turn
+        calls = [call["function"]["arguments"]["expression"] for call in read.get("tool_calls", [])]
+        assert [call for call in calls if call] == texts["python"], turn
+        assert [result for result in read.get("tool_results", []) if result] == texts["python_output"], turn
+        assert set(read) <= {"role", "content", "tool_calls", "tool_results"}
+    assert sum("tool_results" in read for read in loaded.parse_response(batch, prefix=prompt)) > 50
+
+
+def test_a_read_answer_can_be_sent_back(loaded):
+    """Calls with their results in one message, as `parse_response` gives them, render without a tool's message."""
+    prompt = loaded.apply_chat_template(TOOL_CHAT[:2], add_generation_prompt=True, tokenize=False)
+    turn = "<|python_start|>12*7<|python_end|><|output_start|>84<|output_end|>It is 84.<|assistant_end|>"
+    read = loaded.parse_response(turn + "<|bos|><|bos|>", prefix=prompt)
+    assert read == {"role": "assistant", "content": "It is 84.", "tool_calls": [CALL], "tool_results": ["84"]}
+    assert loaded.apply_chat_template([*TOOL_CHAT[:2], read], tokenize=False) == prompt + turn
+    _, mask = render_conversation(loaded, [*TOOL_CHAT[:2], read])
+    parts = [{"type": "python", "text": "12*7"}, {"type": "python_output", "text": "84"}]
+    parts.append({"type": "text", "text": "It is 84."})
+    assert mask == render_conversation(loaded, [*TOOL_CHAT[:2], {"role": "assistant", "content": parts}])[1]
+    for name in SPECIAL_TOKENS:
+        typed = {**read, "content": name, "tool_results": [name]}
+        assert controls(loaded, [*TOOL_CHAT[:2], typed]) == controls(loaded, [*TOOL_CHAT[:2], read])
+
+
+def test_null_fields_are_absent_fields(loaded):
+    """What `model_dump()` of OpenAI's client gives."""
+    nulls = {"tool_calls": None, "function_call": None, "refusal": None, "audio": None}
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello.", **nulls}]
+    without = [chat[0], {"role": "assistant", "content": "Hello."}]
+    assert loaded.apply_chat_template(chat, tokenize=False) == loaded.apply_chat_template(without, tokenize=False)

@@ -85,3 +85,15 @@ def test_a_run_folder_that_is_a_file_is_found_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     result = speedrun("--run_dir", str(tmp_path / "file" / "run"))
     assert result.returncode == 2 and "is a file, where a folder belongs" in result.stderr and not result.stdout
+
+
+def test_a_missing_core_bundle_is_named_before_the_first_stage(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    run_dir = tmp_path / "run"
+    recipe.write_text("tokenizer:\n  data: [microworld]\nevaluation:\n  core_bundle: no/such/bundle\n")
+    result = speedrun("--config", str(recipe), "--run_dir", str(run_dir), "--stages", "tokenizer")
+    assert result.returncode == 2 and not run_dir.exists()
+    assert "needs the CORE bundle" in result.stderr and "no/such/bundle is not a CORE bundle" in result.stderr
+    recipe.write_text(recipe.read_text() + "  evaluations: [bits_per_byte]\nspeedrun:\n  stages: [sft]\n")
+    result = speedrun("--config", str(recipe), "--run_dir", str(run_dir))
+    assert "add it to --stages" in result.stderr, "an evaluation without CORE needs no bundle"

@@ -2,7 +2,8 @@
 
 import datasets
 import evaluate
-import numpy as np
+
+from .formulas import bits_per_byte
 
 DESCRIPTION = """The sum of -log2 p over all tokens, divided by the number of UTF-8 bytes of these tokens. It is a
 language model's loss in units that do not depend on its tokenizer. Lower is better."""
@@ -44,9 +45,8 @@ class BitsPerByte(evaluate.Metric):
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        num_bytes = np.asarray(references, dtype=np.int64)
-        if np.any(num_bytes < 0):
+        if any(size < 0 for size in references):
             raise ValueError("references are numbers of bytes, but one of them is negative")
-        if num_bytes.sum() == 0:
+        if not sum(references):
             raise ValueError("bits per byte needs at least one byte in references")
-        return {"bits_per_byte": float(np.sum(predictions) / (np.log(2.0) * num_bytes.sum()))}
+        return {"bits_per_byte": bits_per_byte(sum(predictions), sum(references))}

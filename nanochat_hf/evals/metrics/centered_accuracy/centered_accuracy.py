@@ -1,8 +1,9 @@
-"""Mean centered accuracy as an `evaluate` module: `evaluate.load("evaluation/metrics/core_centered")`."""
+"""Mean centered accuracy as an `evaluate` module: `evaluate.load("evaluation/metrics/centered_accuracy")`."""
 
 import datasets
 import evaluate
-import numpy as np
+
+from .formulas import centered, mean_centered
 
 DESCRIPTION = """The mean over tasks of (accuracy - chance) / (1 - chance): 0 is guessing, 1 is perfect. CORE is this
 mean over the 22 in-context-learning tasks of DataComp-LM (arXiv:2406.11794, section 3.5)."""
@@ -13,16 +14,16 @@ Args:
     references: chance accuracy of each task, at least 0 and below 1.
 
 Returns:
-    core_centered: the mean over the tasks.
+    centered_accuracy: the mean over the tasks.
     centered: one value per task.
 
 Raises:
     ValueError: there is no task, or a value is out of its range (such as an accuracy in percent).
 
 Examples:
-    >>> metric = evaluate.load("evaluation/metrics/core_centered")
-    >>> metric.compute(predictions=[0.625, 0.3], references=[0.25, 0.0])
-    {'core_centered': 0.4, 'centered': [0.5, 0.3]}
+    >>> metric = evaluate.load("evaluation/metrics/centered_accuracy")
+    >>> metric.compute(predictions=[0.625, 0.25], references=[0.25, 0.0])
+    {'centered_accuracy': 0.375, 'centered': [0.5, 0.25]}
 """
 
 CITATION = """
@@ -35,7 +36,7 @@ CITATION = """
 """
 
 
-class CoreCentered(evaluate.Metric):
+class CenteredAccuracy(evaluate.Metric):
     """The metric; see `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -47,12 +48,11 @@ class CoreCentered(evaluate.Metric):
         )
 
     def _compute(self, predictions, references) -> dict[str, float | list[float]]:
-        accuracies, chance = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
-        if accuracies.size == 0:
+        if not len(predictions):
             raise ValueError("the mean centered accuracy needs at least one task")
-        if np.any(chance >= 1) or np.any(chance < 0):
+        if any(not 0 <= chance < 1 for chance in references):
             raise ValueError("references are chance accuracies: give fractions from 0 to below 1")
-        if np.any(accuracies > 1) or np.any(accuracies < 0):
+        if any(not 0 <= accuracy <= 1 for accuracy in predictions):
             raise ValueError("predictions are accuracies: give fractions from 0 to 1, not percent")
-        centered = (accuracies - chance) / (1 - chance)
-        return {"core_centered": float(np.mean(centered)), "centered": centered.tolist()}
+        by_task = [centered(accuracy, chance) for accuracy, chance in zip(predictions, references, strict=True)]
+        return {"centered_accuracy": mean_centered(predictions, references), "centered": by_task}

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nanochat_hf.evals.statistics import bootstrap_macro_mean, pass_at_k, wilson_interval
+from nanochat_hf.evals.metrics.formulas import mean_centered_interval, pass_at_k, wilson_interval
 
 
 def test_wilson_interval_published_value():
@@ -25,7 +25,7 @@ def test_pass_at_k_equals_counting_all_subsets():
 
 def test_bootstrap_interval_has_the_width_of_the_normal_approximation():
     outcomes = [[1.0] * 60 + [0.0] * 40, [1.0] * 100 + [0.0] * 300]
-    low, high = bootstrap_macro_mean(outcomes, [0.5, 0.0], draws=20000)
+    low, high = mean_centered_interval(outcomes, [0.5, 0.0], draws=20000)
     # Centred means 0.2 and 0.25; the first task's error is doubled by its baseline of one half.
     spread = 1.96 * np.sqrt(0.6 * 0.4 / 100 * 4 + 0.25 * 0.75 / 400) / 2
     assert low == pytest.approx(0.225 - spread, abs=0.005)

@@ -1,0 +1,129 @@
+"""The bundle of CORE: a folder with tasks, read without torch.
+
+It holds `core.yaml` (the list of tasks), `eval_meta_data.csv` (chance accuracies in percent) and `eval_data/` (JSON
+lines).
+"""
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat_hf.settings import UserError
+
+SHUFFLE_SEED = 1337
+TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
+OPTION_FIELDS = {"multiple_choice": "choices", "schema": "context_options"}  # where an item lists its options
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CoreTask:
+    """One task of a bundle, its items already shuffled and cropped as nanochat does it.
+
+    Attributes:
+        label: the task's name in the bundle.
+        kind: one of `TASK_KINDS`.
+        num_fewshot: solved examples shown before each item.
+        delimiter: text between a question and its answer.
+        published_baseline: chance accuracy from the bundle, 0 to 1.
+        items: one JSON object per item.
+    """
+
+    label: str
+    kind: str
+    num_fewshot: int
+    delimiter: str
+    published_baseline: float
+    items: list[Item]
+
+    @property
+    def corrected_baseline(self) -> float:
+        """Chance accuracy from the data itself: the mean of one over the number of options; 0 without options."""
+        key = OPTION_FIELDS.get(self.kind)
+        return sum(1 / len(item[key]) for item in self.items) / len(self.items) if key else 0.0
+
+
+def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[str] | None = None) -> list[CoreTask]:
+    """Reads a bundle.
+
+    Args:
+        folder: the bundle's folder.
+        max_per_task: items per task, taken after the fixed shuffle; -1 takes all.
+        labels: the tasks to read; None reads all.
+
+    Raises:
+        UserError: the folder is no bundle, a label is unknown, or a file is missing, empty or not JSON.
+    """
+    folder = Path(folder)
+    entries = check_bundle(folder, labels)
+    with open(folder / "eval_meta_data.csv", encoding="utf-8", newline="") as file:
+        baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
+    tasks = []
+    for entry in entries:
+        if entry["label"] not in baselines:
+            raise UserError(f"eval_meta_data.csv of {folder} has no chance accuracy for {entry['label']}")
+        tasks.append(_load_task(folder, entry, baselines[entry["label"]], max_per_task))
+    return tasks
+
+
+def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Checks that a folder is a bundle with all files of these tasks, without reading them.
+
+    Args:
+        folder: the bundle's folder.
+        labels: the tasks; None: all.
+
+    Returns:
+        The tasks' entries in `core.yaml`.
+
+    Raises:
+        UserError: the folder is no bundle, a label is unknown, or a file is missing.
+    """
+    import yaml
+
+    folder = Path(folder)
+    if not (folder / "core.yaml").exists():
+        raise UserError(
+            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked eval_bundle"
+        )
+    entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
+    known = [entry["label"] for entry in entries]
+    unknown = sorted(set(labels or []) - set(known))
+    if unknown:
+        raise UserError(f"{folder} has no task {', '.join(unknown)}; it has {', '.join(known)}")
+    if not (folder / "eval_meta_data.csv").exists():
+        raise UserError(f"{folder} has no eval_meta_data.csv with the chance accuracies; unpack the bundle again")
+    entries = [entry for entry in entries if not labels or entry["label"] in labels]
+    for entry in entries:
+        path = _data_path(folder, entry)
+        if not path.exists():
+            raise UserError(f"task {entry['label']} needs {path}, which is missing from the bundle")
+    return entries
+
+
+def _data_path(folder: Path, entry: dict[str, Any]) -> Path:
+    return folder / "eval_data" / entry["dataset_uri"]
+
+
+def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_task: int) -> CoreTask:
+    label, kind = entry["label"], entry["icl_task_type"]
+    if kind not in TASK_KINDS:
+        raise UserError(f"task {label} has the kind {kind!r}; known are {', '.join(TASK_KINDS)}")
+    path = _data_path(folder, entry)
+    try:
+        with open(path, encoding="utf-8") as file:
+            items = [json.loads(line) for line in file if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} has a line that is not JSON ({error}); unpack the bundle again") from None
+    if not items:
+        raise UserError(f"{path} is empty; task {label} needs at least one item")
+    random.Random(SHUFFLE_SEED).shuffle(items)
+    if max_per_task > 0:
+        items = items[:max_per_task]
+    delimiter = entry.get("continuation_delimiter", " ")
+    return CoreTask(label, kind, entry["num_fewshot"][0], delimiter, baseline, items)

@@ -1,0 +1,69 @@
+"""Prompts as token ids, away from the event loop, so that a long text does not hold up other requests."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from nanochat_hf.serving.engine import Engine
+from nanochat_hf.serving.fields import BadRequest
+from nanochat_hf.serving.requests import too_long
+
+
+class PromptReader:
+    """Renders and encodes prompts in one thread of its own."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.tokenizer = engine, engine.tokenizer
+        self.threads = ThreadPoolExecutor(1, "prompts")
+        # No token stands for more bytes than the longest. So a text can be too long at sight, before it is encoded.
+        self.longest_token = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
+
+    async def completion(self, prompt: str | list[int]) -> list[int]:
+        """Returns the ids of a completion's prompt: text, or ids as they are. Empty text is the beginning token."""
+        if isinstance(prompt, list):
+            return prompt
+        self._check(len(prompt))
+        return await self._run(self._encode, prompt)
+
+    async def chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Returns the ids of a conversation, up to where the assistant's answer begins.
+
+        Raises:
+            BadRequest: the template refuses the conversation.
+        """
+        if self.tokenizer.chat_template is None:
+            raise BadRequest(
+                "this model has no chat template: send /v1/completions, or serve a chat model", "messages"
+            )
+        self._check(characters(messages))
+        return await self._run(self._render, messages)
+
+    def _check(self, length: int) -> None:
+        context = self.engine.context_length
+        if length > context * self.longest_token:
+            raise too_long(f"more than {length // self.longest_token:,}", context)
+
+    async def _run(self, work: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer(text)["input_ids"]
+        begin = self.tokenizer.bos_token_id
+        return ids or ([begin] if begin is not None else [])
+
+    def _render(self, messages: list[dict[str, Any]]) -> list[int]:
+        try:
+            return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        except TemplateError as error:
+            raise BadRequest(f"the conversation cannot be rendered: {error}", "messages") from None
+
+
+def characters(value: Any) -> int:
+    """Counts the characters of what is written in messages."""
+    if isinstance(value, list):
+        return sum(map(characters, value))
+    if isinstance(value, dict):
+        return sum(characters(each) for name, each in value.items() if name not in ("role", "type"))
+    return len(value) if isinstance(value, str) else 0

@@ -1,0 +1,92 @@
+"""Which kernels training uses: attention by setting, and compiled blocks.
+
+A model is compiled block by block: blocks share their code, so a few graphs serve all of them. As one graph, depth 24
+took more than two minutes to compile on a machine with an H100 (docs/gpu.md). Outside of training steps the model
+stays as it is, so that sampling and other lengths compile nothing.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from nanochat_hf.model.window_attention_nanochat_hf import WINDOW_KERNELS, has_flex, pick_window_kernel
+from nanochat_hf.settings import UserError
+
+
+def compiles_layers(setting: str, device: torch.device) -> bool:
+    """Whether a setting `compile` asks for compiled layers: "auto" does on CUDA, "true" everywhere."""
+    return setting in ("true", "layers") or (setting == "auto" and device.type == "cuda")
+
+
+def compiled_layers(model: Any) -> AbstractContextManager:
+    """Compiles the blocks and the loss of one of our models; the result is a context in which the model uses them.
+
+    It can be entered any number of times. Nothing is compiled before the first call inside of it.
+    """
+    methods = [*((layer, "forward") for layer in model.base_model.layers), (model, "supervised_loss")]
+    compiled = [(owner, name, torch.compile(getattr(owner, name), dynamic=False)) for owner, name in methods]
+    return _Swap([*compiled, (model.base_model, "layers_are_compiled", True)])
+
+
+class _Swap(AbstractContextManager):
+    """Gives objects other attributes within the context."""
+
+    def __init__(self, attributes: list[tuple[Any, str, Any]]):
+        self.attributes = attributes
+        self.before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        for owner, name, value in self.attributes:
+            self.before.append({name: owner.__dict__[name]} if name in owner.__dict__ else {})
+            setattr(owner, name, value)
+
+    def __exit__(self, *_: Any) -> None:
+        for owner, name, _value in reversed(self.attributes):
+            before = self.before.pop()
+            if name in before:
+                setattr(owner, name, before[name])
+            else:
+                delattr(owner, name)
+
+
+def set_attention(model: Any, setting: str, device: torch.device, bf16: bool) -> None:
+    """Chooses the attention of one of our models.
+
+    Args:
+        setting: one of `WINDOW_KERNELS` for the sliding layers, with PyTorch's SDPA for the others. Any other word is
+            an attention implementation of transformers or a kernel of the Hub, for all layers.
+        device: where the model will be.
+        bf16: whether it will compute in bf16.
+
+    Raises:
+        UserError: it cannot be used there.
+    """
+    base = model.base_model
+    base.window_kernel = setting if setting in WINDOW_KERNELS else "auto"
+    if setting in ("varlen", "flex"):
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        if pick_window_kernel(device, dtype) == "blocks" and not (setting == "flex" and has_flex(device, dtype)):
+            raise UserError(
+                f"--attention {setting} needs bf16 on an NVIDIA GPU of compute capability 8.0 or newer, and varlen "
+                "needs PyTorch 2.11 or newer; take auto, which uses what there is"
+            )
+    try:
+        model.set_attn_implementation("sdpa" if setting in (*WINDOW_KERNELS, "sdpa") else setting)
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(f"--attention {setting} cannot be used here, auto can: {error}") from None
+
+
+def describe_attention(model: Any, device: torch.device, bf16: bool, compiled: bool) -> str:
+    """One sentence on the attention kernels of a training run."""
+    base, implementation = model.base_model, model.config._attn_implementation
+    if implementation != "sdpa":
+        return f"attention: {implementation}"
+    kernel = base.window_kernel
+    if kernel == "auto":
+        kernel = pick_window_kernel(device, torch.bfloat16 if bf16 else torch.float32, compiled)
+    names = {"blocks": "SDPA in blocks", "varlen": "varlen_attn", "flex": "flex_attention"}
+    sliding = model.config.layer_types.count("sliding_attention")
+    full = len(model.config.layer_types) - sliding
+    parts = [f"{names[kernel]} in {sliding} layers with a window"] * (sliding > 0) + [f"SDPA in {full} full layers"]
+    return "attention: " + ", ".join(parts)

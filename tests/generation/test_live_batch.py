@@ -1,0 +1,147 @@
+"""A batch whose rows come and go gives each row the logits that it would have alone."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from nanochat_hf.generation.live_batch import LiveBatch, SeparateRows
+from nanochat_hf.generation.row_sampling import RowSampler, RowSettings, draw_rows
+
+FIELDS = [{}, {"num_key_value_heads": 1}, {"window_pattern": "L"}, {"preset": "classic"}]
+
+
+def full_logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+
+
+@pytest.mark.parametrize(("kind", "fields"), [*(("together", each) for each in FIELDS), ("separate", {})], ids=str)
+def test_rows_that_come_and_go(kind, fields, make_model):
+    model = make_model(**fields)
+    batch = LiveBatch(model, 192) if kind == "together" else SeparateRows(model)
+    generator = random.Random(0)
+    rows: list[list[int]] = []
+    steps = 0
+    while steps < 24:
+        if len(rows) < 6 and generator.random() < 0.3:
+            prompts = [[generator.randrange(320) for _ in range(generator.choice([1, 3, 12, 40]))] for _ in range(2)]
+            copies = [1, generator.choice([1, 2])]
+            logits = batch.add(prompts, copies)
+            new = [list(prompt) for prompt, number in zip(prompts, copies, strict=True) for _ in range(number)]
+            for row, tokens in zip(logits, new, strict=True):
+                torch.testing.assert_close(row, full_logits(model, tokens), atol=1e-4, rtol=0)
+            rows += new
+        if not rows:
+            continue
+        chosen = [generator.randrange(320) for _ in rows]
+        logits = batch.step(chosen)
+        steps += 1
+        for row, tokens, token in zip(logits, rows, chosen, strict=True):
+            tokens.append(token)
+            torch.testing.assert_close(row, full_logits(model, tokens), atol=1e-4, rtol=0)
+        if generator.random() < 0.25:
+            leaving = generator.randrange(len(rows))
+            batch.remove(leaving)
+            rows[leaving] = rows[-1]
+            rows.pop()
+        assert len(batch) == len(rows)
+
+
+def test_a_row_may_fill_the_whole_context(make_model):
+    model = make_model()
+    batch = LiveBatch(model, 192)
+    tokens = list(range(190))
+    batch.add([tokens, [5]], [1, 1])
+    for token in (7, 8):
+        logits = batch.step([token, token])
+        tokens.append(token)
+    torch.testing.assert_close(logits[0], full_logits(model, tokens), atol=1e-4, rtol=0)
+    batch.remove(0)
+    batch.remove(0)
+    assert not batch.keys  # the memory is given back
+
+
+def frequencies(logits, settings, draws=4000):
+    sampler = RowSampler(settings, [0])
+    rows = logits.expand(draws, -1).clone()
+    counts = Counter(draw_rows(rows, [sampler] * draws))
+    return {token: count / draws for token, count in counts.items()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RowSettings(seed=1),
+        RowSettings(temperature=0.5, seed=1),
+        RowSettings(top_k=3, seed=1),
+        RowSettings(top_p=0.7, seed=1),
+        RowSettings(min_p=0.3, seed=1),
+        RowSettings(temperature=1.5, top_k=4, top_p=0.8, min_p=0.1, seed=1),
+        RowSettings(bias={2: 1.0, 0: -math.inf}, seed=1),
+    ],
+    ids=str,
+)
+def test_a_row_draws_from_its_own_distribution(settings):
+    """Against the probabilities computed one filter after the other, in the documented order."""
+    logits = torch.tensor([[2.0, 1.5, 0.5, 0.0, -1.0, -3.0]])
+    expected = logits[0].clone()
+    for token, bias in settings.bias.items():
+        expected[token] += bias
+    expected = (expected / settings.temperature).tolist()
+    order = sorted(range(6), key=lambda token: -expected[token])
+    kept = order[: settings.top_k or 6]
+    weights = {token: math.exp(expected[token]) for token in kept}
+    total = sum(weights.values())
+    weights = {token: weight / total for token, weight in weights.items()}
+    weights = {t: weight for t, weight in weights.items() if weight >= (settings.min_p or 0) * weights[order[0]]}
+    total, before, nucleus = sum(weights.values()), 0.0, {}
+    for token in sorted(weights, key=lambda token: -weights[token]):
+        if before < (settings.top_p or 1) * total:
+            nucleus[token] = weights[token]
+        before += weights[token]
+    total = sum(nucleus.values())
+    seen = frequencies(logits, settings)
+    assert set(seen) <= {token for token, weight in nucleus.items() if weight > 0}
+    assert set(seen) >= {token for token, weight in nucleus.items() if weight > 0.005}
+    for token, weight in nucleus.items():
+        assert seen.get(token, 0) == pytest.approx(weight / total, abs=0.03)
+
+
+def test_each_row_has_settings_and_random_numbers_of_its_own():
+    generator = torch.Generator().manual_seed(0)
+    every = [
+        RowSettings(temperature=0),
+        RowSettings(top_k=5, seed=3),
+        RowSettings(top_p=0.5, seed=4),
+        RowSettings(seed=2**200),
+        RowSettings(min_p=0.2, seed=-1, frequency_penalty=-2, presence_penalty=1, repetition_penalty=1.3),
+    ]
+    steps = [torch.randn(5, 50, generator=generator) for _ in range(40)]
+
+    def run(chosen):
+        samplers = [RowSampler(every[row], [1, 2]) for row in chosen]
+        drawn = []
+        for logits in steps:
+            tokens = draw_rows(logits[list(chosen)].clone(), samplers)
+            for sampler, token in zip(samplers, tokens, strict=True):
+                sampler.add(token)
+            drawn.append(tokens)
+        return [list(row) for row in zip(*drawn, strict=True)]
+
+    together = run(range(5))
+    assert together[0] == [int(logits[0].argmax()) for logits in steps]
+    for row in range(5):
+        assert run([row]) == [together[row]]
+    assert run([4, 0, 2]) == [together[4], together[0], together[2]]
+
+
+def test_penalties_are_those_of_the_formulas():
+    sampler = RowSampler(RowSettings(0, frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=2.0), [3])
+    for token in (1, 1, 2):
+        sampler.add(token)
+    logits = torch.tensor([1.0, 1.0, -1.0, 4.0])
+    sampler.adjust(logits)
+    assert logits.tolist() == [1.0, 0.5 - 2 * 0.5 - 0.25, -2.0 - 0.5 - 0.25, 2.0]
