@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,7 @@ def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig)
     result |= {
         "seconds": time.time() - started,
         "dtype": evaluated.dtype,
+        "date": datetime.now(UTC).date().isoformat(),
         "config": deciding_settings(name, config),
         "environment": settings.environment(),
     }

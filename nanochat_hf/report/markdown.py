@@ -149,15 +149,15 @@ def samples_section(models: list[Stage]) -> Iterator[str]:
     per_task: dict[str, list[str]] = {}
     for (task, _), answers in asked.items():
         prompt = answers[0][1]["prompt"]
-        question = "\n".join(f"[{message['role']}] {_text(message['content'])}" for message in prompt)
+        question = "\n".join(f"[{message['role']}] {content_text(message['content'])}" for message in prompt)
         stages_of: dict[tuple[str, bool], list[str]] = {}  # an answer that several stages gave stands here once
         for stage_name, sample in answers:
-            stages_of.setdefault((sample["answer"], sample["score"] > 0), []).append(stage_name)
+            stages_of.setdefault((answer_text(sample), sample["score"] > 0), []).append(stage_name)
         given = [
             f"{', '.join(names)} ({'right' if is_right else 'wrong'}): {answer}"
             for (answer, is_right), names in stages_of.items()
         ]
-        per_task.setdefault(task, []).append(_fenced("\n\n".join([question, *given])))
+        per_task.setdefault(task, []).append(fenced("\n\n".join([question, *given])))
     for task, blocks in per_task.items():
         yield f"**{task}**"
         yield from blocks[:SAMPLES_PER_TASK]
@@ -242,7 +242,20 @@ def settings_section(stages: list[Stage]) -> Iterator[str]:
     for stage in stages:
         if stage.run and stage.run.get("config"):
             lines = json.dumps(stage.run["config"], indent=2, ensure_ascii=False, default=str)
-            yield f"<details><summary>{stage.name}</summary>\n\n{_fenced(lines, 'json')}\n\n</details>"
+            yield f"<details><summary>{stage.name}</summary>\n\n{fenced(lines, 'json')}\n\n</details>"
+
+
+def answer_text(sample: dict[str, Any]) -> str:
+    """The answer of a sample; a tool call stands as ⟨expression = result⟩ where the model made it."""
+    if "parts" not in sample:
+        return sample["answer"]
+    shown = []
+    for part in sample["parts"]:
+        if part["type"] == "python_output" and shown:
+            shown[-1] = shown[-1].removesuffix("⟩") + f" = {part['text']}⟩"
+        else:
+            shown.append(f"⟨{part['text']}⟩" if part["type"] == "python" else part["text"])
+    return "".join(shown)
 
 
 # ---- text --------------------------------------------------------------------------
@@ -290,11 +303,13 @@ def _metric_name(name: str) -> str:
     return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
-def _text(content: str | Iterable[dict[str, str]]) -> str:
+def content_text(content: str | Iterable[dict[str, str]]) -> str:
+    """A message's content as text; parts are joined."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _fenced(text: str, language: str = "text") -> str:
+def fenced(text: str, language: str = "text") -> str:
+    """The text as a fenced block whose fence is longer than any in the text."""
     fence = "```"
     while fence in text:
         fence += "`"
