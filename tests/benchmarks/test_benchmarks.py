@@ -139,7 +139,9 @@ def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, caps
     lines = capsys.readouterr().out.splitlines()
     tasks = [line.split() for line in lines if line.startswith("microworld_")]
     assert len(tasks) == 4 and all(row[-1] == "6/6" for row in tasks), "\n".join(lines)
-    assert lines[-1].split()[0] == "all"
+    bounds = {row[0]: float(row[2]) for row in tasks}
+    assert bounds["microworld_recall"] == 1.0 and bounds["microworld_passages"] > 1.5, "few-shot prompts are shared"
+    assert lines[-1].split()[0] == "all" and min(bounds.values()) < float(lines[-1].split()[1]) < max(bounds.values())
 
 
 def test_generation(script, capsys):
