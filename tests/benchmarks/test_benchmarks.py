@@ -206,3 +206,16 @@ def test_quality(script, shards, tmp_path, capsys):
     script("quality", *command).main()
     assert rows_of(capsys.readouterr().out)[-1] == first
     assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written, "a finished run is kept"
+
+
+def test_serving(script, capsys):
+    """Ours with several clients, one at a time, and plain `transformers serve`: no answer is lost or mixed up."""
+    sizes = ["--depth", 1, "--head_dim", 32, "--vocab_size", 512, "--sequence_length", 256, "--tokens", 4]
+    script("serving", *sizes, "--clients", 3, "--requests", 2).main()
+    head, _, *rows = rows_of(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["ours", "ours, one at a time", "transformers serve"]
+    for row in rows:
+        values = dict(zip(head, row, strict=True))
+        assert (values["lost"], values["differ"]) == ("0", "0") and number(values["tokens/s"]) > 0
+    with pytest.raises(UserError, match="--clients must be at least 1"):
+        script("serving", "--clients", 0).parse_arguments()
