@@ -581,8 +581,6 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
 
 def launch(app: gr.Blocks, host: str, port: int, **options: Any) -> None:
     """Serves the page until it is stopped. No part of it comes from another server."""
-    from starlette.middleware import Middleware
-
     gr.set_static_paths([STATIC])
     app.launch(
         server_name=host,
@@ -593,7 +591,7 @@ def launch(app: gr.Blocks, host: str, port: int, **options: Any) -> None:
         css_paths=[STATIC / "page.css"],
         js=(STATIC / "page.js").read_text(encoding="utf-8"),
         footer_links=["api"],
-        app_kwargs={"middleware": [Middleware(PolicyHeader)]},
+        app_kwargs={"middleware": [(PolicyHeader, (), {})]},
         ssr_mode=False,
         **options,
     )
