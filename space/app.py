@@ -6,12 +6,13 @@
 The page itself is the package nanochat_hf.page. `nanochat-hf push RUN/rl user/name --space` makes the Space.
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
 
 if os.environ.get("SPACES_ZERO_GPU"):
-    import spaces  # noqa: F401  has to come before torch
+    importlib.import_module("spaces")  # it comes with the hardware, and has to come before torch
 
 HERE = Path(__file__).resolve().parent
 if not (HERE / "nanochat_hf").is_dir():

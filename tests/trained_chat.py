@@ -51,7 +51,10 @@ def make_run(folder: Path) -> Path:
         name: [{"index": 0, "prompt": one["messages"][:-1], "answer": "as learned", "score": 1.0}]
         for name, one in learned.items()
     }
-    settings.write_json(folder / "rl" / "eval" / "chat.json", {"evaluation": "chat", "details": {"samples": samples}})
+    shares = {"accuracy": 1.0, "accuracy_low": 0.5, "accuracy_high": 1.0, "baseline": 0.0, "centered": 1.0}
+    rows = [{"task": name, "kind": "generative", "items": 1, **shares} for name in learned]
+    result = {"evaluation": "chat", "metrics": {"chatcore": 1.0}, "details": {"tasks": rows, "samples": samples}}
+    settings.write_json(folder / "rl" / "eval" / "chat.json", {**result, "seconds": 1.0, "config": {}})
     (folder / "plots").mkdir()
     _picture(folder / "plots" / "loss.png")
     (folder / "report.md").write_text(

@@ -192,7 +192,6 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> None:
         inside = sorted(path.name for path in Path(first).iterdir() if path.is_dir() and path.name[:1] != ".")
         hint = f"{first} holds {', '.join(inside[:8])}" if inside else f"{first} is empty"
         raise UserError(f"there is no folder {name}: {hint}; give a checkpoint folder, or the id of a Hub model")
-    import httpx
     from huggingface_hub import constants, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
@@ -201,13 +200,14 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> None:
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"there is no folder {name}, and the Hub is switched off (HF_HUB_OFFLINE); {advice}")
     from huggingface_hub import get_token
+    from huggingface_hub.utils import get_session
 
     address = f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{revision}" if revision else "")
     token = get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        status = httpx.get(address, headers=headers, timeout=5, follow_redirects=True).status_code
-    except httpx.HTTPError as error:
+        status = get_session().get(address, headers=headers, timeout=5, follow_redirects=True).status_code
+    except Exception as error:  # of the client that huggingface_hub uses: no network, no such host, a timeout
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"there is no folder {name}, and the Hub cannot be reached ({reason}); {advice}") from None
     if status in (401, 403, 404):

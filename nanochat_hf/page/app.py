@@ -581,8 +581,6 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
 
 def launch(app: gr.Blocks, host: str, port: int, **options: Any) -> None:
     """Serves the page until it is stopped. No part of it comes from another server."""
-    from starlette.middleware import Middleware
-
     gr.set_static_paths([STATIC])
     app.launch(
         server_name=host,
@@ -593,7 +591,7 @@ def launch(app: gr.Blocks, host: str, port: int, **options: Any) -> None:
         css_paths=[STATIC / "page.css"],
         js=(STATIC / "page.js").read_text(encoding="utf-8"),
         footer_links=["api"],
-        app_kwargs={"middleware": [Middleware(PolicyHeader)]},
+        app_kwargs={"middleware": [(PolicyHeader, (), {})]},
         ssr_mode=False,
         **options,
     )
@@ -641,6 +639,8 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued_dark="*neutral_300",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300",
         block_title_text_color="*neutral_800",
         block_title_text_color_dark="*neutral_100",
         block_title_background_fill="transparent",

@@ -1,6 +1,7 @@
 """The command line of `space/app.py`. On a Space the same settings come from `space.json` and the environment."""
 
 import argparse
+import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -56,9 +57,7 @@ def main(argv: Sequence[str] | None = None, home: Path | None = None) -> None:
 def gpu_wrapper() -> Callable[[Callable], Callable]:
     """Returns `spaces.GPU` on ZeroGPU hardware, which lends a GPU per call; elsewhere a function that does nothing."""
     if os.environ.get("SPACES_ZERO_GPU"):
-        import spaces
-
-        return spaces.GPU
+        return importlib.import_module("spaces").GPU  # the hardware brings this package along
     return lambda function: function
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from nanochat_hf.chat import Answer, Piece
 from nanochat_hf.cli import main as cli
 from nanochat_hf.cli import terminal_chat
 from nanochat_hf.settings import UserError
@@ -16,18 +17,20 @@ SAMPLING = dict(max_new_tokens=16, temperature=0.6, top_k=50, top_p=None, seed=N
 class Parrot:
     """Stands in for a model: yields what it is told to."""
 
+    name = "parrot"
+
     def __init__(self, *pieces, dropped=0):
         self.pieces, self.dropped, self.seen = pieces, dropped, []
 
-    def drop_oldest_messages(self, conversation):
-        return self.dropped
+    def fit(self, messages, max_new_tokens):
+        return list(messages), self.dropped
 
-    def answer(self, conversation):
-        self.seen.append(list(conversation.with_system()))
+    def answer(self, messages, **sampling):
+        self.seen.append(list(messages))
         for piece in self.pieces:
             if isinstance(piece, BaseException):
                 raise piece
-            yield piece
+            yield Piece(*piece) if isinstance(piece, tuple) else piece
 
 
 def say(model, conversation=None):
@@ -92,11 +95,11 @@ def test_help_is_quick_because_nothing_is_imported():
 
 
 def test_tool_calls_show_in_brackets():
-    message = {"role": "assistant", "content": [{"type": "python", "text": "6*7"}]}
-    pieces = [("text", "It "), ("python", "6"), ("python", "*7"), ("python_output", "42"), ("text", " so.")]
-    shown, conversation = say(Parrot(*pieces, ("message", message)))
-    assert shown == "It ⟨6*7 = 42⟩ so.\n"
-    assert conversation.messages[-1] == message
+    content = [{"type": "python", "text": "6*7"}]
+    pieces = [("text", "It "), ("python", "6"), ("python", "*7"), ("python_output", "42"), ("text", "42 so.\n#### 42")]
+    shown, conversation = say(Parrot(*pieces, Answer(content)))
+    assert shown == "It ⟨6*7 = 42⟩ so.\nAnswer: 42\n"
+    assert conversation.messages[-1] == {"role": "assistant", "content": content}
 
 
 def test_a_refused_call_and_a_bare_output():
@@ -116,9 +119,17 @@ def test_an_interrupt_keeps_what_was_said():
     assert conversation.messages[-1] == {"role": "assistant", "content": "half a "}
 
 
-def test_a_full_context_is_announced():
-    shown, _ = say(Parrot(("text", "ok"), dropped=4))
-    assert shown == "(the context is full: the oldest 4 messages were left out)\nok\n"
+def test_a_full_context_is_announced_once():
+    model = Parrot(("text", "ok"), Answer("ok"), dropped=4)
+    shown, conversation = say(model)
+    assert shown == "(the context is full: from now on the oldest messages are left out, at first 4)\nok\n"
+    assert say(model, conversation)[0] == "ok\n"
+    conversation.start_over()
+    assert "context is full" in say(model, conversation)[0]
+
+
+def test_an_answer_that_is_cut_off_says_so():
+    assert "(cut off" in say(Parrot(("text", "half"), Answer("half", "length")))[0]
 
 
 def type_in(monkeypatch, *lines):
@@ -134,11 +145,11 @@ def type_in(monkeypatch, *lines):
 
 
 def test_a_conversation_with_commands(monkeypatch, capsys):
-    commands = ("/topk 7", "/topk -1", "/nonsense", "/retry", "/system Rhyme.")
-    type_in(monkeypatch, "Hi", "", *commands, "Again", "/help", "quit")
-    model = Parrot(("text", "yes"))
+    commands = ("/topk 7", "/topk -1", "/topk x", "/nonsense", "/retry", "/system Rhyme.")
+    type_in(monkeypatch, "Hi", "", *commands, "Again", "/undo", "/undo", "/help", "quit")
+    model = Parrot(("text", "yes"), Answer("yes"))
     conversation = terminal_chat.Conversation(SAMPLING)
-    terminal_chat.chat_loop(model, conversation, "parrot")
+    terminal_chat.chat_loop(model, conversation, "parrot", ["Who are\nyou?"])
     shown = capsys.readouterr().out
     user = {"role": "user", "content": "Hi"}
     assert model.seen == [
@@ -146,8 +157,50 @@ def test_a_conversation_with_commands(monkeypatch, capsys):
         [user],  # retried: without its first answer
         [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Again"}],
     ]
-    assert conversation.sampling["top_k"] == 7
-    assert "top_k must be" in shown and "unknown command /nonsense" in shown and "/temperature" in shown
+    assert conversation.sampling["top_k"] == 7 and conversation.messages == []
+    assert "Who are you?" in shown  # the banner has the suggestions
+    assert "top_k must be 0 (off) or positive, not -1; for example /topk 50" in shown
+    assert "/topk takes a number, such as /topk 50, not 'x'" in shown
+    assert "there is no command /nonsense; the commands are /help, /system, /temperature" in shown
+    assert "(taken back: Again)" in shown and "nothing to take back yet" in shown
+
+
+def test_saved_conversations_are_loaded_again(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "chat.json"
+    type_in(monkeypatch, "/system Rhyme.", "Hi", f"/save {file}", "/clear", "/retry", f"/load {file}", "/retry")
+    model = Parrot(("python", "1+1"), Answer([{"type": "python", "text": "1+1"}], token_ids=[1, 2]))
+    conversation = terminal_chat.Conversation(SAMPLING)
+    terminal_chat.chat_loop(model, conversation, "parrot")
+    assert (
+        model.seen[0] == model.seen[1] == [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hi"}]
+    )
+    shown = capsys.readouterr().out
+    assert "saved 2 messages" in shown and "loaded 2 messages" in shown and "nothing to answer again yet" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "No such file"),
+        ("{", "holds no JSON"),
+        ("5", "holds no conversation"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "must take turns"),
+        ('{"messages": [{"role": "user"}]}', "not a conversation"),
+    ],
+)
+def test_files_that_cannot_be_loaded(content, complaint, tmp_path):
+    file = tmp_path / "chat.json"
+    if content is not None:
+        file.write_text(content)
+    conversation = terminal_chat.Conversation(SAMPLING, messages=[{"role": "user", "content": "x"}])
+    with pytest.raises(UserError, match=complaint):
+        terminal_chat.run_slash_command(f"/load {file}", conversation)
+    assert conversation.messages  # nothing is lost
+    for command in ("/load", "/save"):
+        with pytest.raises(UserError, match="needs a file"):
+            terminal_chat.run_slash_command(command, conversation)
+    with pytest.raises(UserError, match="is a folder"):
+        terminal_chat.run_slash_command(f"/save {tmp_path}", conversation)
 
 
 def test_an_error_does_not_end_the_chat(monkeypatch, capsys):
@@ -157,3 +210,69 @@ def test_an_error_does_not_end_the_chat(monkeypatch, capsys):
     terminal_chat.chat_loop(model, conversation, "parrot")
     assert capsys.readouterr().out.count("error: the message is too long") == 2
     assert conversation.messages == []
+
+
+# ---- the command itself, on a small trained model
+
+
+def chat(run, *options, **how):
+    command = [sys.executable, "-m", "nanochat_hf.cli", "chat", str(run / "rl"), "--temperature", "0", *options]
+    return subprocess.run(command, capture_output=True, timeout=240, **how)
+
+
+def test_one_question(trained_run):
+    done = chat(trained_run, "-p", "Petra has 58 books. Simon gives Petra 29 more. Petra buys 28 books. "
+                "How many books does Petra have now?", text=True)  # fmt: skip
+    assert done.returncode == 0 and done.stderr == ""  # no noise of the libraries
+    assert "⟨58+29 = 87⟩ books" in done.stdout and done.stdout.endswith("Answer: 115\n")
+
+
+def test_a_chat_in_a_pipe(trained_run):
+    """What is piped in is shown, and bytes that are no UTF-8 do not end the chat."""
+    typed = b"How do you spell tosar?\n\xff\xfe\n/nonsense\n/clear\nWhere do you find the town of Thornton?\n"
+    done = chat(trained_run, input=typed)
+    shown = done.stdout.decode()
+    assert done.returncode == 0 and done.stderr == b""
+    assert "you> How do you spell tosar?\nmodel> t-o-s-a-r\n" in shown and "\x1b" not in shown
+    assert "there is no command /nonsense" in shown and "model> Thornton lies on a hill." in shown
+    for question in ("Hi. Are you a human? Be honest.", "How do you spell tosar?"):
+        assert question in shown.split("you>")[0]
+
+
+def test_in_a_terminal_there_are_colours_and_typing_waits(trained_run):
+    pty = pytest.importorskip("pty")
+    import os
+    import select
+    import time
+
+    command = [sys.executable, "-m", "nanochat_hf.cli", "chat", str(trained_run / "rl"), "--temperature", "0"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm"
+        os.environ.pop("NO_COLOR", None)
+        os.execv(sys.executable, command)
+    seen, deadline = b"", time.monotonic() + 120
+
+    def until(text, count=1):
+        nonlocal seen
+        while seen.count(text) < count and time.monotonic() < deadline:
+            if select.select([terminal], [], [], 1)[0]:
+                try:
+                    seen += os.read(terminal, 65536)
+                except OSError:
+                    break
+        assert seen.count(text) >= count, seen.decode(errors="replace")
+
+    until(b"you> ")
+    os.write(terminal, b"Count for me.\n")
+    until(b"three")  # the answer is being written: what is typed now waits
+    os.write(terminal, b"How do you spell tosar?\n")
+    until(b"you> ", 3)
+    os.write(terminal, b"/quit\n")
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    shown = seen.decode(errors="replace")
+    assert "\x1b[1;32myou> " in shown.replace("\x01", "").replace("\x02", "") and "\x1b[1;34mmodel> " in shown
+    answer = shown[shown.index("one two") : shown.index("How do you spell tosar?", shown.index("one two"))]
+    assert answer.count("ten.") == 4  # the typed line does not stand inside the answer
+    assert shown.count("model> ") == 2  # and it was asked

@@ -1,125 +1,251 @@
-"""The Space, started as a user starts it and called through its API."""
+"""The page's API, its settings and its parts, without a browser."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from pages_under_test import ROOT, started
 
-from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
-from nanochat_hf.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from nanochat_hf.page import command
+from nanochat_hf.page.report_view import find_report, read_report
+from nanochat_hf.page.safe_text import BREAK, code_block, code_span, message_markdown, original, safe_markdown
+from nanochat_hf.page.token_view import token_html, token_infos
+from nanochat_hf.page.views import chatbot_messages
+from nanochat_hf.page.visits import Limits, Rate, check_message, read_messages, write_answer
+from nanochat_hf.settings import UserError, run_main
 
-APP = Path(__file__).parents[2] / "space" / "app.py"
+APP = ROOT / "space" / "app.py"
+PARTS = [
+    {"type": "text", "text": "So "},
+    {"type": "python", "text": "12*3"},
+    {"type": "python_output", "text": "36"},
+    {"type": "text", "text": "36 it is.\n#### 36"},
+]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A tiny chat model with random weights, in Hugging Face format."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|bos|>", eos_token="<|assistant_end|>")
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    config = NanochatHFConfig.from_depth(2, vocab_size=320, sequence_length=256, head_dim=16, aspect_ratio=16)
-    torch.manual_seed(0)
-    model = NanochatHFForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-        model.lm_head.weight[256:] = 0  # bytes only: a control token would end the answer early
-    model.save_pretrained(folder)
-    return folder
+# ---- the API -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def client(checkpoint, tmp_path_factory):
+def client(trained_run, tmp_path_factory):
     from gradio_client import Client
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "app.log"
-    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as file:
-        app = subprocess.Popen(
-            [sys.executable, str(APP), str(checkpoint), "--port", str(port), "--device", "cpu"],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-    try:
-        for _ in range(240):
-            if app.poll() is not None:
-                raise RuntimeError(log.read_text())
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.25)
-        yield Client(f"http://127.0.0.1:{port}", verbose=False)
-    finally:
-        app.terminate()
-        app.wait(30)
+    with started([APP, trained_run / "rl", "--device", "cpu"], tmp_path_factory.mktemp("log") / "page.log") as url:
+        yield Client(url, verbose=False)
 
 
 def test_answers_stream(client):
-    job = client.submit("Hello", "", 1.0, 5, 1.0, 24, api_name="/chat")
-    final = job.result(timeout=60)
-    pieces = job.outputs()
-    assert len(pieces) > 2 and pieces[-1] == final
-    assert all(later.startswith(earlier) for earlier, later in zip(pieces, pieces[1:], strict=False))
+    job = client.submit("Petra has 58 books. Simon gives Petra 29 more. Petra buys 28 books. "
+                        "How many books does Petra have now?", temperature=0.0, api_name="/chat")  # fmt: skip
+    final = job.result(timeout=120)
+    assert final.endswith("Answer: 115") and "⟨58+29 = 87⟩ books" in final
+    assert job.outputs()[-1] == final
 
 
 def test_too_long_messages_are_refused(client):
     from gradio_client.exceptions import AppError
 
-    with pytest.raises(AppError, match="longer than 8,000 characters"):
-        client.predict("x" * 9000, "", 1.0, 50, 1.0, 8, api_name="/chat")
+    with pytest.raises(AppError, match="8,000 are allowed"):
+        client.predict("x" * 9000, api_name="/chat")
     with pytest.raises(AppError, match="too long"):
-        client.predict("x" * 1000, "", 1.0, 50, 1.0, 8, api_name="/chat")
-    assert isinstance(client.predict("fine", "", 1.0, 50, 1.0, 8, api_name="/chat"), str)  # still alive
+        client.predict("word " * 400, api_name="/chat")
+    with pytest.raises(AppError, match="is empty"):
+        client.predict(" ", api_name="/chat")
+    with pytest.raises(AppError, match="temperature"):
+        client.predict("x", temperature=-1, api_name="/chat")
+    assert client.predict("How do you spell tosar?", temperature=0, api_name="/chat") == "t-o-s-a-r"  # still alive
 
 
-def test_the_page_shows_text_as_text(client):
-    """Answers are plain text in the page: no Markdown, and so no HTML, is made of what a model writes."""
-    config = client.config
-    (chatbot,) = [part for part in config["components"] if part["type"] == "chatbot"]
-    assert chatbot["props"]["render_markdown"] is False and chatbot["props"]["sanitize_html"] is True
+def test_every_answer_carries_the_policy(client):
+    with urlopen(client.src) as answer:
+        policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http:" not in policy and "*" not in policy
 
 
-def test_history_becomes_tool_parts_again(monkeypatch):
-    monkeypatch.syspath_prepend(str(APP.parent))
-    app = __import__("app")
-    entry = {"role": "assistant", "content": [{"type": "text", "text": "So ⟨12*3 = 36⟩ it is, not ⟨1/0⟩ <b>."}]}
-    assert app.read_message(entry) == {
-        "role": "assistant",
-        "content": [
-            {"type": "text", "text": "So "},
-            {"type": "python", "text": "12*3"},
-            {"type": "python_output", "text": "36"},
-            {"type": "text", "text": " it is, not "},
-            {"type": "python", "text": "1/0"},
-            {"type": "text", "text": " <b>."},
-        ],
-    }
-    assert app.read_message({"role": "user", "content": "⟨1 = 1⟩"}) == {"role": "user", "content": "⟨1 = 1⟩"}
+# ---- text --------------------------------------------------------------------------
 
 
-def test_a_missing_model_is_one_line(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(APP.parent))
-    monkeypatch.setattr(sys, "argv", ["app.py", "/no/such/model"])
-    app = __import__("app")
-    with pytest.raises(SystemExit) as stop:
-        app.run_main(app.main)
-    assert stop.value.code == 2
-    assert re.fullmatch(r"error: .*no/such/model.*", capsys.readouterr().err.strip().splitlines()[-1])
+@pytest.mark.parametrize(
+    "text",
+    ["<b>", "</p>", "<!-- x -->", "<?x", "[a](b)", "![a](b)", "[a][b]", "[a]: b", "http://x", "www.x.org", "a@b.org",
+     "```mermaid", "~~~ mermaid", "\\href{x}{y}", "\\includegraphics{x}", "ftp://x", "<http://x>"],
+)  # fmt: skip
+def test_beginnings_are_split(text):
+    assert BREAK in safe_markdown(text) and original(safe_markdown(text)) == text
+    assert safe_markdown(safe_markdown(text)) == safe_markdown(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b", "3 <4", "**bold**", "`code`", "$$x^2$$", "| a | b |", "a[0] = 1", "<|bos|>"]
+)
+def test_other_text_is_left_alone(text):
+    assert safe_markdown(text) == text
+
+
+def test_programs_are_shown_as_programs():
+    program = 'def double(x):\n    """Two times x."""\n    return 2 * x\n'
+    assert message_markdown(program) == f"```python\n{program.strip()}\n```"
+    assert message_markdown("defend the castle") == "defend the castle"
+    assert code_block("a\n```\nb").startswith("````") and code_span("a`b") == "`` a`b ``"
+
+
+# ---- the conversation --------------------------------------------------------------
+
+
+def test_calls_are_boxes_and_nothing_is_read_back():
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "⟨1 = 1⟩"},
+        {"role": "assistant", "content": PARTS},
+        {"role": "assistant", "content": "", "note": "stopped"},
+    ]
+    shown, owners = chatbot_messages(messages)
+    assert owners == [1, 2, 2, 3]
+    assert shown[0] == {"role": "user", "content": "⟨1 = 1⟩"}
+    assert shown[1]["metadata"] == {"title": "Calculator: 12*3 = 36", "status": "done"}
+    assert shown[2]["content"] == "So 36 it is.\n\n**Answer: 36**"
+    assert shown[3]["content"] == "*(stopped)*"
+
+
+def test_what_a_browser_sends_is_checked():
+    limits = Limits(characters=10, messages=4)
+    assert check_message("a\udcffb", limits) == "a\ufffdb"
+    for wrong, complaint in (("", "empty"), (None, "empty"), ("x" * 11, "too long")):
+        with pytest.raises(UserError, match=complaint):
+            check_message(wrong, limits)
+    for wrong in ("x", None, [5], [{"role": "user"}], [{"role": "user", "content": "x"}] * 5):
+        with pytest.raises(UserError):
+            read_messages(wrong, limits)
+    message = {"role": "assistant", "content": "x", "note": "stopped", "other": 1}
+    assert read_messages([message], limits) == [{"role": "assistant", "content": "x", "note": "stopped"}]
+    assert read_messages([{**message, "note": "<img>"}], limits) == [{"role": "assistant", "content": "x"}]
+
+
+def test_the_rate_is_each_visitors_own():
+    rate = Rate(2)
+    for now in (0, 1):
+        rate.check("one", now)
+    with pytest.raises(UserError, match="2 messages per minute. Please wait 59 seconds"):
+        rate.check("one", 2)
+    rate.check("other", 2)
+    rate.check("one", 61)
+    Rate(0).check("one")
+
+
+def test_an_answer_that_takes_too_long_is_stopped():
+    from pages_under_test import SayingModel
+
+    model = SayingModel()
+    *_, last = write_answer(model, [{"role": "user", "content": "slow"}], Limits(seconds=0.3))
+    assert last["note"] == "seconds" and "tick 1" in last["content"] and model.running == 0
+
+
+# ---- the token view ----------------------------------------------------------------
+
+
+def test_tokens_are_the_answers_own(trained_run):
+    import torch
+
+    from nanochat_hf.chat import LocalModel, suggestions
+    from nanochat_hf.tokenizer.template import render_conversation
+
+    model = LocalModel(str(trained_run / "rl"), device="cpu")
+    (problem,) = [one for one in suggestions(trained_run / "rl", 9) if one.task == "microworld-problems"]
+    question = {"role": "user", "content": problem.question}
+    *_, answer = model.answer([question], temperature=0.0, max_new_tokens=128)
+    messages = [question, answer.message()]
+    infos = token_infos(model.model, model.tokenizer, messages, model.context_length)
+    ids, mask = render_conversation(model.tokenizer, [question, {"role": "assistant", "content": answer.content}])
+    assert [info.token_id for info in infos] == ids
+    assert [int(info.is_trained) for info in infos] == mask  # what training would teach
+    assert [info.token_id for info in infos if not info.is_prompt] == answer.token_ids
+    forced = "".join(info.text for info in infos if info.is_forced)
+    assert forced == "<|output_start|>87<|output_end|><|output_start|>115<|output_end|>"
+    assert {info.text for info in infos if info.is_control} >= {"<|bos|>", "<|python_start|>", "<|assistant_end|>"}
+    with torch.inference_mode():
+        logits = model.model(torch.tensor([ids])).logits[0].float()
+    for place in (1, len(ids) // 2, len(ids) - 1):
+        shares = logits[place - 1, : len(model.tokenizer)].softmax(-1)
+        assert infos[place].probability == pytest.approx(float(shares[ids[place]]), abs=1e-6)
+        best = infos[place].alternatives
+        assert len(best) == 5 and best[0][1] == pytest.approx(float(shares.max()), abs=1e-6)
+    assert infos[0].probability is None
+    without = token_infos(model.model, model.tokenizer, [question, {"role": "assistant", "content": "t-o"}], 256)
+    assert "".join(info.text for info in without if not info.is_prompt) == "t-o<|assistant_end|>"
+
+
+def test_tiles_are_escaped():
+    from nanochat_hf.page.token_view import TokenInfo
+
+    hostile = "<img src=x onerror=y>\"'"
+    shown = token_html([TokenInfo(1, hostile, False, False, False, True, 0.5, ((hostile, 0.5),))])
+    assert "<img" not in shown and "onerror=y&gt;" in shown
+    assert "no answer to show" in token_html([])
+
+
+# ---- report and settings -----------------------------------------------------------
+
+
+def test_a_report_is_cut_at_its_pictures(trained_run):
+    path = find_report(trained_run / "rl")
+    sections = read_report(path)
+    assert [bool(section.picture) for section in sections] == [False, True, False]
+    assert sections[1].caption == "Training loss" and sections[1].picture.name == "loss.png"
+    assert find_report("user/model") is None
+
+
+def test_a_missing_model_is_one_line(monkeypatch, capsys, tmp_path):
+    for argv, complaint in (
+        (["/no/such/model"], "no/such/model"),
+        ([], "no model is named"),
+        (["--url", "localhost"], "http://HOST:PORT"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run_main(lambda argv=argv: command.main(argv, tmp_path))
+        assert stop.value.code == 2
+        assert re.fullmatch(rf"error: .*{complaint}.*", capsys.readouterr().err.strip().splitlines()[-1])
+
+
+def test_settings_come_from_the_file_the_environment_and_the_command_line(monkeypatch, tmp_path):
+    given = {"model": "from/file", "seconds": 5.0}
+    assert command._parse([], given).model == "from/file"
+    monkeypatch.setenv("NANOCHAT_MODEL", "from/environment")
+    monkeypatch.setenv("NANOCHAT_SECONDS", "7")
+    options = command._parse([], given)
+    assert (options.model, options.seconds) == ("from/environment", 7)
+    options = command._parse(["from/line", "--seconds", "9"], given)
+    assert (options.model, options.seconds, options.per_minute) == ("from/line", 9, Limits().per_minute)
+    monkeypatch.setenv("NANOCHAT_SECONDS", "soon")
+    with pytest.raises(UserError, match="NANOCHAT_SECONDS must be a number"):
+        command._parse([], given)
+    (tmp_path / "space.json").write_text("{")
+    with pytest.raises(UserError, match="space.json is damaged"):
+        command._space_file(tmp_path)
+
+
+def test_the_folder_space_is_what_push_sends():
+    from nanochat_hf.page.deploy import TEMPLATES
+
+    for path in sorted(TEMPLATES.iterdir()):
+        assert (ROOT / "space" / path.name).read_bytes() == path.read_bytes(), f"copy {path} to space/"
+    assert {path.name for path in TEMPLATES.iterdir()} == {"app.py", "README.md", "requirements.txt"}
+
+
+def test_requirements_are_pinned_as_in_the_lock():
+    lock = dict(
+        line.lower().split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
+    )
+    pins = dict(line.split("==") for line in (ROOT / "space" / "requirements.txt").read_text().split())
+    assert pins == {name: lock[name] for name in pins} and {"gradio", "torch", "transformers"} <= set(pins)
+    assert f"sdk_version: {pins['gradio']}" in (ROOT / "space" / "README.md").read_text()
+
+
+def test_a_page_for_a_server(monkeypatch):
+    """With an address the page loads no model; its parts that need one are not there."""
+    from nanochat_hf.page.app import build
+
+    page = command._page(command._parse(["--url", "http://127.0.0.1:9"], {}), {})
+    assert page.title == "127.0.0.1:9" and not page.others
+    app = build(page)
+    labels = {block.label for block in app.blocks.values() if hasattr(block, "label")}
+    assert "Chat" in labels and not {"Compare", "Tokens", "Report"} & labels

@@ -231,6 +231,7 @@ def test_compare_report_and_settings(browser, address):
         page.get_by_label("System message").fill("Use only one word.")
         assert page.get_by_text("Surprise (temperature)").is_visible()
         say(page, "How do you spell tosar?")
+        page.locator("#chat [data-testid=bot]").last.wait_for(timeout=WAIT)
         ready(page)
         page.wait_for_timeout(500)
         assert not page.evaluate(NAMES)

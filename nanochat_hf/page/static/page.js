@@ -58,7 +58,7 @@
   const soon = () => {
     if (waiting) return;
     waiting = true;
-    setTimeout(() => { waiting = false; nameControls(); }, 150);
+    setTimeout(() => { waiting = false; nameControls(); }, 30);
   };
   new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
   window.addEventListener("resize", soon);
