@@ -600,10 +600,9 @@ class StageParser(Parser):
         return "\n\n".join([*parts, *self._notes()]) + "\n"
 
     def _groups(self) -> dict[str, list[str]]:
-        main = ["config", *(name for name in self.help.main.split() if name in self.lines)]
+        main = ["config", "set", *(name for name in self.help.main.split() if name in self.lines)]
         groups = {"options" if not self.everything else "main options": main}
         if self.everything:
-            main.insert(1, "set")
             left = {name for name in self.lines if name not in main}
             for title, names in self.help.groups.items():
                 groups[title] = [name for name in names.split() if name in left]
