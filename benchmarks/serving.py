@@ -190,7 +190,7 @@ def load(server: Server, model: str, options: argparse.Namespace, clients: int, 
 
 
 def main() -> None:
-    options = parse()
+    options = parse_arguments()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.checkpoint or make_checkpoint(options, Path(scratch, "model"))
         common = ["--device", options.device, "--dtype", options.dtype]
@@ -216,7 +216,7 @@ def main() -> None:
         print("| " + " | ".join(str(row[name]) for name in names) + f" | {factor:.2f} |")
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--checkpoint", type=Path, help="checkpoint folder to serve; default a random model")
     parser.add_argument("--clients", type=int, default=32, help="clients that ask at once")

@@ -67,8 +67,7 @@ def _register_models() -> None:
 
 def _name_lora_targets() -> None:
     """A bare `LoraConfig()` adapts queries and values, as PEFT does in models that it knows."""
-    from peft.utils import constants
-
+    constants: Any = sys.modules["peft.utils.constants"]
     constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("nanochat_hf", ["q_proj", "v_proj"])
 
 

@@ -4,22 +4,28 @@
     nanochat-hf push runs/quickstart/rl your-name/your-model --dry_run      # shows the files and the card
     nanochat-hf push runs/quickstart/rl your-name/your-model --space        # and a Space to chat with it
 
-Only safetensors, JSON, Jinja, YAML, Markdown and the model's own Python files are sent: no pickles, no trainer state.
+Only safetensors, JSON, Jinja, YAML, Markdown, pictures (PNG) and the model's own Python files are sent: no pickles, no
+trainer state.
 The token comes from `hf auth login` or HF_TOKEN, and from nowhere else.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import os
 import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nanochat_hf import settings
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
+from nanochat_hf.report.markdown import answer_text, content_text, fenced
+from nanochat_hf.report.plots import draw_plots
 from nanochat_hf.report.stages import Stage, describe_machine, load_stage
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
 REQUIRED = ("config.json", "tokenizer.json")
 PUBLISHED = (
@@ -32,6 +38,15 @@ PUBLISHED = (
 WEIGHTS = PUBLISHED[0]
 # Benchmarks that the Hub shows on a model's page: our task's name → (Hub id of the data set, its task).
 HUB_BENCHMARKS = {"gsm8k": ("openai/gsm8k", "gsm8k")}
+# Where our tasks come from: name → (Hub id of the data set, its configuration).
+HUB_DATA_SETS = {
+    "gsm8k": ("openai/gsm8k", "main"),
+    "mmlu": ("cais/mmlu", "all"),
+    "arc-easy": ("allenai/ai2_arc", "ARC-Easy"),
+    "arc-challenge": ("allenai/ai2_arc", "ARC-Challenge"),
+    "humaneval": ("openai/openai_humaneval", "openai_humaneval"),
+}
+PICTURES = ("scores.png", "loss.png")  # of the report's pictures, those of the card
 
 USAGE = """\
 ```python
@@ -50,10 +65,21 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 the package nanochat-hf installed, `import nanochat_hf` makes it unnecessary. `nanochat-hf chat {repo_id}` adds the
 calculator that the model was trained to use."""
 
+INTENDED_USE = """\
+For learning how language models are trained, for experiments and for teaching. It is meant to be read, changed,
+trained further and measured: load it with transformers, fine-tune it with TRL, or take the recipe below and train your
+own.
+
+It is not meant for products, for advice (medical, legal, financial or other), for decisions about people, or as a
+source of facts."""
+
+BASE_MODEL_USE = """\
+This is a base model: it continues text. It has not learnt to chat."""
+
 LIMITS = """\
 This is a small model trained from scratch. It makes things up, knows little outside its training data, and has had no
-safety training. It answers in the language of its data, within {context} tokens of context. Do not use it where a
-wrong answer does harm."""
+safety training. It answers in the language of its data, within {context} tokens of context. It repeats what its data
+holds, prejudice included. Do not use it where a wrong answer does harm."""
 
 
 def files_to_publish(folder: str | os.PathLike) -> list[Path]:
@@ -89,14 +115,22 @@ def files_to_publish(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
-def model_card(folder: str | os.PathLike, repo_id: str, *, license: str = "apache-2.0", language: str = "en") -> str:
-    """The model card as text: metadata, introduction, usage, results, recipe and limits.
+def model_card(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    license: str = "apache-2.0",
+    language: str = "en",
+    pictures: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The model card: metadata, introduction, usage, a sample, results with pictures, recipe, intended use and limits.
 
     Args:
         folder: the checkpoint folder of a stage, with its `run.json` and `eval/`.
         repo_id: owner/name on the Hub.
         license: licence of the weights.
         language: language of the training data, as a code such as "en".
+        pictures: path in the repository and caption of each picture.
 
     Raises:
         UserError: the folder is not a whole checkpoint.
@@ -122,15 +156,40 @@ def model_card(folder: str | os.PathLike, repo_id: str, *, license: str = "apach
         _introduction(stage, model_config, folder),
         "## Use",
         USAGE.format(repo_id=repo_id),
+        *_sample(stage),
         *_results(stage),
+        *(f"![{caption}]({path})" for path, caption in pictures),
         *_recipe(stage),
+        "## Intended use",
+        INTENDED_USE,
+        *([BASE_MODEL_USE] if stage.name == "base" else []),
         "## Limits",
         LIMITS.format(context=f"{model_config.get('max_position_embeddings', 2048):,}"),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def eval_results_files(stage: Stage) -> dict[str, str]:
+def draw_pictures(folder: str | os.PathLike) -> tuple[dict[str, bytes], list[tuple[str, str]]]:
+    """The card's pictures, drawn from what the stages up to this one recorded.
+
+    Returns:
+        path in the repository → PNG, and (path, caption) of each. Nothing where matplotlib is not installed.
+    """
+    folder = Path(folder)
+    if folder.name not in MODEL_FOLDERS or not importlib.util.find_spec("matplotlib"):
+        return {}, []
+    names = MODEL_FOLDERS[: MODEL_FOLDERS.index(folder.name) + 1]
+    files, captions = {}, []
+    with tempfile.TemporaryDirectory() as temporary:
+        drawn = dict(draw_plots([load_stage(folder.parent, name) for name in names], Path(temporary)))
+        for name in PICTURES:
+            if name in drawn:
+                files[f"plots/{name}"] = Path(temporary, name).read_bytes()
+                captions.append((f"plots/{name}", drawn[name]))
+    return files, captions
+
+
+def eval_results_files(stage: Stage, repo_id: str) -> dict[str, str]:
     """Files `.eval_results/TASK.yaml` for the benchmarks that the Hub knows, as path → content."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
@@ -139,8 +198,15 @@ def eval_results_files(stage: Stage) -> dict[str, str]:
     for task, row in stage.tasks("chat").items():
         if task in HUB_BENCHMARKS and stage.evaluations["chat"].get("config", {}).get("split") == "test":
             dataset, name = HUB_BENCHMARKS[task]
-            note = f"{row['items']} problems, zero-shot chat, nanochat-hf"
-            entry = EvalResultEntry(dataset, name, round(100 * row["accuracy"], 2), notes=note)
+            entry = EvalResultEntry(
+                dataset,
+                name,
+                round(100 * row["accuracy"], 2),
+                date=stage.evaluations["chat"].get("date"),
+                source_url=f"https://huggingface.co/{repo_id}",
+                source_name="Model card",
+                notes=f"{row['items']} problems, zero-shot chat, nanochat-hf, 95 % interval {_percent_interval(row)}",
+            )
             text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
             files[f".eval_results/{task}.yaml"] = text
     return files
@@ -179,7 +245,9 @@ def push(
         raise UserError(f"{repo_id!r} is not a repository id; write it as owner/name")
     files = files_to_publish(folder)
     stage = load_stage(Path(folder).parent, Path(folder).name)
-    texts = {"README.md": model_card(folder, repo_id, license=license), **eval_results_files(stage)}
+    drawings, captions = draw_pictures(folder)
+    card = model_card(folder, repo_id, license=license, pictures=captions)
+    texts = {"README.md": card, **eval_results_files(stage, repo_id)}
     if dry_run:
         if space:
             from nanochat_hf.page.deploy import space_files
@@ -190,8 +258,8 @@ def push(
             print(f"\nthe model {repo_id}:")
         for path in files:
             print(f"{path.name:40} {path.stat().st_size / 1e6:10.2f} MB")
-        for name, text in texts.items():
-            print(f"{name:40} {len(text.encode()) / 1e6:10.2f} MB")
+        for name, content in [*drawings.items(), *((name, text.encode()) for name, text in texts.items())]:
+            print(f"{name:40} {len(content) / 1e6:10.2f} MB")
         print(f"\n{texts['README.md']}")
         return ""
 
@@ -200,6 +268,7 @@ def push(
 
     api = HfApi()
     operations = [CommitOperationAdd(path.name, str(path)) for path in files]
+    operations += [CommitOperationAdd(name, picture) for name, picture in drawings.items()]
     operations += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -263,34 +332,74 @@ def _introduction(stage: Stage, config: dict[str, Any], folder: Path) -> str:
 
 
 def _model_index(stage: Stage) -> list[dict[str, Any]]:
-    """Entries of the card's `model-index`, one per task."""
+    """Entries of the card's `model-index`, which the Hub shows as a table: one per task and per headline metric."""
     found = []
     for evaluation in ("core", "chat"):
+        split = stage.evaluations.get(evaluation, {}).get("config", {}).get("split")
         for task, row in stage.tasks(evaluation).items():
+            data_set, configuration = HUB_DATA_SETS.get(task, (task, None)) if evaluation == "chat" else (task, None)
             found.append(
                 {
-                    "task_type": "text-generation",
-                    "dataset_type": task,
+                    "dataset_type": data_set,
                     "dataset_name": task,
+                    "dataset_config": configuration,
+                    "dataset_split": split,
+                    "dataset_args": {"num_few_shot": row.get("num_fewshot", 0)},
                     "metric_type": "accuracy",
                     "metric_value": round(row["accuracy"], 4),
-                    "metric_name": f"accuracy, {row['items']} items",
+                    "metric_name": f"accuracy, {row['items']} items, 95 % interval {_percent_interval(row)}",
                 }
             )
-    return found
+    for metric, title in HEADLINE_TITLES.items():
+        if metric in stage.metrics:
+            interval = _interval(stage, metric)
+            found.append(
+                {
+                    "dataset_type": metric,
+                    "dataset_name": title,
+                    "metric_type": metric,
+                    "metric_value": round(stage.metrics[metric], 4),
+                    "metric_name": f"{title}, 95 % interval {interval}" if interval else title,
+                }
+            )
+    return [{"task_type": "text-generation", **entry} for entry in found]
+
+
+def _interval(stage: Stage, metric: str) -> str:
+    low, high = (stage.metrics.get(f"{metric}_{side}") for side in ("low", "high"))
+    return f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
+
+
+def _percent_interval(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy_low']:.1f} to {100 * row['accuracy_high']:.1f} %"
+
+
+def _sample(stage: Stage) -> list[str]:
+    """A conversation from the evaluation, unedited: a right answer with a tool call, else a right one, else any."""
+    samples = stage.evaluations.get("chat", {}).get("details", {}).get("samples", {})
+    shown = [sample for of_task in samples.values() for sample in of_task]
+    if not shown:
+        return []
+    best = max(shown, key=lambda sample: (sample["score"] > 0, "parts" in sample))
+    turns = [*((message["role"], content_text(message["content"])) for message in best["prompt"])]
+    lines = [f"[{role}] {text}" for role, text in [*turns, ("assistant", answer_text(best))]]
+    verdict = "right" if best["score"] > 0 else "wrong"
+    tool = " ⟨expression = result⟩ is a call of the calculator, which the model makes." if "parts" in best else ""
+    return [
+        "## A conversation",
+        f"From the evaluation, unedited; the answer is {verdict}.{tool}",
+        fenced("\n\n".join(lines)),
+    ]
 
 
 def _results(stage: Stage) -> list[str]:
     rows = []
     for metric, title in HEADLINE_TITLES.items():
         if metric in stage.metrics:
-            low, high = (stage.metrics.get(f"{metric}_{side}") for side in ("low", "high"))
-            interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
-            rows.append(f"| {title} | {stage.metrics[metric]:.4f} | {interval} | |")
+            rows.append(f"| {title} | {stage.metrics[metric]:.4f} | {_interval(stage, metric)} | |")
     for evaluation in ("chat", "core"):
         for task, row in stage.tasks(evaluation).items():
-            interval = f"{100 * row['accuracy_low']:.1f} to {100 * row['accuracy_high']:.1f} %"
-            rows.append(f"| {task} | {100 * row['accuracy']:.1f} % | {interval} | {row['items']} |")
+            rows.append(f"| {task} | {100 * row['accuracy']:.1f} % | {_percent_interval(row)} | {row['items']} |")
     if not rows:
         return []
     table = "\n".join(["| metric | value | 95 % interval | items |", "| --- | ---: | ---: | ---: |", *rows])

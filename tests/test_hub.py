@@ -26,9 +26,21 @@ def checkpoint(tmp_path_factory):
     (folder / "checkpoint-10" / "rng_state.pth").write_bytes(b"pickle")
     row = {"kind": "generative", "baseline": 0.0, "centered": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
     chat = {"evaluation": "chat", "metrics": {"chatcore": 0.5}, "config": {"split": "test"}}
-    chat["details"] = {"tasks": [{"task": "gsm8k", "items": 100, "accuracy": 0.5, **row}]}
+    asked = [{"role": "user", "content": "What is 2+3?"}]
+    parts = [{"type": "text", "text": "It is "}, {"type": "python", "text": "2+3"}]
+    parts += [{"type": "python_output", "text": "5"}, {"type": "text", "text": "5."}]
+    samples = [
+        {"index": 0, "prompt": asked, "answer": "It is 2+3 5, I guess ```", "score": 1.0},
+        {"index": 1, "prompt": asked, "answer": "It is 2+355.", "parts": parts, "score": 1.0},
+        {"index": 2, "prompt": asked, "answer": "It is 6", "parts": [], "score": 0.0},
+    ]
+    rows = [{"task": "gsm8k", "items": 100, "accuracy": 0.5, **row}]
+    chat["details"] = {"tasks": rows, "samples": {"gsm8k": samples}}
+    chat["date"] = "2026-11-27"
     settings.write_json(folder / "eval" / "chat.json", chat)
     settings.save_run(folder, "rl", {"learning_rate": 0.02, "model": "/home/me/secret/sft"}, seconds=90.0)
+    history = [{"step": step, "loss": 9 - step / 20} for step in range(100)]
+    settings.save_run(folder.parent / "base", "pretrain", {}, seconds=600, history=history)
     return folder
 
 
@@ -45,12 +57,35 @@ def test_card_has_front_matter_usage_results_and_no_paths(checkpoint):
     assert front["library_name"] == "transformers" and front["pipeline_tag"] == "text-generation"
     result = front["model-index"][0]["results"][0]
     assert result["dataset"]["name"] == "gsm8k" and result["metrics"][0]["value"] == 0.5
-    assert card.index("from_pretrained") < card.index("## Results") < card.index("## Recipe") < card.index("## Limits")
+    assert result["dataset"]["type"] == "openai/gsm8k" and result["dataset"]["config"] == "main"
+    assert result["dataset"]["split"] == "test" and "95 % interval 40.0 to 60.0 %" in result["metrics"][0]["name"]
+    assert front["model-index"][0]["results"][1]["metrics"][0]["type"] == "chatcore"
+    titles = [line for line in card.splitlines() if line.startswith("## ")]
+    assert titles == [f"## {one}" for one in ("Use", "A conversation", "Results", "Recipe", "Intended use", "Limits")]
     assert "| gsm8k | 50.0 % | 40.0 to 60.0 % | 100 |" in card
     assert "/home/me" not in card and "1.5 minutes" in card
     from huggingface_hub import ModelCard
 
     assert ModelCard(card).data.license == "apache-2.0"
+
+
+def test_card_shows_a_conversation_with_a_tool_call(checkpoint):
+    card = hub.model_card(checkpoint, "me/tiny")
+    conversation = card.split("## A conversation")[1].split("## Results")[0]
+    assert "[user] What is 2+3?" in conversation and "[assistant] It is ⟨2+3 = 5⟩5." in conversation
+    assert "the answer is right" in conversation and "a call of the calculator" in conversation
+
+
+def test_pictures_are_drawn_published_and_linked(checkpoint, capsys):
+    files, captions = hub.draw_pictures(checkpoint)
+    assert list(files) == ["plots/scores.png", "plots/loss.png"] == [path for path, _ in captions]
+    assert all(content.startswith(b"\x89PNG") for content in files.values())
+    hub.push(checkpoint, "me/tiny", dry_run=True)
+    printed = capsys.readouterr().out
+    for path, caption in captions:
+        assert f"![{caption}]({path})" in printed and f"{path} " in printed
+    renamed = checkpoint.parent / "elsewhere"
+    assert hub.draw_pictures(renamed) == ({}, []), "a folder that is no stage has no run to draw"
 
 
 def test_card_does_not_call_the_microworlds_tasks_core(checkpoint):
@@ -138,6 +173,8 @@ def test_push_sends_everything_in_one_commit(checkpoint, fake_hub, monkeypatch):
     assert not any(name.endswith((".bin", ".pth", ".pt", ".pkl")) for name in store)
     entry = yaml.safe_load(store[".eval_results/gsm8k.yaml"])[0]
     assert entry["dataset"] == {"id": "openai/gsm8k", "task_id": "gsm8k"} and entry["value"] == 50.0
+    assert str(entry["date"]) == "2026-11-27" and entry["source"]["url"] == "https://huggingface.co/me/tiny"
+    assert store["plots/scores.png"].startswith(b"\x89PNG") and b"](plots/scores.png)" in store["README.md"]
 
 
 def test_refused_push_says_how_to_log_in(checkpoint, fake_hub, monkeypatch):

@@ -31,6 +31,8 @@ def make_run(folder: Path) -> Path:
     conversations.append(
         [{"role": "user", "content": LONG["question"]}, {"role": "assistant", "content": LONG["answer"]}]
     )
+    problem, spelling, talk = (learned[f"microworld-{name}"]["messages"] for name in ("problems", "spelling", "chat"))
+    conversations += [[*problem, *spelling], [*problem, *talk], [*spelling, *problem]]
     texts = [str(message["content"]) for messages in conversations for message in messages]
     words = tokenizer.train(texts * 5, 420)
     torch.manual_seed(0)

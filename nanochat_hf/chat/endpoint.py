@@ -78,8 +78,8 @@ class RemoteModel:
         self.name = self.url = url.rstrip("/")
         self.protocol, self.tools = protocol, tools
         key = key or os.environ.get("NANOCHAT_API_KEY") or os.environ.get("HF_TOKEN")
-        # False: without it the client would send the token of `hf auth login` to any server.
-        token: str | bool = key or False
+        # Without a token the client would send the one of `hf auth login` to any server; an empty one sends nothing.
+        token = key or ""
         base = self.url if protocol == "chat" else self.url.removesuffix("/v1")
         self.client = InferenceClient(base_url=base, token=token, timeout=timeout)
         self.model = model

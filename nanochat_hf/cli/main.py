@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nanochat_hf.settings import LAUNCH_FILES, RECIPES, UserError, find_recipe, recipe_names, run_main
@@ -44,6 +45,7 @@ prepare and publish
   convert SOURCE DESTINATION      upstream's checkpoints to and from Hugging Face format, to transformers' own
                                   NanoChat (classic models) and to ONNX
   report RUN_DIR                  write report.md again, from the results in a run's folder
+  report RUN_DIR RUN_DIR …        compare runs, with paired tests
   push CHECKPOINT REPO_ID         publish a checkpoint on the Hugging Face Hub
 
 CHECKPOINT is a folder such as runs/quickstart/rl, or the id of a model on the Hub.
@@ -251,20 +253,37 @@ def _convert(argv: list[str]) -> None:
 def _report(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="nanochat-hf report",
-        description="Writes report.md of a run again, from the results in its folder, and prints its table.",
+        description="Writes report.md of a run again, from the results in its folder, and prints its table.\n"
+        "With several runs: compares their stages with the first run's, item by item, and prints the tables.",
         epilog="examples\n"
         "  nanochat-hf report runs/quickstart\n"
+        "  nanochat-hf report runs/d12 runs/d12-wider --output comparison.md\n"
         "  nanochat-hf report runs/d12 --title 'Depth 12 on our own text'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run, such as runs/quickstart")
-    parser.add_argument("--title", help="heading of the report")
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="folder of a run, such as runs/quickstart")
+    parser.add_argument("--title", help="heading of the report of a single run")
+    parser.add_argument("--output", metavar="FILE", help="also writes the comparison of several runs, as Markdown")
     options = parser.parse_args(argv)
 
-    from nanochat_hf.report import write_report
+    from nanochat_hf.report import compare_runs, write_report
 
-    path, table = write_report(options.run_dir, options.title)
-    print(f"{table}\n\n{path}")
+    if len(options.run_dirs) == 1:
+        if options.output:
+            raise UserError("--output is for a comparison of several runs; the report of one run is its report.md")
+        path, table = write_report(options.run_dirs[0], options.title)
+        print(f"{table}\n\n{path}")
+        return
+    if options.title:
+        raise UserError("--title is for the report of a single run")
+    page, text = compare_runs(options.run_dirs)
+    print(text)
+    if options.output:
+        try:
+            Path(options.output).write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {options.output} ({error.strerror}); give another --output") from None
+        print(f"\n{options.output}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

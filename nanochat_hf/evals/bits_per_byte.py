@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_hf.evals.items import digest_of, pack
 from nanochat_hf.evals.metrics import formulas
 from nanochat_hf.evals.scoring import distributed_rank, gather_sum, pad_right, plan_batches
 
@@ -75,7 +76,7 @@ def bits_per_byte(
     max_length: int,
     max_tokens: int = 16384,
     progress: Callable[[int], Any] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Bits per byte of whole documents, for any model and tokenizer.
 
     A document longer than the context is cut into consecutive windows of `max_length` targets. Every token is scored
@@ -90,12 +91,15 @@ def bits_per_byte(
         progress: called after each batch with the number of documents that it finished.
 
     Returns:
-        `bits_per_byte` (infinity without any text), `nats_per_token`, `bytes_per_token`, and the numbers of
-        `documents` and `bytes`.
+        `bits_per_byte` (infinity without any text) with its 95 % interval, `nats_per_token`, `bytes_per_token`, the
+        numbers of `documents` and `bytes`, and `items`: nats and bytes of each document (see `evals.items`).
     """
     device = next(model.parameters()).device
     rank, world = distributed_rank()
-    texts = [text for index, text in enumerate(documents) if index % world == rank and text]
+    everything = [text for text in documents if text]
+    own = range(rank, len(everything), world)
+    texts = [everything[index] for index in own]
+    nats_of_document = torch.zeros(len(everything), dtype=torch.float64)
     windows, document_of_window = [], []
     windows_left = Counter[int]()  # per document that is not finished
     for document, ids in enumerate(encode(texts) if texts else []):
@@ -112,6 +116,7 @@ def bits_per_byte(
         for row in range(len(rows)):
             losses = F.cross_entropy(logits[row].float(), targets[row], reduction="sum", ignore_index=IGNORED)
             nats += losses.double().cpu()
+            nats_of_document[own[document_of_window[batch[row]]]] += losses.double().cpu()
         windows_left.subtract(document_of_window[index] for index in batch)
         if progress:
             progress(sum(windows_left[one] == 0 for one in {document_of_window[index] for index in batch}))
@@ -119,10 +124,20 @@ def bits_per_byte(
     tokens = sum(len(window) - 1 for window in windows)
     sums = torch.tensor([float(nats), num_bytes, tokens, len(texts)], dtype=torch.float64)
     nats_all, bytes_all, tokens_all, texts_all = gather_sum(sums.to(device)).tolist()
+    nats_of_each = gather_sum(nats_of_document.to(device)).tolist()
+    bytes_of_each = [len(text.encode("utf-8")) for text in everything]
+    low, high = formulas.bits_per_byte_interval(nats_of_each, bytes_of_each)
     return {
         "bits_per_byte": formulas.bits_per_byte(nats_all, bytes_all),
+        "bits_per_byte_low": low,
+        "bits_per_byte_high": high,
         "nats_per_token": nats_all / max(1.0, tokens_all),
         "bytes_per_token": bytes_all / max(1.0, tokens_all),
         "documents": texts_all,
         "bytes": bytes_all,
+        "items": {
+            "digest": digest_of(enumerate(everything)),
+            "nats": pack(nats_of_each),
+            "bytes": pack(bytes_of_each),
+        },
     }

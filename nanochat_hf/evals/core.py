@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from nanochat_hf.evals.bundle import CoreTask, Item
+from nanochat_hf.evals.items import digest_of
 from nanochat_hf.evals.metrics.formulas import accuracy_with_interval, centered, mean, mean_centered_of_items
 from nanochat_hf.evals.scoring import Span, SpanScore, common_prefix, distributed_rank, gather_sum, score_groups
 
@@ -47,6 +48,11 @@ class CoreResult:
     def accuracy(self) -> float:
         """Share of correct items, 0 to 1."""
         return mean(self.outcomes)
+
+    @property
+    def digest(self) -> int:
+        """Tells whether two results are about the same items, see `evals.items`."""
+        return digest_of(enumerate([[self.task.num_fewshot, self.task.delimiter], *self.task.items]))
 
     def row(self) -> dict[str, Any]:
         """The task's row for tables: accuracy with its 95 % Wilson interval, both baselines, centered accuracies."""

@@ -5,11 +5,13 @@ settings and the environment.
 """
 
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from nanochat_hf.evals.bundle import load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.evaluation_config import MICROWORLD, EvaluationConfig
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
+from nanochat_hf.evals.items import pack
 from nanochat_hf.evals.scoring import distributed_rank
 from nanochat_hf.generation import Sampling, context_length_of
 from nanochat_hf.progress import progress_bar
@@ -62,7 +65,11 @@ def run_bits_per_byte(evaluated: EvaluatedModel, config: EvaluationConfig) -> di
             max_tokens=config.max_tokens,
             progress=bar.update,
         )
-    return {"metrics": {name: found.pop(name) for name in ("bits_per_byte", "bytes_per_token")}, "details": found}
+    names = [name for name in found if name.startswith("bits_per_byte") or name == "bytes_per_token"]
+    metrics = {name: found.pop(name) for name in names}
+    if math.isinf(metrics["bits_per_byte_high"]):  # a single document has no spread
+        del metrics["bits_per_byte_low"], metrics["bits_per_byte_high"]
+    return {"metrics": metrics, "details": found}
 
 
 def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
@@ -79,7 +86,9 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
         with show_progress(len(task.items), f"{evaluated.name} {task.label}") as bar:
             limits = {"max_length": input_limit(evaluated, config), "max_tokens": config.max_tokens}
             results.append(core.evaluate_task(evaluated.model, evaluated.encode, task, progress=bar.update, **limits))
-    return {"metrics": core.summarize(results), "details": {"tasks": [result.row() for result in results]}}
+    items = {result.task.label: {"digest": result.digest, "scores": pack(result.outcomes)} for result in results}
+    details = {"tasks": [result.row() for result in results], "items": items}
+    return {"metrics": core.summarize(results), "details": details}
 
 
 def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
@@ -99,6 +108,7 @@ def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
         "prompt_style": evaluated.prompt_style,
         "tasks": [result.row() for result in results],
         "samples": {result.name: result.samples for result in results if result.samples},
+        "items": {result.name: {"digest": result.digest, "scores": pack(result.outcomes)} for result in results},
     }
     return {"metrics": task_scores.summarize(results), "details": details}
 
@@ -192,6 +202,7 @@ def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig)
     result |= {
         "seconds": time.time() - started,
         "dtype": evaluated.dtype,
+        "date": datetime.now(UTC).date().isoformat(),
         "config": deciding_settings(name, config),
         "environment": settings.environment(),
     }

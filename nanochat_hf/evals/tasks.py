@@ -4,19 +4,21 @@ ChatCORE is the mean centered score over the tasks that were run. It depends on 
 number jumped when a spelling task was added. So every result lists its tasks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
+from nanochat_hf.evals.items import digest_of
 from nanochat_hf.evals.metrics.formulas import (
     accuracy_with_interval,
     centered,
     mean,
     mean_centered_of_items,
     mean_pass_at_k,
+    wilson_interval,
 )
 from nanochat_hf.evals.scoring import Row, distributed_rank, gather_sum, read_groups
 from nanochat_hf.generation import Sampling, context_length_of, generate_with_tools
@@ -34,6 +36,7 @@ class ChatResult:
         scores: for each item, one score per sample; an exam has one sample per item.
         samples: a few prompts with the first answer and its score, for the report.
         truncated: number of items whose prompt was too long and lost its beginning.
+        digest: tells whether two results are about the same items, see `evals.items`.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ChatResult:
     scores: list[list[float]]
     samples: list[dict[str, Any]] = field(default_factory=list)
     truncated: int = 0
+    digest: int = 0
 
     @property
     def outcomes(self) -> list[float]:
@@ -54,7 +58,7 @@ class ChatResult:
         return mean(self.outcomes)
 
     def row(self) -> dict[str, Any]:
-        """The task's row for tables: accuracy with its 95 % Wilson interval, chance, and pass@k."""
+        """The task's row for tables: accuracy with its 95 % Wilson interval, chance, pass@k and their `intervals`."""
         row = {
             "task": self.name,
             "kind": self.kind,
@@ -64,12 +68,14 @@ class ChatResult:
             "centered": centered(self.accuracy, self.baseline),
             "truncated": self.truncated,
         }
-        num_samples = len(self.scores[0])
+        num_samples, intervals = len(self.scores[0]), {}
         for k in sorted({2**i for i in range(1, num_samples.bit_length())} | {num_samples}):
             if 1 < k <= num_samples:
                 num_correct = [sum(score > 0 for score in item) for item in self.scores]
-                row[f"pass@{k}"] = mean_pass_at_k([num_samples] * len(num_correct), num_correct, k)
-        return row
+                value = mean_pass_at_k([num_samples] * len(num_correct), num_correct, k)
+                row[f"pass@{k}"] = value
+                intervals[f"pass@{k}"] = wilson_interval(value * len(num_correct), len(num_correct))
+        return row | ({"intervals": intervals} if intervals else {})
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,16 @@ def evaluate_choice(
             progress(len(batch))
     scores = gather_sum(scores.to(device)).tolist()
     total = int(gather_sum(torch.tensor(float(truncated), device=device)))
-    return ChatResult(task.name, "choice", task.baseline, [[score] for score in scores], truncated=total)
+    digest = _digest(zip(own_indices, examples, strict=True), device)
+    return ChatResult(
+        task.name, "choice", task.baseline, [[score] for score in scores], truncated=total, digest=digest
+    )
+
+
+def _digest(examples: Iterable[tuple[int, dict[str, Any]]], device: torch.device) -> int:
+    """The digest of the examples of all processes; `examples` are pairs of index and example of this one."""
+    own = digest_of((index, example["messages"]) for index, example in examples)
+    return int(gather_sum(torch.tensor([own], device=device)).item())
 
 
 def evaluate_generative(
@@ -178,20 +193,23 @@ def evaluate_generative(
         batch = longest_first[start : start + per_batch]
         if prompt_limit:
             truncated += sum(len(evaluated.prompt_ids(prompts[index])) > prompt_limit for index in batch)
-        texts = _generate(evaluated, [prompts[index] for index in batch], answers, seed=answers.seed + start)
-        for index, samples in zip(batch, texts, strict=True):
-            scores[index] = torch.tensor([task.score(examples[index], text) for text in samples])
+        contents = _generate(evaluated, [prompts[index] for index in batch], answers, seed=answers.seed + start)
+        for index, samples in zip(batch, contents, strict=True):
+            scores[index] = torch.tensor([task.score(examples[index], _text_of(content)) for content in samples])
             if index < num_shown:
-                shown.append(
-                    {"index": index, "prompt": prompts[index], "answer": samples[0], "score": float(scores[index, 0])}
-                )
+                sample = {"index": index, "prompt": prompts[index], "answer": _text_of(samples[0])}
+                sample["score"] = float(scores[index, 0])
+                if not isinstance(samples[0], str):
+                    sample["parts"] = samples[0]  # text, tool calls and their results, for the model card
+                shown.append(sample)
         if progress:
             progress(len(batch))
     device = next(evaluated.model.parameters()).device
     scores = gather_sum(scores.to(device)).tolist()
     total = int(gather_sum(torch.tensor(float(truncated), device=device)))
     shown.sort(key=lambda item: item["index"])
-    return ChatResult(task.name, "generative", task.baseline, scores, shown, truncated=total)
+    digest = _digest(examples.items(), device)
+    return ChatResult(task.name, "generative", task.baseline, scores, shown, truncated=total, digest=digest)
 
 
 def _prompt_limit(evaluated: EvaluatedModel, answers: AnswerSampling) -> int | None:
@@ -200,8 +218,8 @@ def _prompt_limit(evaluated: EvaluatedModel, answers: AnswerSampling) -> int | N
     return limit and limit - max(1, min(answers.sampling.max_new_tokens, limit // 2))
 
 
-def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSampling, seed: int) -> list[list[str]]:
-    """Answers of every conversation as text, tool calls and tool results included.
+def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSampling, seed: int) -> list[list[Any]]:
+    """Answers of every conversation: text, or a list of parts where a tool was used.
 
     A prompt that leaves no room in the context loses its beginning, so that one long item cannot end an evaluation.
     """
@@ -220,11 +238,15 @@ def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSam
         batch_size=answers.batch_size,
         **asdict(answers.sampling),
     )
-    return [[_answer_text(rollout.messages) for rollout in samples] for samples in rollouts]
+    return [[_content_of(rollout.messages) for rollout in samples] for samples in rollouts]
 
 
-def _answer_text(messages: Sequence[dict[str, Any]]) -> str:
-    content = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
+def _content_of(messages: Sequence[dict[str, Any]]) -> Any:
+    return messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
+
+
+def _text_of(content: Any) -> str:
+    """An answer as text, tool calls and tool results included."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 

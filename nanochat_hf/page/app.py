@@ -588,6 +588,7 @@ def launch(app: gr.Blocks, host: str, port: int, **options: Any) -> None:
         server_name=host,
         server_port=port,
         favicon_path=str(MARK),
+        head='<link rel="icon" type="image/svg+xml" href="favicon.ico">',
         theme=theme(),
         css_paths=[STATIC / "page.css"],
         js=(STATIC / "page.js").read_text(encoding="utf-8"),

@@ -58,7 +58,7 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
         headline(stages),
         "## Results",
         markdown_table(table),
-        "Percentages are shares of right answers. – marks what was not run. Tables with 95 % intervals follow below.",
+        "Tasks: right answers in %. In brackets: the 95 % interval over other items. – marks what was not run.",
         *(f"![{caption}](plots/{name})" for name, caption in pictures),
         *samples_section(models),
         *details_section(models),
@@ -83,11 +83,26 @@ def summary_table(models: list[Stage]) -> Table:
         if metric == "chatcore":  # after the tasks of which it is the mean
             for task in chat_tasks:
                 rows = [stage.tasks("chat").get(task) for stage in models]
-                table.append([task, *(f"{100 * row['accuracy']:.1f} %" if row else MISSING for row in rows)])
-        values = [stage.metrics.get(metric) for stage in models]
-        if any(value is not None for value in values):
-            table.append([title, *(MISSING if value is None else f"{value:.4f}" for value in values)])
+                table.append([task, *(task_cell(row) for row in rows)])
+        if any(metric in stage.metrics for stage in models):
+            table.append([title, *(score_cell(stage, metric) for stage in models)])
     return table
+
+
+def task_cell(row: dict[str, Any] | None) -> str:
+    """Right answers of a task in %, with their interval."""
+    if row is None:
+        return MISSING
+    return f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]"
+
+
+def score_cell(stage: Stage, metric: str) -> str:
+    """A headline metric of a stage, with its interval."""
+    if metric not in stage.metrics:
+        return MISSING
+    low, high = (stage.metrics.get(f"{metric}_{side}") for side in ("low", "high"))
+    interval = f" [{low:.4f}, {high:.4f}]" if low is not None and high is not None else ""
+    return f"{stage.metrics[metric]:.4f}{interval}"
 
 
 def markdown_table(table: Table) -> str:
@@ -134,15 +149,15 @@ def samples_section(models: list[Stage]) -> Iterator[str]:
     per_task: dict[str, list[str]] = {}
     for (task, _), answers in asked.items():
         prompt = answers[0][1]["prompt"]
-        question = "\n".join(f"[{message['role']}] {_text(message['content'])}" for message in prompt)
+        question = "\n".join(f"[{message['role']}] {content_text(message['content'])}" for message in prompt)
         stages_of: dict[tuple[str, bool], list[str]] = {}  # an answer that several stages gave stands here once
         for stage_name, sample in answers:
-            stages_of.setdefault((sample["answer"], sample["score"] > 0), []).append(stage_name)
+            stages_of.setdefault((answer_text(sample), sample["score"] > 0), []).append(stage_name)
         given = [
             f"{', '.join(names)} ({'right' if is_right else 'wrong'}): {answer}"
             for (answer, is_right), names in stages_of.items()
         ]
-        per_task.setdefault(task, []).append(_fenced("\n\n".join([question, *given])))
+        per_task.setdefault(task, []).append(fenced("\n\n".join([question, *given])))
     for task, blocks in per_task.items():
         yield f"**{task}**"
         yield from blocks[:SAMPLES_PER_TASK]
@@ -165,12 +180,12 @@ def details_section(models: list[Stage]) -> Iterator[str]:
             chance = f"{100 * known['baseline']:.1f} %"
             if known.get("corrected_baseline", known["baseline"]) != known["baseline"]:
                 chance += f" (corrected {100 * known['corrected_baseline']:.1f} %)"
-            table.append([name, f"{known['items']:,}", chance, *(_with_interval(row) for row in rows)])
+            table.append([name, f"{known['items']:,}", chance, *(task_cell(row) for row in rows)])
         yield f"## {title}\n\nRight answers in %, with the 95 % Wilson interval."
         yield markdown_table(table)
     for key in sorted({key for stage in models for key in stage.metrics if key.startswith("pass@")}):
-        values = [f"{stage.name.upper()} {100 * stage.metrics[key]:.1f} %" for stage in models if key in stage.metrics]
-        yield f"{key.replace('/', ' ')}: {', '.join(values)}"
+        values = [f"{stage.name.upper()} {_pass_cell(stage, key)}" for stage in models if key in stage.metrics]
+        yield f"{key.replace('/', ' ')}, in %: {', '.join(values)}"
 
 
 def tokenizer_section(tokenizer: Stage) -> Iterator[str]:
@@ -227,7 +242,20 @@ def settings_section(stages: list[Stage]) -> Iterator[str]:
     for stage in stages:
         if stage.run and stage.run.get("config"):
             lines = json.dumps(stage.run["config"], indent=2, ensure_ascii=False, default=str)
-            yield f"<details><summary>{stage.name}</summary>\n\n{_fenced(lines, 'json')}\n\n</details>"
+            yield f"<details><summary>{stage.name}</summary>\n\n{fenced(lines, 'json')}\n\n</details>"
+
+
+def answer_text(sample: dict[str, Any]) -> str:
+    """The answer of a sample; a tool call stands as ⟨expression = result⟩ where the model made it."""
+    if "parts" not in sample:
+        return sample["answer"]
+    shown = []
+    for part in sample["parts"]:
+        if part["type"] == "python_output" and shown:
+            shown[-1] = shown[-1].removesuffix("⟩") + f" = {part['text']}⟩"
+        else:
+            shown.append(f"⟨{part['text']}⟩" if part["type"] == "python" else part["text"])
+    return "".join(shown)
 
 
 # ---- text --------------------------------------------------------------------------
@@ -245,10 +273,12 @@ def _core_metrics(stage: Stage) -> dict[str, float]:
     return stage.evaluations.get("core", {}).get("metrics", {})
 
 
-def _with_interval(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return MISSING
-    return f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]"
+def _pass_cell(stage: Stage, key: str) -> str:
+    """pass@k of a task in % with its interval; `key` is such as "pass@4/gsm8k"."""
+    name, task = key.split("/", 1)
+    interval = stage.tasks("chat").get(task, {}).get("intervals", {}).get(name)
+    shown = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return f"{100 * stage.metrics[key]:.1f}{shown}"
 
 
 def _duration(seconds: float) -> str:
@@ -273,11 +303,13 @@ def _metric_name(name: str) -> str:
     return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
-def _text(content: str | Iterable[dict[str, str]]) -> str:
+def content_text(content: str | Iterable[dict[str, str]]) -> str:
+    """A message's content as text; parts are joined."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _fenced(text: str, language: str = "text") -> str:
+def fenced(text: str, language: str = "text") -> str:
+    """The text as a fenced block whose fence is longer than any in the text."""
     fence = "```"
     while fence in text:
         fence += "`"

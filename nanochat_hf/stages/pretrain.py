@@ -49,8 +49,10 @@ class PretrainConfig:
     # shape
     depth: int = setting(20, "number of layers; sets the rest", at_least=1, at_most=1024)
     preset: str = setting("modern", "modern (July 2026) or classic (October 2025)", choices=("modern", "classic"))
-    aspect_ratio: int = setting(64, "width = depth · aspect_ratio, rounded up to whole heads", at_least=1)
-    head_dim: int = setting(128, "channels per attention head", at_least=2)
+    aspect_ratio: int = setting(
+        64, "width = depth · aspect_ratio, rounded up to whole heads", at_least=1, at_most=4096
+    )
+    head_dim: int = setting(128, "channels per attention head", at_least=2, at_most=4096)
     num_key_value_heads: int | None = setting(None, "default: as many as query heads", at_least=1)
     sequence_length: int = setting(2048, "tokens per training row", at_least=1)
     context_length: int | None = setting(None, "longest input in tokens; default: sequence_length", at_least=1)

@@ -74,6 +74,8 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     found = SPEC.fullmatch(spec.strip())
     if found is None:
         raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@[~]limit][*repeat]")
+    if any(found[part] is not None and int(found[part]) == 0 for part in ("limit", "repeat")):
+        raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
     name, source = found["name"], found["source"]
     if name not in TASKS:
         raise UserError(f"there is no task '{name}'; known are {', '.join(TASKS)}")

@@ -143,7 +143,11 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any,
             window_pattern=config.window_pattern or None,
         )
         dial, batch = fit_dial(dial, world_size, config.device_batch_size, keep_steps=config.num_iterations > 0)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
+        if isinstance(error, ArithmeticError) or "math domain" in str(error):  # a ratio or a logarithm of no tokens
+            raise UserError(
+                f"--param_data_ratio {config.param_data_ratio} leaves nothing to train on; raise it"
+            ) from None
         raise UserError(str(error)) from None
     return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
 
@@ -157,9 +161,16 @@ def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
     """A newly initialised model whose control tokens are the tokenizer's."""
     try:
         model_config = _model_config(config, tokenizer)
+        model = NanochatHFForCausalLM(model_config)
     except ValueError as error:
         raise UserError(str(error)) from None
-    model = NanochatHFForCausalLM(model_config)
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error):
+            raise
+        raise UserError(
+            f"a model of depth {config.depth} and width {model_config.hidden_size} does not fit into memory; lower "
+            "--depth or --aspect_ratio"
+        ) from None
     model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     if config.fp8:
         fp8.convert(model)

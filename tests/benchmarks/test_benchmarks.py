@@ -139,7 +139,9 @@ def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, caps
     lines = capsys.readouterr().out.splitlines()
     tasks = [line.split() for line in lines if line.startswith("microworld_")]
     assert len(tasks) == 4 and all(row[-1] == "6/6" for row in tasks), "\n".join(lines)
-    assert lines[-1].split()[0] == "all"
+    bounds = {row[0]: float(row[2]) for row in tasks}
+    assert bounds["microworld_recall"] == 1.0 and bounds["microworld_passages"] > 1.5, "few-shot prompts are shared"
+    assert lines[-1].split()[0] == "all" and min(bounds.values()) < float(lines[-1].split()[1]) < max(bounds.values())
 
 
 def test_generation(script, capsys):
@@ -204,3 +206,16 @@ def test_quality(script, shards, tmp_path, capsys):
     script("quality", *command).main()
     assert rows_of(capsys.readouterr().out)[-1] == first
     assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written, "a finished run is kept"
+
+
+def test_serving(script, capsys):
+    """Ours with several clients, one at a time, and plain `transformers serve`: no answer is lost or mixed up."""
+    sizes = ["--depth", 1, "--head_dim", 32, "--vocab_size", 512, "--sequence_length", 256, "--tokens", 4]
+    script("serving", *sizes, "--clients", 3, "--requests", 2).main()
+    head, _, *rows = rows_of(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["ours", "ours, one at a time", "transformers serve"]
+    for row in rows:
+        values = dict(zip(head, row, strict=True))
+        assert (values["lost"], values["differ"]) == ("0", "0") and number(values["tokens/s"]) > 0
+    with pytest.raises(UserError, match="--clients must be at least 1"):
+        script("serving", "--clients", 0).parse_arguments()

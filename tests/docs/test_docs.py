@@ -24,7 +24,7 @@ NOT_OURS = {"core.yaml", "my_chats.jsonl"}
 SOURCE_ENDINGS = (".py", ".rs", ".jinja", ".toml", ".yaml", ".sh", ".lock", ".cff")
 FOLDERS = ("nanochat_hf/", "training/", "evaluation/", "benchmarks/", "space/", "rustbpe/", "tests/", "docs/", ".ci/")
 # Options of other programs that the pages speak of.
-FOREIGN_OPTIONS = {"--trust-remote-code"}
+FOREIGN_OPTIONS = {"--trust-remote-code", "--model_args"}
 
 
 def page_name(path: Path) -> str:

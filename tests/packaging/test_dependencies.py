@@ -14,8 +14,8 @@ SCRIPTS = {
     "evaluation": ("eval", set()),
     "space": ("space", {"trl"}),  # recipes
 }
-# A checkout of upstream, and a module that it imports.
-BROUGHT_ALONG = {"benchmarks": {"nanochat", "wandb"}, "tests": set()}
+# A checkout of upstream, and a module that it imports; clients for tests/serving/by_hand.
+BROUGHT_ALONG = {"benchmarks": {"nanochat", "wandb"}, "tests": {"lm_eval", "text_generation"}}
 # Declared, but imported by another library: by torch's ONNX exporter; the plugins of pytest by pytest; a program.
 IMPORTED_BY_OTHERS = {
     "mypy", "onnx", "pytest-timeout", "pytest-xdist", "ruff", "types-psutil", "types-pyyaml", "types-tqdm"

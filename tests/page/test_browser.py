@@ -13,6 +13,7 @@ import pytest
 from pages_under_test import ROOT, SayingModel, served, started, trap
 
 pytestmark = pytest.mark.timeout(900)
+MARK = ROOT / "nanochat_hf" / "page" / "static" / "mark.svg"
 WAIT = 60_000  # milliseconds
 HARMLESS = re.compile(r"LaTeX-incompatible|No character metrics")  # the formula library on U+2060, which shows nothing
 NAMES = """() => [...document.querySelectorAll(
@@ -99,7 +100,8 @@ def test_a_visit(browser, address):
     """Open, a suggested question, its answer with tool boxes, retry, edit, undo, refusals, reload, second tab."""
     with visit(browser, address) as page:
         assert "rl" in page.title()
-        assert page.locator("link[rel*=icon]").first.get_attribute("href")
+        icon = page.request.get(f"{address}/favicon.ico")
+        assert icon.body() == MARK.read_bytes() and icon.headers["content-type"].startswith("image/svg+xml")
         page.get_by_role("button", name="Petra has 58 books").first.click()
         page.get_by_text("Answer: 115").wait_for(timeout=WAIT)
         ready(page)
@@ -112,15 +114,12 @@ def test_a_visit(browser, address):
         assert "####" not in chat and "has 87 books" in chat and "8787" not in chat
         picture(page, "page-light")
 
-        for text, complaint in (
-            ("", "is empty"),
-            ("   ", "is empty"),
-            ("x" * 9_000, "too long"),
-            ("word " * 400, "too long"),
-        ):
+        refused = {"": "is empty", "   ": "is empty", "x" * 9_000: "too long", "word " * 400: "too long"}
+        before = shown(page)
+        for text, complaint in refused.items():
             say(page, text)
             notice(page, complaint)
-            assert page.input_value("#message textarea") == text and len(shown(page)) == 2
+            assert page.input_value("#message textarea") == text and shown(page) == before
 
         say(page, "How do you spell tosar?")
         page.get_by_text("t-o-s-a-r").wait_for(timeout=WAIT)
@@ -286,14 +285,17 @@ def test_only_the_keyboard(browser, address):
 # ---- with a model that says what the test wants ------------------------------------
 
 HOSTILE = """\
-<b>bold</b> <script>document.title = "taken"; fetch("URL/script")</script> <img src="URL/img" onerror="fetch('URL/onerror')">
+<b>bold</b> <script>document.title = "taken"; fetch("URL/script")</script>
+<img src="URL/img" onerror="fetch('URL/onerror')">
 ![picture](URL/markdown) ![picture][ref] [link](URL/link) <URL/autolink> URL/bare <a href="URL/a">anchor</a>
 
 [ref]: URL/reference "title"
 <iframe src="URL/iframe"></iframe> <svg onload="fetch('URL/svg')"><image href="URL/svgimage"/></svg>
 <form action="URL/form"><input type="submit" value="press me"></form> <video src="URL/video" autoplay></video>
-<style>@import "URL/css"; body { background: url(URL/background) }</style> <link rel="stylesheet" href="URL/stylesheet">
-<meta http-equiv="refresh" content="0; url=URL/refresh"> <object data="URL/object"></object> <details open ontoggle="fetch('URL/toggle')">x</details>
+<style>@import "URL/css"; body { background: url(URL/background) }</style>
+<link rel="stylesheet" href="URL/stylesheet">
+<meta http-equiv="refresh" content="0; url=URL/refresh"> <object data="URL/object"></object>
+<details open ontoggle="fetch('URL/toggle')">x</details>
 [script](javascript:fetch('URL/javascript')) $$\\href{URL/formula}{x}$$ $$\\includegraphics{URL/graphics}$$
 
 ```mermaid
@@ -356,7 +358,8 @@ def test_nothing_that_is_said_fetches_runs_or_navigates(browser):
 def test_markdown_code_and_formulas_are_shown_and_copied(browser):
     from nanochat_hf.page.app import Page
 
-    said = "**bold** and `a<b` and $$x<y^2$$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nif a <b and c[0](x): pass\n```"
+    said = "**bold** and `a<b` and $$x<y^2$$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+    said += "```python\nif a <b and c[0](x): pass\n```"
     with served(Page(SayingModel(), "saying")) as address:
         with visit(browser, address, permissions=["clipboard-read", "clipboard-write"]) as page:
             say(page, said)

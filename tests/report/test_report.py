@@ -32,7 +32,8 @@ def run_dir(tmp_path):
         "details": {"tasks": [core_row]},
     }
     settings.write_json(folder / "base" / "eval" / "core.json", core)
-    bits = {"evaluation": "bits_per_byte", "metrics": {"bits_per_byte": 1.2345}, "details": {}, "seconds": 2.0}
+    metrics = {"bits_per_byte": 1.2345, "bits_per_byte_low": 1.2, "bits_per_byte_high": 1.3}
+    bits = {"evaluation": "bits_per_byte", "metrics": metrics, "details": {}, "seconds": 2.0}
     settings.write_json(folder / "base" / "eval" / "bits_per_byte.json", bits)
     settings.write_json(folder / "base" / "eval" / "chat.json", chat_result(0.1, "five"))
     settings.write_json(folder / "sft" / "eval" / "chat.json", chat_result(0.9, "4"))
@@ -43,11 +44,11 @@ def test_table_has_every_stage_and_a_dash_for_what_is_missing(run_dir):
     path, table = report.write_report(run_dir)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text().splitlines()]
     assert ["metric", "BASE", "MID", "SFT", "RL"] in rows
-    assert ["bits per byte (lower is better)", "1.2345", "–", "–", "–"] in rows
+    assert ["bits per byte (lower is better)", "1.2345 [1.2000, 1.3000]", "–", "–", "–"] in rows
     assert ["CORE", "-0.3158", "–", "–", "–"] in rows and ["CORE, corrected chance", "0.0000", "–", "–", "–"] in rows
-    assert ["sums", "10.0 %", "–", "90.0 %", "–"] in rows
+    assert ["sums", "10.0 [0.0, 20.0]", "–", "90.0 [80.0, 100.0]", "–"] in rows
     assert ["ChatCORE", "0.1000", "–", "0.9000", "–"] in rows
-    assert "sums" in table and "10.0 %" in table and "|" not in table
+    assert "sums" in table and "10.0 [0.0, 20.0]" in table and "|" not in table
 
 
 def test_page_has_cost_intervals_samples_and_settings(run_dir):

@@ -165,3 +165,9 @@ def test_tasks_may_be_joined_by_commas():
     assert separate(["gsm8k,mmlu@5, conversations=a, b.jsonl*2", "spelling"]) == [
         "gsm8k", "mmlu@5", "conversations=a, b.jsonl*2", "spelling"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", ["microworld-exam@0", "microworld-exam*0"])
+def test_a_task_without_examples_is_refused(spec):
+    with pytest.raises(UserError, match="uses no example"):
+        load(spec, "train")

@@ -152,6 +152,16 @@ def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
         script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--core_every", "5")
     with pytest.raises(UserError, match="training/tokenizer.py"):
         script("--output_dir", str(tmp_path))
+    for options, words in (
+        (["--param_data_ratio", "1e-9"], "--param_data_ratio 1e-09 leaves nothing to train on"),
+        (["--head_dim", "33"], "head_dim must be even"),
+        (["--num_key_value_heads", "7"], "not a multiple of num_key_value_heads 7"),
+        (["--window_pattern", "banana"], "a window pattern holds only the letters S"),
+        (["--context_length", "8"], "--context_length 8 is shorter than the rows of 64 tokens"),
+        (["--aspect_ratio", "50000000"], "--aspect_ratio is a whole number from 1 to 4096"),
+    ):
+        with pytest.raises(UserError, match=words):
+            script("--tokenizer", tokenizer, "--output_dir", str(tmp_path / "refused"), *options)
     with pytest.raises(UserError, match="--attention no_such"):
         script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--attention", "no_such")
 

@@ -22,6 +22,27 @@ def bits_per_byte(nats: float, num_bytes: float) -> float:
     return nats / (math.log(2) * num_bytes) if num_bytes else math.inf
 
 
+def bits_per_byte_interval(nats: Sequence[float], num_bytes: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of bits per byte, from the spread between documents (the ratio's linearized variance).
+
+    With the differences of two models' nats it is the interval of the difference of their bits per byte.
+
+    Args:
+        nats: per document, the sum of -ln p.
+        num_bytes: per document, its UTF-8 bytes.
+
+    Returns:
+        Lower and upper end. Infinite ends for fewer than two documents, which have no spread.
+    """
+    loss, size = np.asarray(nats, dtype=np.float64), np.asarray(num_bytes, dtype=np.float64)
+    count = len(loss)
+    if count < 2:
+        return -math.inf, math.inf
+    value = loss.sum() / size.sum()
+    error = math.sqrt(count / (count - 1) * np.square(loss - value * size).sum()) / size.sum()
+    return tuple(float(value + side * Z_95 * error) / math.log(2) for side in (-1, 1))  # type: ignore[return-value]
+
+
 def mean(values: Sequence[float]) -> float:
     """The mean of at least one value."""
     return sum(values) / len(values)
@@ -84,6 +105,28 @@ def mean_centered_of_items(
     low, high = mean_centered_interval(scores, baselines)
     value = mean_centered([mean(items) for items in scores], baselines)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def difference_with_test(scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+    """How much the mean of `others` lies above that of `scores`, for the same items in the same order.
+
+    Returns:
+        `difference`; `low` and `high`, its 95 % interval by a bootstrap over the items; and `p`, see `sign_test`.
+    """
+    differences = [other - score for score, other in zip(scores, others, strict=True)]
+    low, high = mean_centered_interval([differences], [0.0])
+    return {"difference": mean(differences), "low": low, "high": high, "p": sign_test(differences)}
+
+
+def sign_test(differences: Sequence[float]) -> float:
+    """Two-sided p of the exact sign test: are as many differences above 0 as below? Those of 0 do not count.
+
+    For scores of 0 and 1 it is McNemar's exact test.
+    """
+    above, below = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
+    count = above + below
+    tail = sum(math.comb(count, few) for few in range(min(above, below) + 1))
+    return min(1.0, 2 * tail / 2**count)
 
 
 def wilson_interval(successes: float, count: int, z: float = Z_95) -> tuple[float, float]:

@@ -31,6 +31,7 @@
     ["#compare-message textarea", "Message for both models"],
     ["#message button.submit-button", "Send"],
     ["#message button.stop-button", "Stop"],
+    [".message [role=button] > .arrow > button, .thought-group [role=button] button", "Show or hide the calculation"],
   ];
   const nameControls = () => {
     for (const [selector, name] of NAMES) {
