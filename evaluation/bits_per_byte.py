@@ -8,13 +8,10 @@
 The result is written to eval/bits_per_byte.json in the checkpoint's folder.
 """
 
-from nanochat_hf import settings
-from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
+import sys
 
-
-def main() -> None:
-    run_evaluations(settings.parse_stage("evaluation", EvaluationConfig), ["bits_per_byte"])
-
+from nanochat_hf.settings import run_main
+from nanochat_hf.stages.evaluate import main
 
 if __name__ == "__main__":
-    settings.run_main(main)
+    run_main(lambda: main(["bits_per_byte", *sys.argv[1:]]))

@@ -11,13 +11,10 @@ model may use its calculator. Other models get prompts in their own chat templat
 eval/chat.json in the checkpoint's folder.
 """
 
-from nanochat_hf import settings
-from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
+import sys
 
-
-def main() -> None:
-    run_evaluations(settings.parse_stage("evaluation", EvaluationConfig), ["chat"])
-
+from nanochat_hf.settings import run_main
+from nanochat_hf.stages.evaluate import main
 
 if __name__ == "__main__":
-    settings.run_main(main)
+    run_main(lambda: main(["chat", *sys.argv[1:]]))

@@ -12,13 +12,10 @@ Without a bundle, completion tasks about the microworld are scored by the same c
 `microworld_completion`, because it cannot be compared with CORE.
 """
 
-from nanochat_hf import settings
-from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
+import sys
 
-
-def main() -> None:
-    run_evaluations(settings.parse_stage("evaluation", EvaluationConfig), ["core"])
-
+from nanochat_hf.settings import run_main
+from nanochat_hf.stages.evaluate import main
 
 if __name__ == "__main__":
-    settings.run_main(main)
+    run_main(lambda: main(["core", *sys.argv[1:]]))

@@ -8,14 +8,8 @@ Results are written into eval/ of each stage's folder, where training/report.py 
 made with the same settings and is not older than the weights; --redo evaluates again.
 """
 
-from nanochat_hf import settings
-from nanochat_hf.evals.runner import EvaluationConfig, run_evaluations
-
-
-def main() -> None:
-    config = settings.parse_stage("evaluation", EvaluationConfig)
-    run_evaluations(config, config.evaluations)
-
+from nanochat_hf.settings import run_main
+from nanochat_hf.stages.evaluate import main
 
 if __name__ == "__main__":
-    settings.run_main(main)
+    run_main(main)

@@ -1,9 +1,10 @@
 """How a stage is configured and how its result is recorded.
 
 A stage is one dataclass. Its values come from, in rising order of authority: the dataclass defaults, the recipe
-(``--config recipe.yaml``: the sections ``common`` and the stage's own name) and the command line. A recipe can leave
-paths as variables, ``${name}``, filled from ``--set name=value``. The resolved values are written beside the weights
-as ``run.json``, the last file of all: where it is, the stage is finished.
+(``--config recipe.yaml``: the sections ``common`` and the stage's own name) and the command line. ``--config
+quickstart`` names a recipe of the package. A recipe can leave paths as variables, ``${name}``, filled from ``--set
+name=value``. The resolved values are written beside the weights as ``run.json``, the last file of all: where it is,
+the stage is finished.
 
 A field made by `setting` says which values it may have. Recipes and command lines are held to it before anything else
 is imported, so a mistake is said within a second.
@@ -17,19 +18,23 @@ import os
 import platform
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, Field, asdict, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 RUN_FILE = "run.json"
+RECIPES = Path(__file__).with_name("recipes")
+LAUNCH_FILES = RECIPES / "accelerate"  # files for `accelerate launch --config_file`
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
 # Each training stage and its folder in a run, in the order of training.
 STAGE_FOLDERS = {"tokenizer": "tokenizer", "pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
@@ -38,17 +43,21 @@ MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage
 SECTIONS = ("common", *STAGE_FOLDERS, "evaluation", "tokenizer_evaluation", "speedrun", "report")
 # The settings that two or more stages have: what a recipe's section `common` may hold.
 SHARED_SETTINGS = frozenset(
-    "allow_code_execution attention compile core_bundle data device_batch_size dtype embedding_lr epochs "
-    "eval_every final_lr_frac init_lr_frac matrix_lr max_new_tokens max_seq_len model momentum_peak "
-    "momentum_start momentum_warmup_steps num_iterations num_threads output_dir run_dir save_every save_minutes "
-    "save_total_limit scalar_lr seed sequence_length stages tasks temperature text_column top_k total_batch_size "
-    "unembedding_lr val_tasks warmdown_ratio warmup_ratio weight_decay".split()
+    "allow_code_execution attention compile core_bundle data device_batch_size dtype embedding_lr epochs eval_every "
+    "final_lr_frac init_lr_frac matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start "
+    "momentum_warmup_steps num_iterations num_threads output_dir run_dir save_every save_minutes save_total_limit "
+    "scalar_lr seed sequence_length stages tasks temperature text_column top_k total_batch_size unembedding_lr "
+    "val_tasks warmdown_ratio warmup_ratio weight_decay".split()
 )
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NEGATIVE = re.compile(r"-(\d|\.\d)\S*")
 TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
     ("false", "f", "no", "n", "off", "0"), False
 )
+# Packages that a plain install does not have → the extra that brings them.
+EXTRAS = dict.fromkeys(
+    ("accelerate", "datasets", "fsspec", "matplotlib", "psutil", "pyarrow", "torchao", "trl"), "train"
+) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
 if TYPE_CHECKING:
@@ -100,7 +109,8 @@ def read_recipe(
     """Returns the values that a recipe gives a stage, with `${name}` filled from `variables`.
 
     Args:
-        path: YAML file of sections. The section `common` holds values that several stages share.
+        path: YAML file of sections, or the name of a recipe of the package. The section `common` holds values that
+            several stages share.
         stage: name of the stage's own section.
         known: the stage's field names. From `common` only these are taken; any other name in the stage's own section
             is an error. None accepts every name.
@@ -111,9 +121,12 @@ def read_recipe(
             uses, or an unset variable.
     """
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+        text = find_recipe(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read the recipe {path} ({error.strerror}); --config takes a YAML file") from None
+        raise UserError(
+            f"cannot read the recipe {path} ({error.strerror}); --config takes a YAML file, or one of "
+            f"{', '.join(recipe_names())}"
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"the recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     recipe = _parse_yaml(text, path) or {}
@@ -149,6 +162,23 @@ def read_recipe(
     return {name: _fill(value, variables or {}, path) for name, value in {**common, **own}.items()}
 
 
+def find_recipe(name: str | os.PathLike, folder: Path = RECIPES) -> Path:
+    """Returns the path of a YAML file: `name` itself, or where there is no such file, the package's file of that name.
+
+    Args:
+        name: a path, or a bare name with or without `.yaml`, such as `quickstart`.
+        folder: where the package keeps such files: `RECIPES` or `LAUNCH_FILES`.
+    """
+    path = Path(os.path.expanduser(name))
+    packaged = folder / f"{path.name.removesuffix('.yaml')}.yaml"
+    return packaged if len(path.parts) == 1 and not path.is_file() and packaged.is_file() else path
+
+
+def recipe_names(folder: Path = RECIPES) -> list[str]:
+    """The names of the package's recipes."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
 def _parse_yaml(text: str, path: str | os.PathLike) -> Any:
     """Parses YAML. The same name twice in one section is an error; YAML readers would take the last."""
     import yaml
@@ -175,7 +205,7 @@ def _parse_yaml(text: str, path: str | os.PathLike) -> Any:
         reason = getattr(error, "problem", None) or str(error).split("\n")[0] or type(error).__name__
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(
-            f"{path}{where} is not valid YAML ({reason}); correct it or start from a file in training/recipes"
+            f"{path}{where} is not valid YAML ({reason}); correct it or start from one of `nanochat-hf recipes`"
         ) from None
 
 
@@ -308,13 +338,35 @@ def _description(kind: Any, rules: typing.Mapping[str, Any]) -> str:
 # -- command lines ---------------------------------------------------------------------------------------------------
 
 
-def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+@dataclass(frozen=True)
+class StageHelp:
+    """What `--help` and `--help-all` of a stage show.
+
+    Args:
+        command: the subcommand of `nanochat-hf`, such as `"sft"`.
+        text: what the stage does, with commands to paste that begin with `nanochat-hf` and `command`.
+        main: the settings that `--help` shows, as words.
+        groups: title → settings, as words. `--help-all` shows them in this order, and all others last.
+        options: the settings that the command line may have, as words; None for all. A recipe may have all.
+    """
+
+    command: str
+    text: str
+    main: str
+    groups: Mapping[str, str] = field(default_factory=dict)
+    options: str | None = None
+
+
+def parse_stage(
+    stage: str, config_class: type[Config], argv: Sequence[str] | None = None, help: StageHelp | None = None
+) -> Config:
     """Builds the stage's configuration from defaults, recipe and command line.
 
     Args:
         stage: the name of the stage's section in a recipe, such as `"pretrain"`.
         config_class: a dataclass; every field needs a default, for `--help` and recipes that leave it out.
         argv: command line without the program's name; default `sys.argv[1:]`.
+        help: what `--help` shows; None shows every setting.
 
     Raises:
         UserError: an option or a setting of the recipe is unknown, or has a value that it cannot have.
@@ -322,20 +374,14 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
     recipe_path, variables, argv = take_recipe_options(argv)
     own = [one for one in fields(config_class) if one.init]
     hints = typing.get_type_hints(config_class)
-    parser = Parser(
-        description=sys.modules["__main__"].__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--config RECIPE.yaml] [--set NAME=VALUE ...] [--SETTING VALUE ...]",
-        allow_abbrev=False,
-    )
-    _add_recipe_options(parser)
-    for one in own:
-        _add_option(parser, one, hints[one.name])
+    shown = own if help is None or help.options is None else [one for one in own if one.name in help.options.split()]
+    parser = StageParser(help or StageHelp(stage, "", " ".join(one.name for one in own)), shown, hints)
     given, unknown = parser.parse_known_args(_normalized(argv))
     if unknown:
-        known = {f"--{one.name}" for one in own}
-        near = _did_you_mean(unknown[0].split("=")[0], known) if unknown[0].startswith("-") else ""
-        raise UserError(f"{unknown[0]} is not an option of this command{near}; --help lists them")
+        near = ""
+        if unknown[0].startswith("-"):
+            near = _did_you_mean(unknown[0].split("=")[0], {f"--{one.name}" for one in shown})
+        raise UserError(f"{unknown[0]} is not an option of this command{near}; --help-all lists them")
     if variables and not recipe_path:
         raise UserError("--set fills the variables of a recipe; give the recipe as --config RECIPE.yaml")
     recipe = read_recipe(recipe_path, stage, {one.name for one in own}, variables) if recipe_path else {}
@@ -344,7 +390,7 @@ def parse_stage(stage: str, config_class: type[Config], argv: Sequence[str] | No
         if one.name in recipe:
             where = f"{recipe_path}: {one.name}"
             values[one.name] = convert(recipe[one.name], hints[one.name], one.metadata, where)
-        if (value := getattr(given, one.name)) is not None:
+        if (value := getattr(given, one.name, None)) is not None:
             value = [] if value == ["[]"] else value
             values[one.name] = convert(value, hints[one.name], one.metadata, f"--{one.name}")
     return config_class(**values)
@@ -474,15 +520,29 @@ def peak_memory_mb() -> float:
 
 
 def run_main(main: Callable[[], Any]) -> None:
-    """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130."""
+    """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130.
+
+    A package that an extra brings and that is not installed is a `UserError`, too.
+    """
     try:
-        main()
+        try:
+            main()
+        except ModuleNotFoundError as error:
+            check_extra(error.name)
+            raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def check_extra(module: str | None) -> None:
+    """Raises UserError with the command that installs `module`, where an extra brings it."""
+    extra = EXTRAS.get((module or "").split(".")[0])
+    if extra:
+        raise UserError(f"this needs more packages ({module} is missing): pip install 'nanochat-hf[{extra}]'")
 
 
 def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any:
@@ -504,46 +564,126 @@ def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one sentence."""
 
+    all_options = "--help"  # the option that shows all others
+
     def error(self, message: str) -> typing.NoReturn:
         """Raises UserError."""
-        raise UserError(f"{message.removeprefix('argument ')}; --help shows what each option takes")
+        raise UserError(f"{message.removeprefix('argument ')}; {self.all_options} shows what each option takes")
+
+
+class StageParser(Parser):
+    """The options of a stage. `--help` shows one screen: the main ones; `--help-all` shows all, in groups."""
+
+    all_options = "--help-all"
+
+    def __init__(self, help: StageHelp, settings: Sequence[Field], hints: Mapping[str, Any]):
+        super().__init__(prog=program(help.command), allow_abbrev=False)
+        self.help, self.everything = help, False
+        self.lines = {"config": ("--config RECIPE", RECIPE_HELP), "set": ("--set NAME=VALUE ...", VARIABLES_HELP)}
+        self.kinds: set[Any] = set()
+        _add_recipe_options(self)
+        self.add_argument("--help-all", "--help_all", action=_ShowAll, nargs=0)
+        for one in settings:
+            kind, _ = _kind_of(hints[one.name])
+            self.kinds.add(typing.get_origin(kind) or kind)
+            self.lines[one.name] = (f"--{one.name} {_typed(one, kind)}", _explanation(one))
+            _add_option(self, one, kind)
+
+    def format_help(self) -> str:
+        """The text of `--help`, or with `everything` that of `--help-all`."""
+        text = self.help.text.strip().replace(f"nanochat-hf {self.help.command} ", f"{self.prog} ")
+        parts = [f"usage: {self.prog} [--config RECIPE] [--SETTING VALUE ...]"] + ([text] if text else [])
+        parts += [
+            f"{title}\n" + "\n".join(line for name in names for line in self._option(*self.lines[name]))
+            for title, names in self._groups().items()
+        ]
+        return "\n\n".join([*parts, *self._notes()]) + "\n"
+
+    def _groups(self) -> dict[str, list[str]]:
+        main = ["config", "set", *(name for name in self.help.main.split() if name in self.lines)]
+        groups = {"options" if not self.everything else "main options": main}
+        if self.everything:
+            left = {name for name in self.lines if name not in main}
+            for title, names in self.help.groups.items():
+                groups[title] = [name for name in names.split() if name in left]
+                left -= set(groups[title])
+            groups["other options"] = [name for name in self.lines if name in left]
+        return {title: names for title, names in groups.items() if names}
+
+    def _notes(self) -> list[str]:
+        notes = ["A list takes several words: --name one two; [] is the empty list."] if list in self.kinds else []
+        notes += ["An option of [true|false] alone means true."] if bool in self.kinds else []
+        if not self.everything:
+            left = len(self.lines) - len(self._groups()["options"])
+            return [f"--help-all shows {left} more options, and what they take."] if left else []
+        return [" ".join(notes)] if notes else []
+
+    def _option(self, words: str, explanation: str) -> list[str]:
+        indent = " " * 29
+        width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 119))
+        lines = textwrap.wrap(explanation, width, initial_indent=indent, subsequent_indent=indent) or [""]
+        if len(words) > 26:
+            return [f"  {words}", *lines]
+        return [f"  {words:<26} {lines[0].strip()}", *lines[1:]]
+
+
+class _ShowAll(argparse.Action):
+    """Prints the help with every option, and ends the program."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        parser.everything = True
+        parser.print_help()
+        parser.exit()
+
+
+def program(command: str) -> str:
+    """How this process was called: `python training/sft.py`, or `nanochat-hf` and the subcommand."""
+    script = Path(sys.argv[0])
+    if script.suffix == ".py" and script.parent.name in ("training", "evaluation"):
+        return f"python {sys.argv[0]}"
+    return f"nanochat-hf {command}"
+
+
+RECIPE_HELP = "YAML file, or a name that `nanochat-hf recipes` lists; its sections common: and this stage's are read"
+VARIABLES_HELP = "sets the variable ${NAME} of the recipe"
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", metavar="RECIPE.yaml", help="recipe; the sections common: and this stage's own are read"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="sets the variable ${NAME} of the recipe",
-    )
+    parser.add_argument("--config")
+    parser.add_argument("--set", nargs="+", action="extend", default=[])
 
 
-def _add_option(parser: argparse.ArgumentParser, one: Field, annotation: Any) -> None:
+def _add_option(parser: argparse.ArgumentParser, one: Field, kind: Any) -> None:
     """Adds the option of one field. Its words are kept as text; `convert` reads them."""
-    kind, _ = _kind_of(annotation)
+    if typing.get_origin(kind) is list:
+        parser.add_argument(f"--{one.name}", nargs="*", action="extend")
+    elif kind is bool:
+        parser.add_argument(f"--{one.name}", nargs="?", const="true")
+        if one.default is True:
+            parser.add_argument(f"--no_{one.name}", dest=one.name, action="store_const", const="false")
+    else:
+        parser.add_argument(f"--{one.name}")
+
+
+def _typed(one: Field, kind: Any) -> str:
+    """What follows the option's name: `N`, `[true|false]`, `PATH`, `TASK ...`."""
+    choices = "|".join(one.metadata.get("choices", ()))
+    word = "PATH" if one.metadata.get("path") else one.name.split("_")[-1].upper()
+    if typing.get_origin(kind) is list:
+        return f"{choices or word.removesuffix('S')} ..."
+    if kind is bool:
+        return "[true|false]"
+    return choices or {int: "N", float: "X"}.get(kind, word)
+
+
+def _explanation(one: Field) -> str:
+    """The help of a field, with its default where the words do not say it."""
     default = one.default if one.default_factory is MISSING else one.default_factory()
     words = str(one.metadata.get("help", ""))
     if default not in (None, "", []) and "default" not in words:
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         words += f" (default: {str(shown).lower() if isinstance(default, bool) else shown})"
-    words = words.replace("%", "%%")
-    choices = one.metadata.get("choices", ())
-    metavar = "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X"}.get(kind, one.name.upper())
-    if typing.get_origin(kind) is list:
-        parser.add_argument(f"--{one.name}", nargs="*", action="extend", metavar=metavar, help=words)
-    elif kind is bool:
-        parser.add_argument(f"--{one.name}", nargs="?", const="true", metavar="{true,false}", help=words)
-        if default is True:
-            parser.add_argument(
-                f"--no_{one.name}", dest=one.name, action="store_const", const="false", help=argparse.SUPPRESS
-            )
-    else:
-        parser.add_argument(f"--{one.name}", metavar=metavar, help=words)
+    return words
 
 
 def _normalized(argv: Sequence[str]) -> list[str]:
@@ -561,8 +701,11 @@ def _normalized(argv: Sequence[str]) -> list[str]:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the clone that holds this package; None for an installed wheel, whatever folder it lies in."""
+    package = Path(__file__).resolve().parent
+    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
+    return found[1] if Path(found[0]).resolve() == package.parent else None

@@ -177,7 +177,7 @@ def test_help_shows_defaults_and_set(capsys):
     for words in (
         "layers (default: 2)",
         "--set NAME=VALUE",
-        "{auto,true,false}",
+        "auto|true|false",
         "(default: exam)",
         "(default: true)",
     ):

@@ -9,39 +9,8 @@
 resume from the newest checkpoint (--save_every).
 """
 
-import time
-from dataclasses import dataclass
-
-from nanochat_hf import settings
-from nanochat_hf.settings import setting
-from nanochat_hf.trainers.stage_settings import TASKS_HELP, SupervisedConfig, check_stage
-
-
-@dataclass
-class MidtrainConfig(SupervisedConfig):
-    """Upstream's values of October 2025 are the defaults; see SupervisedConfig and StageConfig for the names."""
-
-    tasks: list[str] = setting(["smoltalk", "mmlu", "gsm8k", "spelling@200000", "spelling-bee@80000"], TASKS_HELP)
-    initialize_control_tokens: list[str] = setting(
-        [], "token=text …: the control token gets the embeddings of the text's last token"
-    )
-
-
-def main() -> None:
-    config = settings.parse_stage("midtrain", MidtrainConfig)
-    started = time.time()
-    check_stage(config)
-
-    from nanochat_hf.trainers.stage import finish, initialize_control_tokens, load_model, open_stage, train
-    from nanochat_hf.trainers.supervised import make_trainer
-
-    open_stage(config)
-    model, tokenizer = load_model(config.model)
-    initialize_control_tokens(model, tokenizer, config.initialize_control_tokens)
-    trainer = make_trainer(config, model, tokenizer, train_on="all")
-    train(trainer)
-    finish(trainer, "midtrain", config, started, trainer.evaluate if config.val_tasks else dict)
-
+from nanochat_hf.settings import run_main
+from nanochat_hf.stages.midtrain import main
 
 if __name__ == "__main__":
-    settings.run_main(main)
+    run_main(main)

@@ -1,25 +1,44 @@
-"""The `nanochat-hf` command: one subcommand for each thing to do with a checkpoint.
+"""The `nanochat-hf` command: one subcommand for each thing to do with text, models and runs.
 
-Each subcommand imports only what it needs, so that `--help` is quick. Training and evaluation are scripts, in
-`training/` and `evaluation/`.
+Each subcommand imports only what it needs, so that `--help` is quick. Training and evaluation run the functions of
+`nanochat_hf.stages`, as the scripts in `training/` and `evaluation/` do.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanochat_hf.settings import UserError, run_main
+from nanochat_hf.settings import LAUNCH_FILES, RECIPES, UserError, find_recipe, recipe_names, run_main
+
+# Commands that run the stage of the same name.
+STAGES = ("tokenizer", "pretrain", "midtrain", "sft", "rl", "evaluate", "miniseries", "scaling_laws")
 
 USAGE = """\
 usage: nanochat-hf COMMAND [OPTIONS]
+
+train
+  train RECIPE                    text to chat model: all stages of a recipe, evaluation and report
+  recipes                         the recipes of the package; recipes NAME prints one
+  tokenizer                       one stage: the vocabulary, from text
+  pretrain                        one stage: the base model, from text
+  midtrain                        one stage: chat format and tasks, from conversations
+  sft                             one stage: answers
+  rl                              one stage: rewards
+  evaluate                        bits per byte, CORE and chat tasks of a run; evaluate core|chat|... for one
+  data shards SOURCE FOLDER       any text as shuffled shards; data show SOURCE says what would be read
+  miniseries                      one model per depth, compared
+  scaling_laws                    FLOP budgets × depths, fitted and drawn
 
 talk to a model
   chat CHECKPOINT                 in the terminal, with the calculator
   chat CHECKPOINT --prompt TEXT   one question, one answer
   serve CHECKPOINT                an OpenAI-compatible server on http://localhost:8000/v1
   chat --url http://HOST:8000     talk to a served model
+  space CHECKPOINT                a page in the browser on http://127.0.0.1:7860
 
 prepare and publish
   plan DEPTH                      parameters, memory, hours and dollars of a run, before it starts
@@ -32,6 +51,7 @@ prepare and publish
 CHECKPOINT is a folder such as runs/quickstart/rl, or the id of a model on the Hub.
 
 examples
+  nanochat-hf train quickstart
   nanochat-hf chat runs/quickstart/rl
   nanochat-hf serve runs/quickstart/rl --port 9000
   nanochat-hf plan 24 --gpus 8 --gpu h100
@@ -65,6 +85,71 @@ def run_command(argv: list[str]) -> None:
     if command is None:
         raise UserError(f"there is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
     command(argv[1:])
+
+
+def _stage(module: str, argv: list[str]) -> None:
+    importlib.import_module(f"nanochat_hf.stages.{module}").main(argv)
+
+
+def _recipes(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="nanochat-hf recipes",
+        description="Lists the recipes of the package and its files for `accelerate launch`. NAME prints that file.",
+        epilog="examples\n"
+        "  nanochat-hf recipes\n"
+        "  nanochat-hf recipes quickstart > mine.yaml          a copy to change, for nanochat-hf train mine.yaml\n"
+        "  nanochat-hf train quickstart                        --config takes the name of a recipe, too\n"
+        '  accelerate launch --config_file "$(nanochat-hf recipes --path accelerate_fsdp)" \\\n'
+        "      -m nanochat_hf.stages.pretrain --config d26 --tokenizer RUN/tokenizer --output_dir RUN/base",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a recipe, such as quickstart")
+    parser.add_argument("--path", action="store_true", help="print where the file is, not what it says")
+    options = parser.parse_args(argv)
+    folders = (RECIPES, LAUNCH_FILES)
+    if options.name:
+        found = [path for folder in folders if (path := find_recipe(options.name, folder)).parent == folder]
+        if not found:
+            known = ", ".join(name for folder in folders for name in recipe_names(folder))
+            raise UserError(f"the package has no recipe {options.name!r}; it has {known}")
+        print(found[0] if options.path else found[0].read_text(encoding="utf-8"), end="\n" if options.path else "")
+        return
+    for title, folder in (("recipes, for nanochat-hf train NAME", RECIPES), ("for accelerate launch", LAUNCH_FILES)):
+        print(f"{title} (in {folder})")
+        for name in recipe_names(folder):
+            first = (folder / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+            print(f"  {name:<18} {first}")
+
+
+def _data(argv: list[str]) -> None:
+    what, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if what == "shards":
+        return _stage("make_shards", rest)
+    parser = argparse.ArgumentParser(
+        prog="nanochat-hf data",
+        description="Says what training would read from text, or writes the text as shards (shards --help).",
+        epilog="examples\n"
+        "  nanochat-hf data show my_texts/                  files, documents and splits\n"
+        "  nanochat-hf data shards my_texts/ shards/        all documents shuffled, with a validation shard",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("show", "shards"))
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="+", help="folder, file, pattern, Hub data set or microworld; several as a:2"
+    )
+    parser.add_argument("--text_column", metavar="NAME", help="column or key with the text; found if not given")
+    options = parser.parse_args([what, *rest])
+
+    from nanochat_hf.data.overview import describe_data
+
+    print(describe_data(options.source, text_column=options.text_column))
+
+
+def _space(argv: list[str]) -> None:
+    from nanochat_hf.page.command import main
+
+    sys.argv = ["nanochat-hf space", *argv]  # argparse calls the program so
+    main()
 
 
 def _chat(argv: list[str]) -> None:
@@ -202,8 +287,13 @@ def _report(argv: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": partial(_stage, "speedrun"),
+    "recipes": _recipes,
+    **{name: partial(_stage, name) for name in STAGES},
+    "data": _data,
     "chat": _chat,
     "serve": _serve,
+    "space": _space,
     "plan": _plan,
     "convert": _convert,
     "report": _report,

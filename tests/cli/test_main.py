@@ -1,16 +1,21 @@
 """The `nanochat-hf` command: its help, its errors and the chat in the terminal."""
 
 import io
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from nanochat_hf import settings
 from nanochat_hf.chat import Answer, Piece
 from nanochat_hf.cli import main as cli
 from nanochat_hf.cli import terminal_chat
 from nanochat_hf.settings import UserError
 
+ROOT = Path(__file__).parents[2]
 SAMPLING = dict(max_new_tokens=16, temperature=0.6, top_k=50, top_p=None, seed=None)
 
 
@@ -47,18 +52,120 @@ def test_help_names_every_command(capsys):
     assert "example" in shown
 
 
-@pytest.mark.parametrize("command", ["chat", "serve", "plan", "convert", "report"])
-def test_every_command_explains_itself(command, capsys):
+ALONE = [["evaluate", name] for name in ("core", "chat", "bits_per_byte", "tokenizer")] + [["data", "shards"]]
+
+
+def help_of(command: list[str], capsys, option="--help") -> str:
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        cli.main([*command, option])
     assert stop.value.code == 0
-    assert f"nanochat-hf {command}" in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [*([name] for name in cli.COMMANDS), *ALONE], ids=" ".join)
+def test_every_command_explains_itself_on_one_screen(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    shown = help_of(command, capsys)
+    own_pages = ["serve", "space", "miniseries", "scaling_laws"]  # docstrings with more than commands
+    assert len(shown.splitlines()) <= (50 if command[0] in own_pages else 45), shown
+    if command != ["space"]:  # its examples are those of the script
+        assert f"nanochat-hf {' '.join(command)} " in shown.split("\n", 2)[2], "an example beside the usage"
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "pretrain", "midtrain", "sft", "rl", "train", "evaluate", *ALONE[:3]])
+def test_examples_can_be_pasted(name, capsys):
+    """Every option of an example is one of the command's; a line that goes on ends in a backslash."""
+    command = [name] if isinstance(name, str) else name
+    everything = help_of(command, capsys, "--help-all")
+    options = set(re.findall(r"^  (--\w+)", everything, re.MULTILINE))
+    lines = re.sub(r" *\\\n +", " ", help_of(command, capsys)).splitlines()
+    examples = [line.split("  # ")[0].strip() for line in lines if line.startswith("    ") and "  --" not in line[:8]]
+    examples = [line for line in examples if re.match(r"nanochat-hf|accelerate", line)]
+    assert examples
+    for line in examples:
+        words = line.partition(" -m nanochat_hf.stages.")[2] or line
+        named = {word for word in words.split() if word.startswith("--")}
+        assert named <= options | {"--help"}, line
+        assert named or command == ["train"], f"{line} goes on in a line that does not belong to it"
+
+
+def test_help_all_shows_every_setting_in_groups(capsys):
+    from nanochat_hf.stages.pretrain import PretrainConfig
+
+    short, long = help_of(["pretrain"], capsys), help_of(["pretrain"], capsys, "--help-all")
+    names = [one.name for one in fields(PretrainConfig)]
+    assert sorted(re.findall(r"^  --(\w+)", long, re.MULTILINE)) == sorted(["config", "set", *names])
+    assert "other options" not in long, "every setting has its group"
+    left = len(names) + 2 - len(re.findall(r"^  --\w+", short, re.MULTILINE))
+    assert f"--help-all shows {left} more options" in short
+
+
+@pytest.mark.parametrize("stage", ["midtrain", "sft", "rl", "tokenizer", "train", "evaluate"])
+def test_no_setting_is_without_a_group(stage, capsys):
+    assert "other options" not in help_of([stage], capsys, "--help-all")
+
+
+def test_values_are_described_as_they_are_typed(capsys):
+    long = help_of(["pretrain"], capsys, "--help-all")
+    for line in ("--fp8 [true|false] ", "--data DATA ... ", "--depth N ", "--matrix_lr X ", "--output_dir PATH "):
+        assert f"  {line}" in long
+    assert "--packing best_fit|keep_tails\n" in long and "(default: false)" in long and "False" not in long
+
+
+def test_an_evaluation_has_its_own_options_only(capsys):
+    core, chat = (help_of(["evaluate", name], capsys, "--help-all") for name in ("core", "chat"))
+    assert "--core_bundle" in core and "--core_bundle" not in chat
+    assert "--num_samples" in chat and "--num_samples" not in core
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", "core", "--checkpoints", "x", "--num_samples", "2"])
+    assert stop.value.code == 2
+    assert "--num_samples is not an option of this command; --help-all lists them" in capsys.readouterr().err
+
+
+def test_scripts_show_how_they_were_called():
+    run = subprocess.run(
+        [sys.executable, "evaluation/core.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("usage: python evaluation/core.py ") and "nanochat-hf evaluate core" not in run.stdout
+
+
+def test_recipes_are_listed_printed_and_found_by_name(capsys, tmp_path, monkeypatch):
+    cli.main(["recipes"])
+    listed = capsys.readouterr().out
+    assert all(f"  {path.stem} " in listed for path in (ROOT / "training" / "recipes").glob("*.yaml"))
+    cli.main(["recipes", "quickstart"])
+    assert capsys.readouterr().out == (ROOT / "training" / "recipes" / "quickstart.yaml").read_text()
+    cli.main(["recipes", "--path", "accelerate_fsdp"])
+    assert Path(capsys.readouterr().out.strip()).samefile(ROOT / "training" / "accelerate_fsdp.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smoke").mkdir()  # a folder is no recipe
+    assert (
+        settings.read_recipe("smoke", "pretrain")["depth"] == settings.read_recipe("smoke.yaml", "pretrain")["depth"]
+    )
+    (tmp_path / "smoke.yaml").write_text("pretrain:\n  depth: 77\n")
+    assert settings.read_recipe("smoke.yaml", "pretrain")["depth"] == 77, "a file of the user comes first"
+
+
+def test_a_missing_package_is_named_with_its_extra(capsys):
+    def missing():
+        raise ModuleNotFoundError("No module named 'pyarrow.parquet'", name="pyarrow.parquet")
+
+    with pytest.raises(SystemExit) as stop:
+        settings.run_main(missing)
+    assert stop.value.code == 2
+    assert "pip install 'nanochat-hf[train]'" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):  # a mistake of ours stays one
+        settings.run_main(lambda: __import__("nanochat_hf.no_such_module"))
 
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (["sing"], "no command 'sing'; the commands are chat"),
+        (["sing"], "no command 'sing'; the commands are train"),
+        (["train", "no_such_recipe"], "cannot read the recipe no_such_recipe"),
+        (["recipes", "no_such_recipe"], "no recipe 'no_such_recipe'; it has classic-d20"),
+        (["evaluate", "everything"], "no evaluation 'everything'; it is one of stages (all), bits_per_byte"),
+        (["pretrain", "quickstart"], "quickstart is not an option of this command"),
         (["chat", "no/such/folder"], "there is no folder no/such/folder"),
         (["chat", "../nowhere"], "there is no folder ../nowhere"),
         (["chat", ".", "--prompt", "x"], "not a checkpoint folder (no config.json in it)"),
@@ -88,10 +195,20 @@ def test_plan_takes_the_spelling_of_the_pretraining_script(capsys):
     assert capsys.readouterr().out not in shown
 
 
-def test_help_is_quick_because_nothing_is_imported():
-    code = "import sys; from nanochat_hf.cli.main import main; main(['--help']); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+HELP_OF_ALL = f"""
+import contextlib, sys
+from nanochat_hf.cli.main import COMMANDS, main
+for command in [[], *([name] for name in COMMANDS), *{ALONE}]:
+    with contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    for name in ("torch", "transformers", "datasets", "trl", "pyarrow"):
+        assert name not in sys.modules, (command, name)
+"""
+
+
+def test_help_is_quick_because_nothing_slow_is_imported():
+    done = subprocess.run([sys.executable, "-c", HELP_OF_ALL], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_tool_calls_show_in_brackets():

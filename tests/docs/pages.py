@@ -82,7 +82,7 @@ class Command:
 
     line: str
     launcher_options: tuple[str, ...]
-    program: str  # a script's path, "make" or "nanochat-hf COMMAND"
+    program: str  # a script's path, "make", "nanochat-hf COMMAND" or "nanochat-hf evaluate|data NAME"
     options: tuple[str, ...]
     words: tuple[str, ...]
 
@@ -111,6 +111,13 @@ def _joined(body: str) -> list[str]:
 def _parse(line: str, words: list[str]) -> Command | None:
     if words[0] == "make":
         return Command(line, (), "make", (), tuple(words[1:]))
+    if "-m" in words and (module := words[words.index("-m") + 1 :]) and module[0].startswith("nanochat_hf."):
+        place = words.index("-m")
+        path = f"{module[0].replace('.', '/')}.py"
+        return Command(line, _options(words[:place]), path, _options(module[1:]), tuple(module[1:]))
+    if words[0] == "nanochat-hf" and words[1] in ("evaluate", "data") and re.match(r"\w", " ".join(words[2:3])):
+        program = " ".join(words[:3])
+        return Command(line, (), program, _options(words[3:]), tuple(words[3:]))
     if words[0] == "nanochat-hf":
         return Command(line, (), f"nanochat-hf {words[1]}", _options(words[2:]), tuple(words[2:]))
     for place, word in enumerate(words):

@@ -59,10 +59,19 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> Path:
     """A virtual environment that holds the wheel and links to what a plain install needs."""
-    path = tmp_path_factory.mktemp("environment")
+    return make_environment(wheel, tmp_path_factory.mktemp("environment"))
+
+
+@pytest.fixture(scope="module")
+def training_environment(wheel, tmp_path_factory) -> Path:
+    """The same with the extra `train`."""
+    return make_environment(wheel, tmp_path_factory.mktemp("environment"), "train")
+
+
+def make_environment(wheel: Path, path: Path, *extras: str) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
     [packages] = path.glob("lib/python*/site-packages")
-    dependencies = needed(required())
+    dependencies = needed(required(*extras))
     absent = [name for name, distribution in dependencies.items() if distribution is None]
     assert not absent, f"not installed: {absent}"
     for distribution in dependencies.values():
@@ -168,6 +177,54 @@ def test_a_plain_install_chats(environment, checkpoint, tmp_path):
     options = ["--prompt", "hi", "--temperature", "0", "--max-new-tokens", "12"]
     answer = run_outside(environment, tmp_path, "nanochat-hf", "chat", checkpoint, *options).stdout
     assert answer == greedy_answer(checkpoint)[1] + "\n"
+
+
+RECIPE = """
+common:
+  data: [microworld]
+  sequence_length: 64
+tokenizer:
+  vocab_size: 300
+  max_chars: 100_000
+pretrain:
+  depth: 1
+  aspect_ratio: 32
+  head_dim: 32
+  num_iterations: 3
+  total_batch_size: 256
+  device_batch_size: 4
+  eval_every: never
+evaluation:
+  data: microworld
+  evaluations: [bits_per_byte]
+  max_documents: 4
+speedrun:
+  run_dir: run
+  stages: [tokenizer, pretrain]
+  first_words: [Who are you?]
+"""
+
+
+def test_an_install_with_the_extra_trains_without_a_clone(training_environment, tmp_path):
+    """`nanochat-hf train` starts the stages, the evaluation, the report and a first chat, each as a process."""
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    said = run_outside(training_environment, tmp_path, "nanochat-hf", "train", "tiny.yaml").stdout
+    run = tmp_path / "run"
+    for stage, folder in (("tokenizer", "tokenizer"), ("pretrain", "base")):
+        record = json.loads((run / folder / "run.json").read_text())
+        assert record["stage"] == stage and record["environment"]["git_commit"] is None
+    assert 0 < json.loads((run / "base/eval/bits_per_byte.json").read_text())["metrics"]["bits_per_byte"]
+    assert "base" in (run / "report.md").read_text()
+    assert "You: Who are you?" in said and f"{training_environment}/bin/nanochat-hf chat run/base" in said
+    listed = run_outside(training_environment, tmp_path, "nanochat-hf", "recipes").stdout
+    assert "  quickstart " in listed and "  accelerate_config " in listed
+    module = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "nanochat_hf.stages.sft", "--help"]
+    assert "usage: nanochat-hf sft" in run_outside(training_environment, tmp_path, "python", "-m", *module).stdout
+
+
+def test_a_plain_install_says_what_training_needs(environment, tmp_path):
+    with pytest.raises(AssertionError, match=r"pip install 'nanochat-hf\[train\]'"):
+        run_outside(environment, tmp_path, "nanochat-hf", "train", "smoke")
 
 
 def test_a_plain_install_trains_a_tokenizer(environment, tmp_path):

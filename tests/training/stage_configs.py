@@ -1,7 +1,6 @@
-"""The dataclass of each stage's settings, taken from its script."""
+"""The dataclass of each stage's settings."""
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 TRAINING = Path(__file__).parents[2] / "training"
@@ -17,9 +16,4 @@ STAGES = {
 
 
 def config_class(stage: str) -> type:
-    name = f"training_script_{stage}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TRAINING / f"{stage}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return getattr(sys.modules[name], STAGES[stage])
+    return getattr(importlib.import_module(f"nanochat_hf.stages.{stage}"), STAGES[stage])

@@ -63,7 +63,10 @@ def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp
         )
     (tmp_path / "config.yaml").write_text(config)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml")]
-    command += ["--main_process_port", "0", "training/pretrain.py", *SHAPE, "--tokenizer", tokenizer]
+    # Both ways to start the stage.
+    command += ["--main_process_port", "0"]
+    command += ["training/pretrain.py"] if kind == "plain" else ["-m", "nanochat_hf.stages.pretrain"]
+    command += [*SHAPE, "--tokenizer", tokenizer]
     command += ["--output_dir", str(tmp_path), "--num_iterations", "6", "--total_batch_size", "512"]
     command += ["--auto_device_batch", "true", "--eval_every", "3", "--eval_tokens", "512", "--save_every", "3"]
     command += ["--sample_every", "6", "--core_every", "6", "--core_bundle", core_bundle, "--log_every", "2"]

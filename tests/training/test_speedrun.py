@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanochat_hf import settings
+from nanochat_hf.settings import UserError
+from nanochat_hf.stages import speedrun as pipeline
 
 SPEEDRUN = Path(__file__).parents[2] / "training" / "speedrun.py"
 
@@ -85,6 +87,22 @@ def test_a_run_folder_that_is_a_file_is_found_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     result = speedrun("--run_dir", str(tmp_path / "file" / "run"))
     assert result.returncode == 2 and "is a file, where a folder belongs" in result.stderr and not result.stdout
+
+
+def test_a_missing_package_is_named_before_the_first_stage(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'nanochat-hf\[train\]'"):
+        pipeline.main(["smoke"])
+
+
+def test_the_file_for_accelerate_is_the_users_or_the_packages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pretrain = pipeline.STAGES[1]
+    for expected in (settings.LAUNCH_FILES / "accelerate_config.yaml", Path("accelerate_config.yaml")):
+        config = pipeline.SpeedrunConfig(accelerate_config="accelerate_config.yaml")
+        pipeline.check_stages(config, [pretrain])
+        assert pipeline.launcher(config, pretrain)[-2:] == ["--config_file", str(expected)]
+        (tmp_path / "accelerate_config.yaml").write_text("num_processes: 4\n")
 
 
 def test_a_missing_core_bundle_is_named_before_the_first_stage(tmp_path):

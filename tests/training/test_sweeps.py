@@ -1,6 +1,5 @@
 """The sweeps over depths and budgets: the commands on runs of seconds, and the fits on known curves."""
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -10,16 +9,9 @@ from pathlib import Path
 import pytest
 
 from nanochat_hf import settings
+from nanochat_hf.stages import scaling_laws as laws
 
 TRAINING = Path(__file__).parents[2] / "training"
-
-
-@pytest.fixture(scope="module")
-def laws():
-    spec = importlib.util.spec_from_file_location("training_script_scaling_laws", TRAINING / "scaling_laws.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def known_world(budget, params):
@@ -29,7 +21,7 @@ def known_world(budget, params):
     return {"budget": budget, "params": params, "tokens": budget / (6 * params), "flops": budget, "loss": loss}
 
 
-def test_fits_find_what_was_put_in(laws):
+def test_fits_find_what_was_put_in():
     bests = []
     for budget in (1e12, 1e13, 1e14):
         rows = [known_world(budget, 0.1 * math.sqrt(budget) * factor) for factor in (0.4, 0.9, 1.7, 4.0)]
@@ -41,7 +33,7 @@ def test_fits_find_what_was_put_in(laws):
     assert "params ∝ FLOPs^0.500" in laws.describe(bests, [])
 
 
-def test_no_lowest_point_is_said_and_not_made_up(laws):
+def test_no_lowest_point_is_said_and_not_made_up():
     too_large = [known_world(1e12, 0.1 * 1e6 * factor) for factor in (2, 4, 8)]
     assert laws.best_of_budget(too_large) is None
     assert laws.best_of_budget(too_large[:2]) is None
@@ -73,7 +65,7 @@ def test_a_tiny_sweep_trains_what_is_missing_and_draws(tmp_path):
     assert "| 2 | 4,000 | 10,000 | 2e+09 | 5.0000 |" in done.stdout
 
 
-def test_scaling_laws_over_finished_runs(laws, tmp_path, monkeypatch, capsys):
+def test_scaling_laws_over_finished_runs(tmp_path, monkeypatch, capsys):
     for budget in (1e12, 1e13):
         for depth, bend in ((1, 0.3), (2, 0.0), (4, 0.3)):
             finished(tmp_path / f"{budget:.3g}-d{depth}", depth, 4.0 + bend)

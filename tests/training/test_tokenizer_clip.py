@@ -1,29 +1,17 @@
 """The text that the tokenizer learns from: the beginnings of documents, then, where text is little, the rest."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from nanochat_hf.settings import UserError
-
-SCRIPT = Path(__file__).parents[2] / "training" / "tokenizer.py"
-
-
-@pytest.fixture
-def clip():
-    spec = importlib.util.spec_from_file_location("tokenizer_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.clip
+from nanochat_hf.stages.tokenizer import clip
 
 
-def test_all_of_a_long_document_is_seen_where_text_is_little(clip):
+def test_all_of_a_long_document_is_seen_where_text_is_little():
     documents = ["a" * 25 + "b" * 7, "c" * 4]
     assert list(clip(lambda: documents, 10, 1000)) == ["a" * 10, "c" * 4, "a" * 10, "a" * 5 + "b" * 5, "bb"]
 
 
-def test_beginnings_come_first_and_end_as_upstreams_do(clip):
+def test_beginnings_come_first_and_end_as_upstreams_do():
     documents = ["a" * 25, "b" * 25, "c" * 25]
     assert list(clip(lambda: documents, 10, 25)) == ["a" * 10, "b" * 10, "c" * 10]
     assert list(clip(lambda: documents, 10, 35)) == ["a" * 10, "b" * 10, "c" * 10, "a" * 10]
@@ -36,6 +24,6 @@ def test_beginnings_come_first_and_end_as_upstreams_do(clip):
     assert list(clip(open_again, 10, 1000)) == ["a" * 10, "b"] and len(opened) == 1, "nothing is read twice in vain"
 
 
-def test_a_cap_that_takes_nothing_is_refused(clip):
+def test_a_cap_that_takes_nothing_is_refused():
     with pytest.raises(UserError, match="--doc_cap is a number of characters above 0"):
         list(clip(lambda: ["a"], 0, 10))

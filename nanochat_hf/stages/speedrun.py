@@ -1,0 +1,239 @@
+"""The whole pipeline: text → tokenizer → base → mid → SFT → RL → evaluation → report → chat.
+
+    nanochat-hf train quickstart                           # 2 CPU cores, 20 minutes
+    nanochat-hf train my_recipe.yaml --run_dir runs/mine   # `nanochat-hf recipes quickstart` prints one to start from
+    nanochat-hf train speedrun                             # 8×H100, GPT-2's CORE
+    nanochat-hf train local --set pretrain=DATA/pretrain chat=DATA/chat gsm8k=DATA/gsm8k mmlu=DATA/mmlu \\
+        arc=DATA/arc core=DATA/core_eval_bundle            # your own files
+
+Each stage is a process of its own and writes a checkpoint folder. Finished stages are skipped: run the same command
+again after an interruption. The recipe's section with the stage's name holds its settings.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat_hf import settings
+from nanochat_hf.settings import LAUNCH_FILES, StageHelp, UserError, find_recipe, setting
+
+MICROWORLD = "microworld"  # the built-in bundle
+PACKAGES = ("accelerate", "datasets", "pyarrow", "trl")  # what an install without the extra `train` lacks
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: it reads the recipe's section `name`, writes `folder`, and starts from an earlier stage's folder."""
+
+    name: str
+    folder: str
+
+    @property
+    def module(self) -> str:
+        """What `python -m` and `accelerate launch -m` run."""
+        return f"nanochat_hf.stages.{self.name}"
+
+    @property
+    def takes(self) -> str | None:
+        """The option that names the earlier stage's folder."""
+        return {"tokenizer": None, "pretrain": "tokenizer"}.get(self.name, "model")
+
+    @property
+    def distributed(self) -> bool:
+        return self.name != "tokenizer"
+
+
+STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.items())
+
+
+@dataclass
+class SpeedrunConfig:
+    run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
+    stages: list[str] = setting([stage.name for stage in STAGES], "training stages to run, in the pipeline's order")
+    accelerate_config: str | None = setting(
+        None,
+        "file for `accelerate launch`, or its name in the package; default: every stage is one process",
+        path=True,
+    )
+    first_words: list[str] = setting(["Hello! Who are you?"], "questions for the finished model")
+    fresh: bool = setting(False, "delete the run folder and start over")
+
+
+HELP = StageHelp("train", __doc__, "run_dir stages accelerate_config first_words fresh")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line `argv`, by default that of the process. Its first word may be the recipe."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    config = settings.parse_stage("speedrun", SpeedrunConfig, argv, HELP)
+    recipe, variables, _ = settings.take_recipe_options(argv)
+    recipe_options = ["--config", recipe] if recipe else []
+    if variables:
+        recipe_options += ["--set", *(f"{name}={value}" for name, value in variables.items())]
+    run_dir = Path(config.run_dir)
+    config.stages = [name.strip() for word in config.stages for name in word.split(",")]
+    stages = [stage for stage in STAGES if stage.name in config.stages]
+    check_stages(config, stages)
+    check_packages()
+    settings.check_output_dir(run_dir, unfinished=False)
+    check_core_bundle(recipe, variables)
+    if config.fresh:
+        delete_run(run_dir)
+
+    started = time.time()
+    for number, stage in enumerate(stages, start=1):
+        folder = run_dir / stage.folder
+        title = f"[{number}/{len(stages) + 1}] {stage.name} → {folder}"
+        if settings.load_run(folder):
+            check_unchanged(folder, stage, recipe, variables)
+            print(f"{title}: finished already", flush=True)
+        else:
+            print(f"\n{title}", flush=True)
+            command = launcher(config, stage) + ["-m", stage.module, *recipe_options, "--output_dir", str(folder)]
+            if stage.takes:
+                command += [f"--{stage.takes}", str(predecessor(run_dir, stage))]
+            run(command, title=stage.name)
+            delete_checkpoints(folder)
+
+    print(f"\n[{len(stages) + 1}/{len(stages) + 1}] evaluation and report → {run_dir}", flush=True)
+    for title in ("evaluate", "report"):
+        command = [sys.executable, "-m", f"nanochat_hf.stages.{title}", *recipe_options, "--run_dir", str(run_dir)]
+        run(command, title)
+    ask_first_questions(config, run_dir / stages[-1].folder)
+    print_summary(run_dir, run_dir / stages[-1].folder, time.time() - started)
+
+
+def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
+    unknown = sorted(set(config.stages) - {stage.name for stage in STAGES})
+    if unknown or not stages:
+        known = ", ".join(stage.name for stage in STAGES)
+        raise UserError(f"speedrun has no stage named {', '.join(unknown) or 'nothing'}; the stages are {known}")
+    if config.accelerate_config:
+        path = find_recipe(config.accelerate_config, LAUNCH_FILES)
+        if not path.is_file():
+            raise UserError(
+                f"there is no file {config.accelerate_config}; --accelerate_config takes one for accelerate"
+            )
+        config.accelerate_config = str(path)
+
+
+def check_packages() -> None:
+    """Raises UserError where a later stage would miss a package: hours of training too late."""
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            settings.check_extra(package)
+
+
+def check_core_bundle(recipe: str | None, variables: dict[str, str]) -> None:
+    """Raises UserError where the evaluation at the end would not find its CORE bundle: hours of training too late."""
+    from nanochat_hf.evals.bundle import check_bundle
+
+    wanted = settings.read_recipe(recipe, "evaluation", None, variables) if recipe else {}
+    bundle = wanted.get("core_bundle", MICROWORLD)
+    if bundle != MICROWORLD and "core" in wanted.get("evaluations", ["core"]):
+        try:
+            check_bundle(bundle, wanted.get("core_tasks"))
+        except UserError as error:
+            raise UserError(f"the evaluation at the end needs the CORE bundle that {recipe} names: {error}") from None
+
+
+def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: dict[str, str]) -> None:
+    """Raises UserError where a finished stage was made with other settings than the recipe now has."""
+    made_with = settings.load_run(folder)["config"]
+    wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
+    changed = [name for name, value in wanted.items() if not same_value(made_with[name], value)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{folder} was made with {name}: {made_with[name]}, the recipe now says {wanted[name]}; "
+            f"delete that folder and the later ones, start over with --fresh, or give another --run_dir"
+        )
+
+
+def same_value(made_with: object, wanted: object) -> bool:
+    """Compares a resolved setting with a recipe's, which `settings.convert` has not seen."""
+    kinds: dict[type, object] = {list: list[str], bool: bool, int: int, float: float}
+    if type(made_with) in kinds:
+        try:
+            wanted = settings.convert(
+                wanted, kinds[type(made_with)], {"off": made_with if made_with in (0, -1) else None}, ""
+            )
+        except UserError:
+            return False
+    elif isinstance(made_with, str) and isinstance(wanted, str | bool):
+        wanted = os.path.expanduser(str(wanted).lower() if isinstance(wanted, bool) else wanted)
+    return made_with == wanted
+
+
+def predecessor(run_dir: Path, stage: Stage) -> Path:
+    """The folder a stage starts from: the tokenizer's, or that of the last finished stage before it."""
+    before = [
+        one for one in STAGES[: STAGES.index(stage)] if (one.name == "tokenizer") == (stage.takes == "tokenizer")
+    ]
+    finished = [one for one in before if settings.load_run(run_dir / one.folder)]
+    if not finished:
+        names = " or ".join(one.name for one in before)
+        raise UserError(f"{stage.name} needs a finished {names} stage in {run_dir}; add it to --stages")
+    return run_dir / finished[-1].folder
+
+
+def launcher(config: SpeedrunConfig, stage: Stage) -> list[str]:
+    if not config.accelerate_config or not stage.distributed:
+        return [sys.executable]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config.accelerate_config]
+
+
+def run(command: list[str], title: str) -> None:
+    """Runs one stage in the foreground; its failure ends the pipeline."""
+    status = subprocess.run(command).returncode
+    if status == settings.STOPPED_BY_SIGTERM:
+        sys.exit(status)  # the stage has said what to do
+    if status:
+        raise UserError(
+            f"{title} stopped with exit status {status} (see above); run the same command again to continue"
+        )
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Deletes the checkpoints to resume from: a finished stage keeps only its model."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def delete_run(run_dir: Path) -> None:
+    if not run_dir.exists():
+        return
+    names = {stage.folder for stage in STAGES} | {"report.md", "plots"}
+    unknown = sorted(path.name for path in run_dir.iterdir() if path.name not in names)
+    if unknown:
+        raise UserError(
+            f"{run_dir} holds {unknown[0]}, which no stage made; move it away or delete the folder yourself"
+        )
+    shutil.rmtree(run_dir)
+
+
+def ask_first_questions(config: SpeedrunConfig, checkpoint: Path) -> None:
+    for words in config.first_words:
+        print(f"\nYou: {words}", flush=True)
+        run([sys.executable, "-m", "nanochat_hf.cli", "chat", str(checkpoint), "--prompt", words], title="chat")
+
+
+def print_summary(run_dir: Path, checkpoint: Path, seconds: float) -> None:
+    print(f"\nDone in {seconds / 60:.1f} minutes.")
+    made = [str(run_dir / stage.folder) for stage in STAGES if settings.load_run(run_dir / stage.folder)]
+    print(f"  report       {run_dir / 'report.md'}")
+    print(f"  checkpoints  {' '.join(made)}")
+    print(f"  talk to it   {Path(sys.executable).parent / 'nanochat-hf'} chat {checkpoint}")
+    print(f"  in a browser {Path(sys.executable).parent / 'nanochat-hf'} space {checkpoint}")
+
+
+if __name__ == "__main__":
+    settings.run_main(main)
