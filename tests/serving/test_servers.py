@@ -490,12 +490,13 @@ def test_pages_of_a_named_origin_may_ask(servers):
 
 
 def test_metrics_have_prometheus_form(servers):
+    say(servers["ours"], messages=HELLO, max_tokens=5)
     with urllib.request.urlopen(f"{servers['ours']}/metrics", timeout=10) as response:
         assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
         text = response.read().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values['nanochat_requests_total{route="/v1/chat/completions",status="200"}']) > 0
-    assert float(values["nanochat_generated_tokens_total"]) > 100
+    assert float(values["nanochat_generated_tokens_total"]) >= 5
     first = "nanochat_time_to_first_token_seconds"
     counts = [float(value) for name, value in values.items() if name.startswith(f"{first}_bucket")]
     assert counts == sorted(counts) and counts[-1] == float(values[f"{first}_count"]) > 0
