@@ -46,7 +46,6 @@ import sys
 import tempfile
 import time
 import traceback
-import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -309,22 +308,10 @@ def script(results: Results, path: str, *arguments: Any, seconds: float | None =
 
 
 def run_script(path: str, words: list[str], facts: Path) -> None:
-    """Runs a script inside this process, and writes down what the compiler and the device had to say.
-
-    Without TRL, transformers' parser, which TRL's extends, reads the options. Pretraining needs no more of TRL.
-    """
+    """Runs a script inside this process, and writes down what the compiler and the device had to say."""
     import torch
     from torch._dynamo.utils import counters
 
-    if not (installed("trl") and installed("datasets")):
-        from transformers import HfArgumentParser
-
-        class TrlParser(HfArgumentParser):
-            def set_defaults_with_config(self, **values: Any) -> None:
-                self.set_defaults(**values)
-
-        sys.modules["trl"] = types.ModuleType("trl")
-        sys.modules["trl"].TrlParser = TrlParser
     places: Counter[str] = Counter()
     shown = warnings.showwarning
 
@@ -563,8 +550,6 @@ def pretrain(results: Results) -> None:
 
     steps = 2 if results.dry else 20
     whole, resumed = results.scratch / "base", results.scratch / "resumed"
-    if not (installed("trl") and installed("datasets")):
-        results["options"] = "read by transformers' parser (trl: absent)"
     facts = pretraining_run(results, whole, steps)
     history = history_of(whole)
     for name, digits in (("loss", 4), ("val_bpb", 4), ("tokens_per_second", 0), ("mfu", 3)):

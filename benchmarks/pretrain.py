@@ -266,7 +266,16 @@ def our_command(options: argparse.Namespace, tokenizer_folder: Path, output: Pat
     command += ["--head_dim", str(options.head_dim), "--sequence_length", str(options.sequence_length)]
     command += ["--window_pattern", options.window_pattern, "--device_batch_size", str(options.batch_size)]
     command += ["--total_batch_size", str(options.batch_size * options.sequence_length), "--num_iterations", "100000"]
-    return command + ["--eval_every", "-1", "--save_every", "-1", "--compile", str(compiled).lower()]
+    return command + [
+        "--eval_every",
+        "-1",
+        "--save_every",
+        "-1",
+        "--save_minutes",
+        "0",
+        "--compile",
+        str(compiled).lower(),
+    ]
 
 
 def upstream_command(options: argparse.Namespace) -> list[str]:

@@ -168,7 +168,8 @@ class Gate:
             else:
                 await self.app(scope, Limited(receive), send_with_headers)
         finally:
-            route = scope["path"] if status not in (404, 405) else "other"
+            known = status not in (204, 401, 403, 404, 405)  # else anybody could fill the metrics with names
+            route = scope["path"] if known else "other"
             self.metrics.count("nanochat_requests_total", route=route, status=str(status or CLIENT_GONE))
 
     def _origin_headers(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
