@@ -9,7 +9,9 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from nanochat_hf.settings import LAUNCH_FILES, RECIPES, UserError, find_recipe, recipe_names, run_main
@@ -117,8 +119,13 @@ def _recipes(argv: list[str]) -> None:
     for title, folder in (("recipes, for nanochat-hf train NAME", RECIPES), ("for accelerate launch", LAUNCH_FILES)):
         print(f"{title} (in {folder})")
         for name in recipe_names(folder):
-            first = (folder / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
-            print(f"  {name:<18} {first}")
+            print(f"  {name:<18} {_first_sentence((folder / f'{name}.yaml').read_text(encoding='utf-8'))}")
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of the comment that a file begins with."""
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    return shorten(comment.split(". ")[0].rstrip("."), 100, placeholder=" …")
 
 
 def _data(argv: list[str]) -> None:

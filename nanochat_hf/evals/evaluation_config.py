@@ -19,7 +19,7 @@ class EvaluationConfig:
         default_factory=lambda: list(MODEL_FOLDERS), metadata={"help": "stages of --run_dir to evaluate"}
     )
     evaluations: list[str] = field(
-        default_factory=lambda: ["bits_per_byte", "core", "chat"], metadata={"help": "evaluations that stages.py runs"}
+        default_factory=lambda: ["bits_per_byte", "core", "chat"], metadata={"help": "evaluations to run"}
     )
     output_dir: str | None = field(
         default=None,
