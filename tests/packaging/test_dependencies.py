@@ -12,7 +12,7 @@ TREE = SourceTree(ROOT, ["nanochat_hf", "training", "evaluation", "space", "benc
 SCRIPTS = {
     "training": ("train", {"tiktoken"}),  # conversion to upstream's format
     "evaluation": ("eval", set()),
-    "space": ("space", {"trl"}),  # recipes
+    "space": ("space", set()),
 }
 # A checkout of upstream, and a module that it imports; clients for tests/serving/by_hand.
 BROUGHT_ALONG = {"benchmarks": {"nanochat", "wandb"}, "tests": {"lm_eval", "text_generation"}}
