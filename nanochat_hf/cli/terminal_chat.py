@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
         first_questions = [one.question for one in suggestions(options.checkpoint)]
     if options.prompt is not None:
         conversation.messages.append({"role": "user", "content": _clean(options.prompt)})
-        print_answer(model, conversation, sys.stdout)
+        print_answer(model, conversation, sys.stdout, notes=sys.stderr)
     else:
         chat_loop(model, conversation, options.url or options.checkpoint, first_questions)
 
@@ -279,19 +279,22 @@ COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
 # ---- answers -----------------------------------------------------------------------
 
 
-def print_answer(model: Any, conversation: Conversation, out: TextIO) -> None:
+def print_answer(model: Any, conversation: Conversation, out: TextIO, notes: TextIO | None = None) -> None:
     """Streams the answer to `out` and adds it to the conversation. Ctrl-C stops the answer and keeps its text.
+
+    Remarks on it go to `notes`, by default `out`.
 
     Raises:
         UserError: there is no answer; the conversation is as before.
     """
     from nanochat_hf.tools.presentation import TextWriter
 
+    notes = notes or out
     messages, dropped = model.fit(conversation.with_system(), conversation.sampling["max_new_tokens"])
     if dropped and not conversation.told_full:
         conversation.told_full = True
         note = f"(the context is full: from now on the oldest messages are left out, at first {dropped})"
-        print(_paint("note", note, out), file=out)
+        print(_paint("note", note, notes), file=notes)
     writer, parts, answer = TextWriter(), [], None
 
     def show(spans: Any) -> None:
@@ -315,7 +318,7 @@ def print_answer(model: Any, conversation: Conversation, out: TextIO) -> None:
     print(file=out, flush=True)
     if answer is not None:
         if answer.finish_reason == "length":
-            print(_paint("note", "(cut off at the longest answer, or at the end of the context)", out), file=out)
+            print(_paint("note", "(cut off at the longest answer, or at the end of the context)", notes), file=notes)
         conversation.messages.append(answer.message())
     else:
         only_text = all(part["type"] == "text" for part in parts)
