@@ -39,6 +39,8 @@ def eager_backend(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, **options, backend="eager"))
     torch._dynamo.reset()
     counters.clear()
+    yield
+    torch._dynamo.reset()  # the compiler counts variants per function, over all tests of a process
 
 
 def loss_and_gradients(model, ids):
