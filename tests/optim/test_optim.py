@@ -200,7 +200,7 @@ def test_norms_by_group():
 
 @pytest.mark.parametrize("variant", ["modern", "classic"])
 def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
-    """Rates, momentum and decay change every step; graphs are one for each shape of matrices."""
+    """Rates, momentum and decay change every step; graphs are at most one for each shape of matrices."""
     import functools
 
     from torch._dynamo.testing import CompileCounter
@@ -208,6 +208,7 @@ def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
     from nanochat_hf.optim import MuonAdamW, apply_schedule, build_param_groups, muon_adamw, set_learning_rates
 
     counter = CompileCounter()
+    torch._dynamo.reset()  # the compiler counts variants per function, over all tests of a process
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     muon_adamw._compiled.cache_clear()
     model, twin = toy(), toy()
@@ -228,7 +229,7 @@ def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
         frames.append(counter.frame_count)
     muon_adamw._compiled.cache_clear()
     shapes = sum(group["kind"] == "muon" for group in optimizer.param_groups)
-    assert frames == [shapes] * 6
+    assert frames == frames[:1] * 6 and frames[0] <= shapes
     for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
 
