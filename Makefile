@@ -25,8 +25,12 @@ setup: $(VENV)/.built
 quickstart: setup
 	$(BIN)/python training/speedrun.py --config $(RECIPE) $(if $(FRESH),--fresh) $(ARGS)
 
+# In a process of their own: where Playwright runs, other tests' worker processes would wait for ever.
+BROWSER_TESTS = tests/page/test_browser.py
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests) -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests --ignore $(BROWSER_TESTS)) -n 2 --dist loadfile
+	$(if $(TESTS),,OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BROWSER_TESTS))
 
 bench: setup
 	$(BIN)/python benchmarks/model.py
