@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 
-from nanochat_hf.model.window_attention_nanochat_hf import WINDOW_KERNELS, has_flex, pick_window_kernel
+from nanochat_hf.model.window_attention_nanochat_hf import (
+    WINDOW_KERNELS,
+    has_flex,
+    has_varlen,
+    pick_window_kernel,
+)
 from nanochat_hf.settings import UserError
 
 
@@ -64,13 +69,12 @@ def set_attention(model: Any, setting: str, device: torch.device, bf16: bool) ->
     """
     base = model.base_model
     base.window_kernel = setting if setting in WINDOW_KERNELS else "auto"
-    if setting in ("varlen", "flex"):
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        if pick_window_kernel(device, dtype) == "blocks" and not (setting == "flex" and has_flex(device, dtype)):
-            raise UserError(
-                f"--attention {setting} needs bf16 on an NVIDIA GPU of compute capability 8.0 or newer, and varlen "
-                "needs PyTorch 2.11 or newer; take auto, which uses what there is"
-            )
+    usable = has_flex(device, _compute_dtype(bf16)) and (setting == "flex" or has_varlen())
+    if setting in ("varlen", "flex") and not usable:
+        raise UserError(
+            f"--attention {setting} needs bf16 on an NVIDIA GPU of compute capability 8.0 or newer, and varlen needs "
+            "PyTorch 2.11 or newer; take auto, which uses what there is"
+        )
     try:
         model.set_attn_implementation("sdpa" if setting in (*WINDOW_KERNELS, "sdpa") else setting)
     except (ImportError, OSError, ValueError) as error:
@@ -84,9 +88,13 @@ def describe_attention(model: Any, device: torch.device, bf16: bool, compiled: b
         return f"attention: {implementation}"
     kernel = base.window_kernel
     if kernel == "auto":
-        kernel = pick_window_kernel(device, torch.bfloat16 if bf16 else torch.float32, compiled)
+        kernel = pick_window_kernel(device, _compute_dtype(bf16), compiled)
     names = {"blocks": "SDPA in blocks", "varlen": "varlen_attn", "flex": "flex_attention"}
     sliding = model.config.layer_types.count("sliding_attention")
     full = len(model.config.layer_types) - sliding
     parts = [f"{names[kernel]} in {sliding} layers with a window"] * (sliding > 0) + [f"SDPA in {full} full layers"]
     return "attention: " + ", ".join(parts)
+
+
+def _compute_dtype(bf16: bool) -> torch.dtype:
+    return torch.bfloat16 if bf16 else torch.float32

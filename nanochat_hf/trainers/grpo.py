@@ -278,7 +278,7 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         why = f"prompts are longer than {room} tokens, the context less max_new_tokens, and are left out"
         report_share("rl", too_long, total, why, "lower --max_new_tokens")
         report_left_over(len(prompts), steps * config.prompts_per_step, "prompts", "prompts_per_step")
-    rows = config.prompts_per_step * config.num_generations // world  # a process and step
+    rows = config.prompts_per_step * config.num_generations // world  # per process and step
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
     if config.num_generations > 1 and config.temperature == 0:
         raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
