@@ -1,15 +1,14 @@
 """A model behind a server: both protocols, tools, errors, retries and keys; and `nanochat-hf serve` for real."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from started_server import started
 
 from nanochat_hf.chat import Answer, RemoteModel
 from nanochat_hf.settings import UserError
@@ -187,30 +186,10 @@ def test_nobody_there_and_no_address():
 @pytest.fixture(scope="module")
 def served(trained_run, tmp_path_factory):
     pytest.importorskip("openai")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "server.log"
-    command = [sys.executable, "-m", "nanochat_hf.cli", "serve", str(trained_run / "rl"), "--port", str(port)]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, "--device", "cpu"],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-    try:
-        for _ in range(480):
-            if process.poll() is not None:
-                raise RuntimeError(log.read_text())
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
+    command = ["-m", "nanochat_hf.cli", "serve", trained_run / "rl", "--device", "cpu"]
+    with started(command, log) as url:
+        yield url
 
 
 def test_nanochat_hf_serve_speaks_both_protocols(served):

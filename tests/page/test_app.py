@@ -4,7 +4,7 @@ import re
 from urllib.request import urlopen
 
 import pytest
-from pages_under_test import ROOT, started
+from started_server import ROOT, started
 
 from nanochat_hf.page import command
 from nanochat_hf.page.report_view import find_report, read_report

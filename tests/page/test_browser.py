@@ -10,7 +10,8 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from pages_under_test import ROOT, SayingModel, served, started, trap
+from pages_under_test import SayingModel, served, trap
+from started_server import ROOT, started
 
 pytestmark = pytest.mark.timeout(900)
 MARK = ROOT / "nanochat_hf" / "page" / "static" / "mark.svg"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub_stand_in import hub
-from pages_under_test import started
+from started_server import started
 
 from nanochat_hf import hub as publishing
 
