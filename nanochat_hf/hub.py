@@ -25,7 +25,7 @@ from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.markdown import answer_text, content_text, fenced
 from nanochat_hf.report.plots import draw_plots
 from nanochat_hf.report.stages import Stage, describe_machine, load_stage
-from nanochat_hf.settings import MODEL_FOLDERS, UserError
+from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError
 
 REQUIRED = ("config.json", "tokenizer.json")
 PUBLISHED = (
@@ -294,9 +294,7 @@ def push(
 
 def main(argv: list[str] | None = None) -> None:
     """`nanochat-hf push`."""
-    parser = argparse.ArgumentParser(
-        prog="nanochat-hf push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="nanochat-hf push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="checkpoint folder, such as runs/quickstart/rl")
     parser.add_argument("repo_id", help="owner/name on the Hub; the repository is made where it is missing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")

@@ -49,6 +49,11 @@ SHARED_SETTINGS = frozenset(
     "scalar_lr seed sequence_length stages tasks temperature text_column top_k total_batch_size unembedding_lr "
     "val_tasks warmdown_ratio warmup_ratio weight_decay".split()
 )
+MAX_SEED = 2**32 - 1  # NumPy's
+# Far above anything that fits into memory; what is larger is a mistake.
+MAX_DEPTH, MAX_TOKENS, MAX_ROWS = 1024, 2**24, 2**20  # layers; tokens of a row, or of a vocabulary; rows at once
+DTYPES = ("auto", "float32", "bfloat16", "float16")  # what a model can be loaded in; auto: see the command
+DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NEGATIVE = re.compile(r"-(\d|\.\d)\S*")
 TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
@@ -81,6 +86,7 @@ def setting(
     off: int | None = None,
     choices: Sequence[str] = (),
     path: bool = False,
+    commas: bool = False,
 ) -> Any:
     """A field of a stage's dataclass, with the values that it may have.
 
@@ -92,9 +98,10 @@ def setting(
         off: the number that `false`, `no` and `off` stand for, where there is one.
         choices: the words that a text, or each item of a list, may be.
         path: the text is a path, in which `~` is the home folder.
+        commas: the items of a list may be joined by commas, as they always may where there are `choices`.
     """
     rules = {"at_least": at_least, "above": above, "at_most": at_most, "also": tuple(also), "off": off}
-    rules |= {"help": help, "choices": tuple(choices), "path": path}
+    rules |= {"help": help, "choices": tuple(choices), "path": path, "commas": commas}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=rules)
     return field(default=default, metadata=rules)
@@ -248,6 +255,8 @@ def convert(value: Any, annotation: Any, rules: typing.Mapping[str, Any], name: 
         raise UserError(f"{name} has no value (null); write {remedy}, or remove the line")
     if typing.get_origin(kind) is list:
         items = value if isinstance(value, list) else [value]
+        if rules.get("commas") or rules.get("choices"):
+            items = [part for item in items for part in _split_at_commas(item)]
         return [convert(item, typing.get_args(kind)[0], rules, name) for item in items]
     if isinstance(value, dict) and len(value) == 1 and kind is str:
         (key, inner), *_ = value.items()
@@ -260,6 +269,13 @@ def convert(value: Any, annotation: Any, rules: typing.Mapping[str, Any], name: 
     if kind in (int, float):
         return _to_number(value, kind, rules, name)
     return _to_text(value, rules, name)
+
+
+def _split_at_commas(item: Any) -> list[Any]:
+    """Splits `a,b`. What exists on disk stays whole, and what is no text stays as it is."""
+    if not isinstance(item, str) or "," not in item or os.path.exists(os.path.expanduser(item)):
+        return [item]
+    return [part.strip() for part in item.split(",")]
 
 
 def _to_bool(value: Any, name: str) -> bool:
@@ -471,6 +487,8 @@ def check_checkpoint(checkpoint: str | Path) -> None:
         UserError: the folder holds no checkpoint, or there is no folder and the name cannot be a Hub id.
     """
     folder, name = Path(checkpoint), str(checkpoint)
+    if not name.strip():
+        raise UserError("a checkpoint has an empty name; give its folder, such as runs/quickstart/rl, or a Hub id")
     if folder.exists() and not (folder / "config.json").exists():
         stages = sorted(path.parent.name for path in folder.glob("*/config.json"))
         hint = f"; it holds {', '.join(stages)}: name one of these" if stages else "; give the folder of a stage"
@@ -480,6 +498,12 @@ def check_checkpoint(checkpoint: str | Path) -> None:
             f"there is no folder {checkpoint}, and no model on the Hub can have that name; give a checkpoint folder "
             "such as runs/quickstart/rl, or a Hub id"
         )
+
+
+def check_device(name: str | None) -> None:
+    """Raises UserError where `name` cannot be a device. Whether this machine has it is not checked."""
+    if name is not None and not DEVICE.fullmatch(name):
+        raise UserError(f"there is no device {name!r}; use auto, cpu, cuda, cuda:1 (another GPU) or mps")
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -559,6 +583,23 @@ def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any
             f"{path} has the variable ${{{missing[0]}}}; set it on the command line: --set {missing[0]}=VALUE"
         )
     return VARIABLE.sub(lambda match: variables[match[1]], value)
+
+
+def checked(kind: type, **rules: Any) -> Callable[[str], Any]:
+    """Returns what `add_argument` takes as `type` for a number that is held to the rules of `setting`.
+
+    Args:
+        kind: int or float.
+        rules: `at_least`, `above`, `at_most` and `also`, as in `setting`.
+    """
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text, kind, rules, "")
+        except UserError:
+            raise argparse.ArgumentTypeError(f"{_description(kind, rules)} is expected, not {text!r}") from None
+
+    return read
 
 
 class Parser(argparse.ArgumentParser):

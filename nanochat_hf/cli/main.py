@@ -14,7 +14,19 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from nanochat_hf.settings import LAUNCH_FILES, RECIPES, UserError, find_recipe, recipe_names, run_main
+from nanochat_hf.settings import (
+    LAUNCH_FILES,
+    MAX_DEPTH,
+    MAX_ROWS,
+    MAX_TOKENS,
+    RECIPES,
+    Parser,
+    UserError,
+    checked,
+    find_recipe,
+    recipe_names,
+    run_main,
+)
 
 # Commands that run the stage of the same name.
 STAGES = ("tokenizer", "pretrain", "midtrain", "sft", "rl", "evaluate", "miniseries", "scaling_laws")
@@ -94,7 +106,7 @@ def _stage(module: str, argv: list[str]) -> None:
 
 
 def _recipes(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nanochat-hf recipes",
         description="Lists the recipes of the package and its files for `accelerate launch`. NAME prints that file.",
         epilog="examples\n"
@@ -132,7 +144,7 @@ def _data(argv: list[str]) -> None:
     what, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if what == "shards":
         return _stage("make_shards", rest)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nanochat-hf data",
         description="Says what training would read from text, or writes the text as shards (shards --help).",
         epilog="examples\n"
@@ -178,7 +190,7 @@ def _push(argv: list[str]) -> None:
 
 
 def _plan(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nanochat-hf plan",
         description="Says what pretraining at a depth will need: parameters, tokens, memory, time and money.\n"
         "Settings of training/pretrain.py are spelled as there; dashes work too.",
@@ -188,11 +200,25 @@ def _plan(argv: list[str]) -> None:
         "  nanochat-hf plan --depth 24 --param_data_ratio 8 --fp8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("depth", metavar="DEPTH", type=int, help="number of layers (also as --depth 24)")
-    parser.add_argument("--gpus", metavar="N", type=int, default=8, help="number of devices (default 8)")
+    parser.add_argument(
+        "depth",
+        metavar="DEPTH",
+        type=checked(int, at_least=1, at_most=MAX_DEPTH),
+        help="number of layers (also as --depth 24)",
+    )
+    parser.add_argument(
+        "--gpus",
+        metavar="N",
+        type=checked(int, at_least=1, at_most=1_000_000),
+        default=8,
+        help="number of devices (default 8)",
+    )
     parser.add_argument("--gpu", metavar="NAME", default="h100", help="such as a100 or 'rtx 4090' (default h100)")
     parser.add_argument(
-        "--mfu", metavar="SHARE", type=float, help="share of the device's peak FLOP/s (default 0.5, an assumption)"
+        "--mfu",
+        metavar="SHARE",
+        type=checked(float, at_least=0.001, at_most=1),
+        help="share of the device's peak FLOP/s (default 0.5, an assumption)",
     )
     parser.add_argument("--fp8", action="store_true", help="matrix products in 8 bits; the loss then holds all logits")
     parser.add_argument("--preset", choices=("modern", "classic"), default="modern", help="architecture")
@@ -201,13 +227,24 @@ def _plan(argv: list[str]) -> None:
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", **options)
 
     add_pretraining_setting(
-        "device_batch_size", metavar="ROWS", type=int, default=16, help="rows per device and forward pass (default 16)"
+        "device_batch_size",
+        metavar="ROWS",
+        type=checked(int, at_least=1, at_most=MAX_ROWS),
+        default=16,
+        help="rows per device and forward pass (default 16)",
     )
     add_pretraining_setting(
-        "vocab_size", metavar="TOKENS", type=int, default=32768, help="rows of the token tables (default 32768)"
+        "vocab_size",
+        metavar="TOKENS",
+        type=checked(int, at_least=1, at_most=MAX_TOKENS),
+        default=32768,
+        help="rows of the token tables (default 32768)",
     )
     add_pretraining_setting(
-        "param_data_ratio", metavar="RATIO", type=float, help="training tokens per scaling parameter (record run: 8)"
+        "param_data_ratio",
+        metavar="RATIO",
+        type=checked(float, above=0, at_most=1e6),
+        help="training tokens per scaling parameter (record run: 8)",
     )
     positional = [word.removeprefix("--depth=") for word in argv if word != "--depth"]
     options = vars(parser.parse_args(positional))
@@ -221,7 +258,7 @@ def _plan(argv: list[str]) -> None:
 
 
 def _convert(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nanochat-hf convert",
         description="Converts a checkpoint folder without changing a bit of its weights: between upstream nanochat's\n"
         "format (both architectures), this project's, and transformers' own NanoChat (classic architecture only).\n"
@@ -247,7 +284,7 @@ def _convert(argv: list[str]) -> None:
     parser.add_argument(
         "--step",
         metavar="N",
-        type=int,
+        type=checked(int, at_least=0),
         help="number of model_N.pt to read (default: the last) or to write (default: 0)",
     )
     options = parser.parse_args(argv)
@@ -258,7 +295,7 @@ def _convert(argv: list[str]) -> None:
 
 
 def _report(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nanochat-hf report",
         description="Writes report.md of a run again, from the results in its folder, and prints its table.\n"
         "With several runs: compares their stages with the first run's, item by item, and prints the tables.",

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import DTYPES, MAX_SEED, Parser, UserError, check_device, convert
 
 HELP = """\
 /help               show this list
@@ -36,6 +36,14 @@ HELP = """\
 /quit               end the chat (also: quit, exit, Ctrl-D)"""
 COLOURS = {"tool": "\x1b[36m", "answer": "\x1b[1m", "prompt": "\x1b[1;32m", "model": "\x1b[1;34m", "note": "\x1b[2m"}
 RESET = "\x1b[0m"
+# The sampling settings: type, and the values that are allowed.
+SAMPLING: dict[str, tuple[type, dict[str, Any]]] = {
+    "max_new_tokens": (int, {"at_least": 1, "at_most": 1_000_000}),
+    "temperature": (float, {"at_least": 0.01, "at_most": 100, "also": (0,)}),
+    "top_k": (int, {"at_least": 0}),
+    "top_p": (float, {"above": 0, "at_most": 1}),
+    "seed": (int, {"at_least": 0, "at_most": MAX_SEED}),
+}
 
 
 @dataclass
@@ -75,9 +83,12 @@ def main(argv: list[str]) -> None:
     sys.stdout.reconfigure(errors="replace")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    conversation = Conversation({name: getattr(options, name) for name in names}, options.system)
-    _check_sampling(conversation.sampling)
+    check_device(options.device)
+    sampling = {
+        name: None if (text := getattr(options, name)) is None else _number(name, text, f"--{name.replace('_', '-')}")
+        for name in SAMPLING
+    }
+    conversation = Conversation(sampling, options.system)
     first_questions: list[str] = []
     if options.url:
         from nanochat_hf.chat import RemoteModel
@@ -191,18 +202,13 @@ def _system(conversation: Conversation, argument: str) -> str:
     return f"({'system message set' if argument else 'no system message'}; a new conversation)"
 
 
-def _setting(name: str, kind: Callable[[str], Any], command: str, example: str) -> Callable[[Conversation, str], str]:
+def _setting(name: str, command: str, example: str) -> Callable[[Conversation, str], str]:
     def run(conversation: Conversation, argument: str) -> str:
         if argument:
             try:
-                changed = {**conversation.sampling, name: kind(argument)}
-            except ValueError:
-                raise UserError(f"{command} takes a number, such as {command} {example}, not {argument!r}") from None
-            try:
-                _check_sampling(changed)
+                conversation.sampling = {**conversation.sampling, name: _number(name, argument, command)}
             except UserError as error:
                 raise UserError(f"{error}; for example {command} {example}") from None
-            conversation.sampling = changed
         return f"{name} = {conversation.sampling[name]}"
 
     return run
@@ -265,8 +271,8 @@ def _load(conversation: Conversation, argument: str) -> str:
 COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
     "/help": _help,
     "/system": _system,
-    "/temperature": _setting("temperature", float, "/temperature", "0.8"),
-    "/topk": _setting("top_k", int, "/topk", "50"),
+    "/temperature": _setting("temperature", "/temperature", "0.8"),
+    "/topk": _setting("top_k", "/topk", "50"),
     "/clear": _clear,
     "/undo": _undo,
     "/retry": _retry,
@@ -390,22 +396,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _check_sampling(sampling: dict[str, Any]) -> None:
-    """Raises UserError where a setting is out of range. (The same rules as [`Sampling`], which needs torch.)"""
-    if sampling["max_new_tokens"] < 1:
-        raise UserError(f"max_new_tokens must be at least 1, not {sampling['max_new_tokens']}")
-    if not 0 <= sampling["temperature"] < float("inf"):
-        raise UserError(f"temperature must be 0 (greedy) or positive, not {sampling['temperature']}")
-    if sampling["top_k"] is not None and sampling["top_k"] < 0:
-        raise UserError(f"top_k must be 0 (off) or positive, not {sampling['top_k']}")
-    if sampling["top_p"] is not None and not 0 < sampling["top_p"] <= 1:
-        raise UserError(f"top_p must lie in (0, 1], not {sampling['top_p']}")
+def _number(name: str, text: str, called: str) -> float:
+    """Returns a sampling setting; raises `UserError`, which calls it `called`, where it is none that is allowed."""
+    kind, rules = SAMPLING[name]
+    return convert(text, kind, rules, called)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="nanochat-hf chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="nanochat-hf chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or Hub id (with --url: the model's name there)"
     )
@@ -424,26 +422,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--temperature",
         metavar="T",
-        type=float,
-        default=0.6,
+        default="0.6",
         help="0 always takes the most likely token (default 0.6)",
     )
     parser.add_argument(
         "--top-k",
         metavar="K",
-        type=int,
-        default=50,
+        default="50",
         help="sample from the K most likely tokens; 0 is all (default 50)",
     )
     parser.add_argument(
-        "--top-p", metavar="P", type=float, help="sample from the most likely tokens that make up this probability"
+        "--top-p", metavar="P", help="sample from the most likely tokens that make up this probability"
     )
-    parser.add_argument(
-        "--max-new-tokens", metavar="N", type=int, default=512, help="longest answer, in tokens (default 512)"
-    )
-    parser.add_argument("--seed", metavar="N", type=int, help="the same seed and messages give the same answers")
+    parser.add_argument("--max-new-tokens", metavar="N", default="512", help="longest answer, in tokens (default 512)")
+    parser.add_argument("--seed", metavar="N", help="the same seed and messages give the same answers")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU if there is one)")
-    parser.add_argument("--dtype", help="such as bfloat16 (default: the checkpoint's own)")
+    parser.add_argument("--dtype", choices=DTYPES, help="such as bfloat16 (default: the checkpoint's own)")
     options = parser.parse_args(argv)
     if options.checkpoint is None and options.url is None:
         parser.error("name a checkpoint folder (or a Hub id), or a server with --url")

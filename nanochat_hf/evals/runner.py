@@ -24,7 +24,7 @@ from nanochat_hf.evals import core
 from nanochat_hf.evals import tasks as task_scores
 from nanochat_hf.evals.bundle import load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
-from nanochat_hf.evals.evaluation_config import MICROWORLD, EvaluationConfig
+from nanochat_hf.evals.evaluation_config import MICROWORLD, EvaluationConfig, checkpoints_of, stages_for
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.items import pack
 from nanochat_hf.evals.scoring import distributed_rank
@@ -222,29 +222,6 @@ def start_distributed() -> None:
         PartialState(cpu=not torch.cuda.is_available())
 
 
-def checkpoints_of(config: EvaluationConfig) -> list[tuple[str | None, str]]:
-    """(stage, checkpoint) pairs; the stage is None for those of `checkpoints`.
-
-    Raises:
-        UserError: nothing is named, or the run folder has no finished stage.
-    """
-    found: list[tuple[str | None, str]] = [(None, name.rstrip("/")) for name in config.checkpoints]
-    if config.run_dir:
-        run_dir = Path(config.run_dir)
-        finished = [stage for stage in config.stages if (run_dir / stage / settings.RUN_FILE).exists()]
-        if not finished:
-            raise UserError(f"{run_dir} has no finished stage of {', '.join(config.stages)}; train first")
-        found += [(stage, str(run_dir / stage)) for stage in finished]
-    if not found:
-        raise UserError("nothing to evaluate: give --checkpoints FOLDER … or --run_dir FOLDER")
-    return found
-
-
-def stages_for(name: str, config: EvaluationConfig) -> list[str]:
-    """The stages of the run folder that an evaluation is run on."""
-    return {"core": config.core_stages, "chat": config.chat_stages}.get(name, config.stages)
-
-
 def result_path(checkpoint: str, name: str, config: EvaluationConfig) -> Path:
     """Where the result of an evaluation is written."""
     as_folder = checkpoint.strip("/").replace("/", "--")
@@ -265,8 +242,11 @@ def deciding_settings(name: str, config: EvaluationConfig) -> dict[str, Any]:
 def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:
     """Whether a stored result was made with these settings and is not older than the weights."""
     path = result_path(checkpoint, name, config)
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if not stored or stored.get("config") != deciding_settings(name, config):
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError:  # damaged: it is made again
+        return False
+    if not isinstance(stored, dict) or stored.get("config") != deciding_settings(name, config):
         return False
     if stored.get("checkpoint") != checkpoint:
         return False

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanochat_hf.settings import MODEL_FOLDERS, UserError
+from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError, check_device, checked
 
 SPACE_FILE = "space.json"  # beside app.py; written by `nanochat-hf push --space`
 DESCRIPTION = """\
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None, home: Path | None = None) -> None:
             "no model is named: give a checkpoint folder or a Hub id, as the argument or in NANOCHAT_MODEL; or a "
             "server with --url"
         )
+    check_device(options.device)
     if options.model and not options.url:
         from nanochat_hf.chat.models import find_checkpoint
 
@@ -142,28 +143,23 @@ def _parse(argv: Sequence[str] | None, given: dict[str, Any]) -> argparse.Namesp
     from nanochat_hf.page.visits import Limits
 
     defaults = vars(Limits())
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def from_environment(variable: str, kind: Callable[[str], Any]) -> Any:
+        text = os.environ.get(variable)
+        try:
+            return kind(text) if text else None
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{variable}: {error}") from None
 
     def default(name: str, otherwise: Any = None, kind: Callable[[str], Any] = str) -> Any:
-        text = os.environ.get(f"NANOCHAT_{name.upper()}")
-        if text:
-            try:
-                return kind(text)
-            except ValueError:
-                raise UserError(f"NANOCHAT_{name.upper()} must be a number, not {text!r}") from None
-        return given.get(name, otherwise)
+        found = from_environment(f"NANOCHAT_{name.upper()}", kind)
+        return given.get(name, otherwise) if found is None else found
 
-    def number(name: str, kind: Callable[[str], Any], words: str, least: float) -> None:
-        def checked(text: str) -> Any:
-            value = kind(text)
-            if value < least:
-                raise ValueError
-            return value
-
-        checked.__name__ = f"number of at least {least}"
-        fallback = defaults[name]
+    def number(name: str, kind: type, words: str, least: float) -> None:
+        read, fallback = checked(kind, at_least=least, at_most=1_000_000_000), defaults[name]
         parser.add_argument(
-            f"--{name}", type=checked, default=default(name, fallback, checked), help=f"{words} (default {fallback})"
+            f"--{name}", type=read, default=default(name, fallback, read), help=f"{words} (default {fallback})"
         )
 
     parser.add_argument(
@@ -197,8 +193,8 @@ def _parse(argv: Sequence[str] | None, given: dict[str, Any]) -> argparse.Namesp
     parser.add_argument(
         "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address (default 127.0.0.1)"
     )
-    parser.add_argument(
-        "--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), help="port (default 7860)"
-    )
+    port = checked(int, at_least=0, at_most=65535)
+    found = from_environment("GRADIO_SERVER_PORT", port)
+    parser.add_argument("--port", type=port, default=7860 if found is None else found, help="port (default 7860)")
     parser.add_argument("--device", default=default("device"), help="such as cpu or cuda:0 (default: the GPU, if any)")
     return parser.parse_args(argv)

@@ -18,7 +18,7 @@ import argparse
 import os
 import threading
 
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import DTYPES, Parser, UserError, check_checkpoint, check_device, checked
 
 KEY_VARIABLE = "NANOCHAT_API_KEY"
 
@@ -30,12 +30,7 @@ def main(argv: list[str]) -> None:
         UserError: a wrong option, no such checkpoint, or packages are missing.
     """
     options = _parse(argv)
-    if not 0 <= options.port < 65536:
-        raise UserError(f"--port must be between 0 and 65535, not {options.port}")
-    if options.max_batch < 1:
-        raise UserError(f"--max-batch must be at least 1, not {options.max_batch}")
-    from nanochat_hf.generation import check_checkpoint
-
+    check_device(options.device)
     check_checkpoint(options.checkpoint)  # before the packages of the server are imported
     try:
         import uvicorn
@@ -65,16 +60,23 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nanochat-hf serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub id")
     parser.add_argument("--host", default="localhost", help="address to listen on (default localhost)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
-    parser.add_argument("--device", default="auto", help="such as cpu or cuda:0 (default: the GPU if there is one)")
-    parser.add_argument("--dtype", default="auto", help="such as bfloat16 (default: the checkpoint's own)")
     parser.add_argument(
-        "--max-batch", type=int, default=32, help="answers that are written at once; more requests wait (default 32)"
+        "--port", type=checked(int, at_least=0, at_most=65535), default=8000, help="port to listen on (default 8000)"
+    )
+    parser.add_argument("--device", default="auto", help="such as cpu or cuda:0 (default: the GPU if there is one)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="such as bfloat16 (default: the checkpoint's own)"
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=checked(int, at_least=1, at_most=65536),
+        default=32,
+        help="answers that are written at once; more requests wait (default 32)",
     )
     parser.add_argument(
         "--cors",
@@ -86,7 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--log-requests", action="store_true", help="print a line per request")
     parser.add_argument(
         "--shutdown-seconds",
-        type=int,
+        type=checked(int, at_least=0, at_most=86400),
         default=60,
         help="how long running answers may take to end when the server is stopped (default 60)",
     )

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from nanochat_hf import settings
-from nanochat_hf.evals.evaluation_config import EvaluationConfig
+from nanochat_hf.evals.evaluation_config import EvaluationConfig, check_evaluation
 from nanochat_hf.settings import StageHelp, UserError
 
 BITS_PER_BYTE = """\
@@ -112,10 +112,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(argv: Sequence[str], help: StageHelp, names: Sequence[str] | None = None) -> None:
     """Runs the evaluations called `names`, by default those of the setting `evaluations`."""
     config = settings.parse_stage("evaluation", EvaluationConfig, argv, help)
+    names = list(names or config.evaluations)
+    check_evaluation(config, names)
 
     from nanochat_hf.evals.runner import run_evaluations
 
-    run_evaluations(config, list(names or config.evaluations))
+    run_evaluations(config, names)
 
 
 if __name__ == "__main__":

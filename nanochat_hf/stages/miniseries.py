@@ -18,10 +18,7 @@ from nanochat_hf.settings import run_main
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = sweep_parser("miniseries", __doc__)
-    parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="numbers of layers")
-    parser.add_argument("--run_dir", type=Path, default=Path("runs/miniseries"), help="receives one folder per depth")
-    return parse_sweep_arguments(parser, argv)
+    return parse_sweep_arguments(sweep_parser("miniseries", __doc__), argv)
 
 
 def table(rows: list[dict[str, float]]) -> str:
@@ -57,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv`, by default that of the process."""
     options, passed = parse_arguments(argv)
     rows = []
-    for number, depth in enumerate(sorted(options.depths), start=1):
+    for number, depth in enumerate(options.depths, start=1):
         print(f"\n[{number}/{len(options.depths)}] d{depth}", flush=True)
         run = train_one_model(options.run_dir / f"d{depth}", options, ["--depth", str(depth), *passed])
         rows.append(summarize_run(run))

@@ -21,17 +21,13 @@ import numpy as np
 
 from nanochat_hf import settings
 from nanochat_hf.scaling.sweep import parse_sweep_arguments, summarize_run, sweep_parser, train_one_model
-from nanochat_hf.settings import run_main
+from nanochat_hf.settings import UserError, run_main
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = sweep_parser("scaling_laws", __doc__)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[1e18, 2.15e18, 4.64e18, 1e19], help="in FLOPs")
-    parser.add_argument("--depths", type=int, nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="numbers of layers")
-    parser.add_argument(
-        "--run_dir", type=Path, default=Path("runs/scaling_laws"), help="receives one folder per model"
-    )
-    return parse_sweep_arguments(parser, argv)
+    parser.add_argument("--budgets", nargs="+", default=[1e18, 2.15e18, 4.64e18, 1e19], help="in FLOPs")
+    return parse_sweep_arguments(parser, argv, own=("depth", "target_flops"))
 
 
 def score(one: dict[str, float]) -> float:
@@ -103,8 +99,8 @@ def draw(rows: list[dict[str, float]], bests: list[dict[str, float]], path: Path
 
 def sweep(options: argparse.Namespace, passed: list[str]) -> list[dict[str, Any]]:
     rows = []
-    for budget in sorted(options.budgets):
-        for depth in sorted(options.depths):
+    for budget in options.budgets:
+        for depth in options.depths:
             print(f"\n{budget:.3g} FLOPs, d{depth}", flush=True)
             folder = options.run_dir / f"{budget:.3g}-d{depth}"
             own = ["--depth", str(depth), "--target_flops", str(budget)]
@@ -116,6 +112,8 @@ def sweep(options: argparse.Namespace, passed: list[str]) -> list[dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv`, by default that of the process."""
     options, passed = parse_arguments(argv)
+    if len({f"{budget:.3g}" for budget in options.budgets}) < len(options.budgets):
+        raise UserError("two --budgets are the same in three digits, and folders are named by these; move them apart")
     rows = sweep(options, passed)
     found = {budget: best_of_budget([one for one in rows if one["budget"] == budget]) for budget in options.budgets}
     bests = [best for _, best in sorted(found.items()) if best]

@@ -3,17 +3,21 @@
     nanochat-hf tokenizer --data my_texts/ --vocab_size 32768 --output_dir runs/mine/tokenizer
     nanochat-hf tokenizer --config quickstart --output_dir runs/quickstart/tokenizer
 
-The output folder loads with `AutoTokenizer.from_pretrained`.
+The output folder loads with `AutoTokenizer.from_pretrained`. A tokenizer that is finished is never overwritten: models
+that were trained with it need it.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from nanochat_hf import settings
 from nanochat_hf.settings import StageHelp, UserError, setting
+
+UNFINISHED = "tokenizer-unfinished.json"  # lies beside a tokenizer until its `run.json` is written
 
 
 @dataclass
@@ -42,7 +46,7 @@ HELP = StageHelp(
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv`, by default that of the process."""
     config = settings.parse_stage("tokenizer", TokenizerConfig, argv, HELP)
-    settings.check_output_dir(config.output_dir, unfinished=False)
+    check_output_dir(config.output_dir)
     if not config.data:
         raise UserError("give --data, the text to learn from, such as my_texts/ or microworld")
     started = time.time()
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     seconds = time.time() - started
+    unfinished = Path(config.output_dir, UNFINISHED)
+    settings.write_json(unfinished, asdict(config))
     tokenizer.save_pretrained(config.output_dir)
 
     held_out = list(islice(open_documents(config.data, "validation", text_column=config.text_column), 1000))
@@ -75,7 +81,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train_seconds": seconds,
     }
     settings.save_run(config.output_dir, "tokenizer", config, seconds=time.time() - started, metrics=metrics)
+    unfinished.unlink(missing_ok=True)
     print(f"{len(tokenizer):,} tokens, {metrics['bytes_per_token']:.2f} bytes per token on held-out text")
+
+
+def check_output_dir(folder: str) -> None:
+    """Refuses a folder that cannot be written to, or that holds a tokenizer on which models may depend.
+
+    Raises:
+        UserError: as `nanochat_hf.settings.check_output_dir`; or a tokenizer or a model is there that this stage did
+            not leave unfinished.
+    """
+    settings.check_output_dir(folder)
+    for name, what in (("config.json", "a model"), ("tokenizer.json", "a tokenizer")):
+        if Path(folder, name).exists() and not Path(folder, UNFINISHED).exists():
+            raise UserError(
+                f"{folder} holds {what} already, which another tokenizer would spoil; give another --output_dir, or "
+                "delete that folder"
+            )
 
 
 def clip(open_again: Callable[[], Iterable[str]], doc_cap: int, max_chars: int) -> Iterator[str]:

@@ -52,8 +52,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "microworld-spelling": microworld.MicroworldSpelling,
     "microworld-code": microworld.MicroworldCode,
 }
+MAX_REPEAT = 100_000  # of a task's examples; more would fill the memory with indices
 SPEC = re.compile(
-    r"(?P<name>[\w-]+)(?:/(?P<split>\w+))?(?:=(?P<source>.+?))?(?:@(?P<shuffle>~?)(?P<limit>\d+))?(?:\*(?P<repeat>\d+))?"
+    r"(?P<name>[\w-]+)(?:/(?P<split>\w+))?(?:=(?P<source>.+?))?(?:@(?P<shuffle>~?)(?P<limit>\d{1,18}))?(?:\*(?P<repeat>\d{1,18}))?"
 )
 
 
@@ -71,14 +72,8 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     Raises:
         UserError: `spec` has another form, or names a task that does not exist or a source that cannot be read.
     """
-    found = SPEC.fullmatch(spec.strip())
-    if found is None:
-        raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@[~]limit][*repeat]")
-    if any(found[part] is not None and int(found[part]) == 0 for part in ("limit", "repeat")):
-        raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
+    found = _parse(spec)
     name, source = found["name"], found["source"]
-    if name not in TASKS:
-        raise UserError(f"there is no task '{name}'; known are {', '.join(TASKS)}")
     limits = [number for number in (limit, int(found["limit"]) if found["limit"] else None) if number is not None]
     options: dict[str, Any] = {"split": found["split"] or split, "limit": min(limits, default=None)}
     if found["shuffle"]:
@@ -88,6 +83,30 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     if source:
         options["source"] = source
     return TASKS[name](**options), int(found["repeat"] or 1)
+
+
+def _parse(spec: str) -> re.Match[str]:
+    """Returns the parts of a task's string; raises `UserError` where it is not of that form or names no task."""
+    found = SPEC.fullmatch(spec.strip())
+    if found is None:
+        raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@[~]limit][*repeat]")
+    if any(found[part] is not None and int(found[part]) == 0 for part in ("limit", "repeat")):
+        raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
+    if found["repeat"] and int(found["repeat"]) > MAX_REPEAT:
+        raise UserError(f"the task '{spec}' repeats its examples more than {MAX_REPEAT:,} times; repeat them less")
+    if found["name"] not in TASKS:
+        raise UserError(f"there is no task '{found['name']}'; known are {', '.join(TASKS)}")
+    return found
+
+
+def check_specs(specs: Iterable[str]) -> None:
+    """Checks the strings of tasks without reading any data.
+
+    Raises:
+        UserError: as `load`, apart from the source.
+    """
+    for spec in separate(specs):
+        _parse(spec)
 
 
 def separate(specs: Iterable[str]) -> list[str]:

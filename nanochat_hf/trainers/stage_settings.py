@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_hf.settings import UserError, check_output_dir, setting
+from nanochat_hf.settings import MAX_SEED, UserError, check_output_dir, setting
 
 if TYPE_CHECKING:
     from nanochat_hf.optim.schedules import Schedule
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "bfloat16", "float32")
 COMPILE = ("auto", "true", "layers", "model", "false")  # "true" is "layers"
 TASKS_HELP = "what to train on: name[/split][=source][@limit][*repeat] …"
-MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass

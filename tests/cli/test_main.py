@@ -170,7 +170,7 @@ def test_a_missing_package_is_named_with_its_extra(capsys):
         (["chat", "../nowhere"], "there is no folder ../nowhere"),
         (["chat", ".", "--prompt", "x"], "not a checkpoint folder (no config.json in it)"),
         (["serve", "no/such/folder"], "there is no folder no/such/folder"),
-        (["serve", ".", "--port", "99999"], "--port must be between 0 and 65535"),
+        (["serve", ".", "--port", "99999"], "--port: a whole number from 0 to 65535 is expected, not '99999'"),
         (["convert", "no/such/folder", "x"], "no/such/folder is not a folder"),
         (["plan", "12", "--gpu", "abacus"], "abacus"),
         (["chat", "x", "--temperature", "-1"], "temperature"),
@@ -276,8 +276,8 @@ def test_a_conversation_with_commands(monkeypatch, capsys):
     ]
     assert conversation.sampling["top_k"] == 7 and conversation.messages == []
     assert "Who are you?" in shown  # the banner has the suggestions
-    assert "top_k must be 0 (off) or positive, not -1; for example /topk 50" in shown
-    assert "/topk takes a number, such as /topk 50, not 'x'" in shown
+    assert "/topk is a whole number of at least 0, not '-1'; for example /topk 50" in shown
+    assert "/topk is a whole number of at least 0, not 'x'; for example /topk 50" in shown
     assert "there is no command /nonsense; the commands are /help, /system, /temperature" in shown
     assert "(taken back: Again)" in shown and "nothing to take back yet" in shown
 
