@@ -18,7 +18,7 @@ import argparse
 import os
 import threading
 
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, find_checkpoint
 
 KEY_VARIABLE = "NANOCHAT_API_KEY"
 
@@ -34,9 +34,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--port must be between 0 and 65535, not {options.port}")
     if options.max_batch < 1:
         raise UserError(f"--max-batch must be at least 1, not {options.max_batch}")
-    from nanochat_hf.generation import check_checkpoint
-
-    check_checkpoint(options.checkpoint)  # before the packages of the server are imported
+    find_checkpoint(options.checkpoint)  # before torch and the packages of the server are imported
     try:
         import uvicorn
 

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from nanochat_hf.chat import LocalModel, read_message
-from nanochat_hf.chat.models import answer_reserve, clean, find_checkpoint
-from nanochat_hf.settings import UserError
+from nanochat_hf.chat.models import answer_reserve, clean
+from nanochat_hf.settings import UserError, find_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -539,3 +539,19 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path):
         command.main([str(tmp_path)])
     with pytest.raises(UserError, match="there is no folder"):
         command.main([str(tmp_path / "nothing")])
+
+
+@pytest.mark.parametrize("words", [("serve",), ("chat", "--prompt", "Hi"), ("space",)], ids=" ".join)
+def test_a_mistyped_checkpoint_is_refused_before_torch_is_imported(words):
+    program = (
+        "import sys\n"
+        "from nanochat_hf.cli.main import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    assert not {'torch', 'transformers', 'uvicorn', 'gradio'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, words[0], "no/such/folder", *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: there is no folder no/such/folder") and done.stderr.count("\n") == 1
