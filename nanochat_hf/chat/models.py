@@ -103,10 +103,8 @@ class LocalModel:
         """See [`Model.fit`]. A system message always stays."""
         from nanochat_hf.generation import fit_conversation
 
-        reserved = answer_reserve(messages, self.context_length, max_new_tokens)
-        # The function that drops turns compares roles and texts only.
-        plain = [for_model(message) for message in messages]
-        kept, dropped = fit_conversation(self.tokenizer, plain, self.context_length, reserved)
+        known = [{**for_model(message), "token_ids": message.get("token_ids")} for message in messages]
+        kept, dropped = fit_conversation(self.tokenizer, known, self.context_length, max_new_tokens)
         system = len(messages) > 0 and messages[0]["role"] == "system"
         rest = list(messages[1:] if system else messages)[dropped:]
         assert len(kept) == len(rest) + system
@@ -126,17 +124,6 @@ class LocalModel:
             else:
                 rollout = chunk.rollout
                 yield Answer(rollout.messages[0]["content"], rollout.finish_reason, list(rollout.token_ids))
-
-
-def answer_reserve(messages: Sequence[Message], context_length: int, max_new_tokens: int) -> int:
-    """Returns how many tokens of the context to keep free for the next answer.
-
-    It is a quarter of the context, or more if an earlier answer of this conversation was longer; never more than half
-    of the context or than `max_new_tokens`. (To reserve all of `max_new_tokens` would cost short contexts their
-    history: answers are seldom that long.)
-    """
-    longest = max((len(message.get("token_ids") or ()) for message in messages), default=0)
-    return min(max_new_tokens, context_length // 2, max(context_length // 4, longest))
 
 
 def for_model(message: Message) -> Message:

@@ -1,4 +1,7 @@
-"""The command line of `nanochat-hf space` and `space/app.py`. On a Space the same settings come from `space.json` and the environment."""
+"""The command line of `nanochat-hf space` and `space/app.py`.
+
+On a Space the same settings come from `space.json` and the environment.
+"""
 
 import argparse
 import importlib

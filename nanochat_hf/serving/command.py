@@ -32,8 +32,9 @@ def main(argv: list[str]) -> None:
     options = _parse(argv)
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be between 0 and 65535, not {options.port}")
-    if options.max_batch < 1:
-        raise UserError(f"--max-batch must be at least 1, not {options.max_batch}")
+    for name in ("max_batch", "max_waiting"):
+        if (value := getattr(options, name)) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     find_checkpoint(options.checkpoint)  # before torch and the packages of the server are imported
     try:
         import uvicorn
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     from nanochat_hf.serving.engine import Engine
 
     model, tokenizer = load_checkpoint(options.checkpoint, device=options.device, dtype=options.dtype)
-    engine = Engine(model, tokenizer, max_batch=options.max_batch)
+    engine = Engine(model, tokenizer, max_batch=options.max_batch, max_waiting=options.max_waiting)
     key = os.environ.get(KEY_VARIABLE) or None
     app = build_app(engine, options.checkpoint, api_key=key, origins=options.cors)
     uvicorn.run(
@@ -73,6 +74,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="such as bfloat16 (default: the checkpoint's own)")
     parser.add_argument(
         "--max-batch", type=int, default=32, help="answers that are written at once; more requests wait (default 32)"
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        default=256,
+        help="prompts that may wait; while so many do, requests get status 503 and a time to try again (default 256)",
     )
     parser.add_argument(
         "--cors",

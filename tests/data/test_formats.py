@@ -250,7 +250,7 @@ REFUSED = {
     "list.jsonl": (b'["a"]\n["b"]\n', r'line 1 is a list, not an object such as {"text": "..."}'),
     "chat.jsonl": (
         b'{"messages": [{"role": "user", "content": "hi"}]}\n',
-        r"holds conversations .*nanochat-hf sft --tasks",
+        r"conversations .*nanochat-hf sft --tasks",
     ),
     "change.jsonl": (b'{"text": "a"}\n{"content": "b"}\n', "line 2 has no 'text' but 'content'"),
     "type.jsonl": (b'{"text": "a"}\n{"text": ["b"]}\n', "line 2: 'text' is not text but list"),

@@ -72,7 +72,7 @@ def servers(checkpoints, tmp_path_factory):
     stock = "from transformers.cli.transformers import main; main()"
     commands = {
         "ours": [*ours, "--device", "cpu"],
-        "guarded": [*ours, "--device", "cpu", "--cors", "https://example.org", "--max-batch", "2"],
+        "guarded": [*ours, "--device", "cpu", "--cors", "https://example.org", "--max-batch", "2", "--max-waiting", "6"],
         "transformers": [sys.executable, "-c", stock, "serve", str(checkpoints / "export"), "--device", "cpu"],
     }
     logs = tmp_path_factory.mktemp("logs")
@@ -452,6 +452,28 @@ def test_who_goes_away_frees_the_place(servers):
     assert "nanochat_running 0\n" in metrics and "nanochat_waiting 0\n" in metrics
     cancelled = [line for line in metrics.splitlines() if line.startswith("nanochat_requests_cancelled_total ")]
     assert cancelled and float(cancelled[0].split()[1]) >= 4
+
+
+def test_a_full_queue_is_an_error_that_clients_try_again(servers):
+    """Six prompts may wait in the guarded server, whose batch has two rows; a request alone may have more."""
+    address, headers = servers["guarded"], {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    long = json.dumps({"prompt": ["a"] * 60, "max_tokens": 240, "stream": True})
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    connection.request("POST", "/v1/completions", long, headers)
+    connection.getresponse().read(100)  # two are being written, 58 wait
+    body = {"messages": HELLO, "max_tokens": 1}
+    for route, asked in (("/v1/chat/completions", body), ("/v1/completions", {"prompt": [1]}), ("/", {"inputs": "x"})):
+        request = urllib.request.Request(address + route, json.dumps(asked).encode(), headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        answer = json.loads(refused.value.read())
+        assert refused.value.code == 503 and 1 <= int(refused.value.headers["retry-after"]) <= 60
+        error = {"message": answer["error"], "type": answer["error_type"]} if route == "/" else answer["error"]
+        assert "requests wait already" in error["message"] and error["type"].startswith("overloaded")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=8)
+    threading.Timer(0.5, lambda: (connection.sock.shutdown(socket.SHUT_RDWR), connection.close())).start()
+    answer = client.chat.completions.create(model="any", **body)  # OpenAI's client waits and asks again
+    assert answer.usage.completion_tokens == 1
 
 
 def guarded_get(address, route):
