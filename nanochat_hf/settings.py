@@ -63,6 +63,19 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromke
 EXTRAS = dict.fromkeys(
     ("accelerate", "datasets", "fsspec", "matplotlib", "psutil", "pyarrow", "torchao", "trl"), "train"
 ) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
+# Subcommands → the scripts of a clone that run the same code.
+SCRIPT_FOLDERS = ("training", "evaluation", "space")
+SCRIPTS = {
+    "train": "training/speedrun.py",
+    "data shards": "training/make_shards.py",
+    "evaluate": "evaluation/stages.py",
+    "space": "space/app.py",
+    **{
+        name: f"training/{name}.py"
+        for name in ("tokenizer", "pretrain", "midtrain", "sft", "rl", "miniseries", "scaling_laws", "report")
+    },
+    **{f"evaluate {name}": f"evaluation/{name}.py" for name in ("bits_per_byte", "core", "chat", "tokenizer")},
+}
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
 if TYPE_CHECKING:
@@ -506,6 +519,45 @@ def check_device(name: str | None) -> None:
         raise UserError(f"there is no device {name!r}; use auto, cpu, cuda, cuda:1 (another GPU) or mps")
 
 
+def find_checkpoint(checkpoint: str | Path, revision: str | None = None) -> None:
+    """Checks quickly that a checkpoint exists, so that a mistyped path is answered at once.
+
+    A name that could be an id of the Hub is looked up there once, for a few seconds, unless it is in the cache.
+
+    Raises:
+        UserError: there is no such folder, and no such model on the Hub.
+    """
+    check_checkpoint(checkpoint)
+    folder, name = Path(checkpoint), str(checkpoint)
+    if folder.exists():
+        return
+    first, _, rest = name.partition("/")
+    if rest and Path(first).is_dir():
+        inside = sorted(path.name for path in Path(first).iterdir() if path.is_dir() and path.name[:1] != ".")
+        hint = f"{first} holds {', '.join(inside[:8])}" if inside else f"{first} is empty"
+        raise UserError(f"there is no folder {name}: {hint}; give a checkpoint folder, or the id of a Hub model")
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    advice = "give a checkpoint folder such as runs/quickstart/rl, or the id of a Hub model"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"there is no folder {name}, and the Hub is switched off (HF_HUB_OFFLINE); {advice}")
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import get_session
+
+    address = f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{revision}" if revision else "")
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        status = get_session().get(address, headers=headers, timeout=5, follow_redirects=True).status_code
+    except Exception as error:  # of the client that huggingface_hub uses: no network, no such host, a timeout
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"there is no folder {name}, and the Hub cannot be reached ({reason}); {advice}") from None
+    if status in (401, 403, 404):
+        raise UserError(f"there is no folder {name}, and no such model on the Hub that you may read; {advice}")
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON so that a reader sees either the old file or the complete new one."""
     path = Path(path)
@@ -632,7 +684,7 @@ class StageParser(Parser):
 
     def format_help(self) -> str:
         """The text of `--help`, or with `everything` that of `--help-all`."""
-        text = self.help.text.strip().replace(f"nanochat-hf {self.help.command} ", f"{self.prog} ")
+        text = as_typed(self.help.text.strip())
         parts = [f"usage: {self.prog} [--config RECIPE] [--SETTING VALUE ...]"] + ([text] if text else [])
         parts += [
             f"{title}\n" + "\n".join(line for name in names for line in self._option(*self.lines[name]))
@@ -678,11 +730,22 @@ class _ShowAll(argparse.Action):
 
 
 def program(command: str) -> str:
-    """How this process was called: `python training/sft.py`, or `nanochat-hf` and the subcommand."""
+    """A command as this user types it: `python training/sft.py` after a script of a clone, else `nanochat-hf sft`.
+
+    Args:
+        command: the subcommand of `nanochat-hf`, such as `"sft"` or `"evaluate core"`; the running one or another.
+    """
     script = Path(sys.argv[0])
-    if script.suffix == ".py" and script.parent.name in ("training", "evaluation"):
-        return f"python {sys.argv[0]}"
+    clone = script.parent.parent
+    if script.suffix == ".py" and script.parent.name in SCRIPT_FOLDERS and command in SCRIPTS:
+        return f"python {clone / SCRIPTS[command]}"
     return f"nanochat-hf {command}"
+
+
+def as_typed(text: str) -> str:
+    """Returns a text whose commands, such as `nanochat-hf sft`, are as this user types them: see [`program`]."""
+    names = "|".join(sorted(SCRIPTS, key=len, reverse=True))
+    return re.sub(rf"\bnanochat-hf ({names})(?=\s|$)", lambda found: program(found[1]), text)
 
 
 RECIPE_HELP = "YAML file, or a name that `nanochat-hf recipes` lists; its sections common: and this stage's are read"

@@ -167,8 +167,7 @@ def _data(argv: list[str]) -> None:
 def _space(argv: list[str]) -> None:
     from nanochat_hf.page.command import main
 
-    sys.argv = ["nanochat-hf space", *argv]  # argparse calls the program so
-    main()
+    main(argv)
 
 
 def _chat(argv: list[str]) -> None:
@@ -193,7 +192,7 @@ def _plan(argv: list[str]) -> None:
     parser = Parser(
         prog="nanochat-hf plan",
         description="Says what pretraining at a depth will need: parameters, tokens, memory, time and money.\n"
-        "Settings of training/pretrain.py are spelled as there; dashes work too.",
+        "Settings of nanochat-hf pretrain are spelled as there; dashes work too.",
         epilog="examples\n"
         "  nanochat-hf plan 24 --gpus 8 --gpu h100\n"
         "  nanochat-hf plan 12 --gpus 1 --gpu 'rtx 4090' --device_batch_size 8\n"

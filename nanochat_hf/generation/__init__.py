@@ -28,7 +28,6 @@ from nanochat_hf.generation.batch import generate_with_tools
 from nanochat_hf.generation.loading import (
     DEFAULT_CONTEXT_LENGTH,
     allow_tf32,
-    check_checkpoint,
     context_length_of,
     load_checkpoint,
     pick_device,
@@ -44,7 +43,6 @@ __all__ = [
     "Rollout",
     "Sampling",
     "allow_tf32",
-    "check_checkpoint",
     "context_length_of",
     "fit_conversation",
     "generate_with_tools",

@@ -189,7 +189,7 @@ def details_section(models: list[Stage]) -> Iterator[str]:
 
 
 def tokenizer_section(tokenizer: Stage) -> Iterator[str]:
-    """What training the tokenizer gave, and the comparison of evaluation/tokenizer.py."""
+    """What training the tokenizer gave, and the comparison of the tokenizer's evaluation."""
     metrics = (tokenizer.run or {}).get("metrics") or {}
     if metrics:
         yield "## Tokenizer"

@@ -1,4 +1,4 @@
-"""Builds what training/pretrain.py needs from its settings: arguments, depth dial, model and trainer.
+"""Builds what pretraining needs from its settings: arguments, depth dial, model and trainer.
 
 `config` is always that script's `PretrainConfig`.
 """
@@ -16,7 +16,7 @@ from nanochat_hf.data.loader import PackedLoader, ValidationBatches
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
 from nanochat_hf.trainers import callbacks, checkpoints, compilation, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
@@ -69,7 +69,7 @@ def load_tokenizer(folder: str) -> Any:
         raise UserError(f"the tokenizer in {folder} cannot be loaded ({reason}); make it again") from None
     if tokenizer.bos_token_id is None:
         raise UserError(
-            f"the tokenizer in {folder} has no token that begins a document; make one with training/tokenizer.py"
+            f"the tokenizer in {folder} has no token that begins a document; make one with {program('tokenizer')}"
         )
     return tokenizer
 

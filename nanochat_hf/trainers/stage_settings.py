@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_hf.settings import MAX_SEED, UserError, check_output_dir, setting
+from nanochat_hf.settings import MAX_SEED, UserError, check_output_dir, program, setting
 
 if TYPE_CHECKING:
     from nanochat_hf.optim.schedules import Schedule
@@ -142,7 +142,7 @@ def check_pretraining(config: Any) -> None:
     """
     if not config.tokenizer or not Path(config.tokenizer, "tokenizer.json").exists():
         raise UserError(
-            f"there is no tokenizer in {config.tokenizer or 'the empty path'!r}; make one with training/tokenizer.py "
+            f"there is no tokenizer in {config.tokenizer or 'the empty path'!r}; make one with {program('tokenizer')} "
             "and give its folder as --tokenizer"
         )
     if config.output_dir or not config.dry_run:
