@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reading |= {"sequence_length": config.sequence_length, "rows": rows, "validate": config.eval_every > 0}
         print(describe_data(config.data, tokenizer, **reading), flush=True)
     set_seed(config.seed)
-    model = pretraining_setup.build_model(config, tokenizer)
+    model = pretraining_setup.build_model(config, tokenizer, arguments.device)
     trainer = pretraining_setup.build_trainer(config, arguments, model, tokenizer, dial, batch, schedule)
     stage.train(trainer, resume=config.resume)
     measure = partial(pretraining_setup.final_metrics, trainer, dial)

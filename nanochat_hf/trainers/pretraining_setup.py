@@ -117,7 +117,7 @@ def plan(config: Any, tokenizer: Any, arguments: TrainingArguments) -> tuple[Any
     world = arguments.world_size
     dial, batch = _dial_and_batch(config, len(tokenizer), world)
     if config.auto_device_batch and not config.dry_run:
-        make_model = partial(build_model, config, tokenizer)
+        make_model = partial(build_model, config, tokenizer, arguments.device)
         config.device_batch_size = largest_device_batch(dial, world, arguments.device, make_model, arguments.bf16)
         dial, batch = _dial_and_batch(config, len(tokenizer), world)
     if config.fp8 and not config.dry_run:
@@ -157,11 +157,16 @@ def build_schedule(config: Any, dial: Any) -> Schedule:
     return Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
 
 
-def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
-    """A newly initialised model whose control tokens are the tokenizer's."""
+def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHFForCausalLM:
+    """A newly initialised model whose control tokens are the tokenizer's.
+
+    It is made on its device: several processes per machine would otherwise each need its memory on the CPU. The same
+    seed gives the same weights in every process, on the same kind of device.
+    """
     try:
         model_config = _model_config(config, tokenizer)
-        model = NanochatHFForCausalLM(model_config)
+        with device:
+            model = NanochatHFForCausalLM(model_config)
     except ValueError as error:
         raise UserError(str(error)) from None
     except (RuntimeError, MemoryError) as error:
