@@ -21,6 +21,7 @@ from nanochat_hf.settings import UserError
 GROUP_SIZE = 1024  # documents per group where the file has no groups of its own; also upstream's row group size
 GROUP_CHARS = 1 << 26  # a group ends where it has so many characters, which 1,024 ordinary documents never have
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz", *(f".tar{end}" for end in COMPRESSIONS))
 # How a file is read, by the end of its name.
 KINDS = {
     ".parquet": "parquet",
@@ -50,6 +51,15 @@ def file_format(path: str | os.PathLike) -> str | None:
 def has_no_ending(path: str | os.PathLike) -> bool:
     """Returns whether the name of a file says nothing about its format, as in `corpus`, `corpus.gz` or `part.0001`."""
     return not ENDING.fullmatch(Path(_without_compression(path)[0]).suffix)
+
+
+def is_archive(path: str | os.PathLike) -> bool:
+    """Returns whether the name is that of a file that holds other files."""
+    return Path(path).name.lower().endswith(ARCHIVES)
+
+
+def _why_unknown(path: Path) -> str:
+    return "an archive: unpack it" if is_archive(path) else "no known format"
 
 
 def _without_compression(path: str | os.PathLike) -> tuple[str, bool]:
@@ -100,6 +110,10 @@ def read_groups(
         UserError: the file is missing, empty, truncated, of another format, or has no such column.
     """
     with errors_as_sentences(path):
+        if is_archive(path):
+            raise UserError(f"{path} is an archive; unpack it, and give the folder")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path} is not a regular file; write its text into a file first")
         kind = file_format(path)
         if kind is None and has_no_ending(path):
             kind = format_by_content(path)
@@ -197,7 +211,7 @@ def divide_by_format(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str
     why = {path: description(path.name) for path in paths}
     for path in paths:
         if not why[path] and not file_format(path) and not has_no_ending(path):
-            why[path] = "no known format"
+            why[path] = _why_unknown(path)
     return [path for path in paths if not why[path]], [(path.name, reason) for path, reason in why.items() if reason]
 
 
@@ -238,7 +252,7 @@ def list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         elif has_no_ending(path):
             unknown.append(path)
         else:
-            left_out.append((inside.as_posix(), "no known format"))
+            left_out.append((inside.as_posix(), _why_unknown(path)))
     if not known:
         with_content = [path for path in unknown if os.path.getsize(path) and format_by_content(path)]
         known, unknown = with_content, [path for path in unknown if path not in with_content]
@@ -337,6 +351,8 @@ def errors_as_sentences(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path} does not exist; check the path") from None
     except PermissionError:
         raise UserError(f"{path} may not be read by you; change its permissions or remove it") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read; remove it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} holds text that is not UTF-8 ({error.reason}); write it again as UTF-8") from None
     except (OSError, ValueError, EOFError, lzma.LZMAError, MemoryError) as error:  # pyarrow's errors are among these

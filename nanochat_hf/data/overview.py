@@ -4,6 +4,7 @@ A small source on disk (below `COUNTED_BYTES`) is read once for it: its document
 tokenizer, also its rows. Of a larger source, and of one on the Hub, only names and sizes are known.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nanochat_hf.data.files import file_format
 from nanochat_hf.data.found import VALIDATION_EVERY, DataFile, FoundSource, LocalFile, SplitOfFile, find_source
 from nanochat_hf.data.packing import REFILL_DOCUMENTS, Packing, pack_best_fit
 from nanochat_hf.data.sources import DocumentStream, OnBadFile, check_on_bad_file, parse_sources
@@ -22,6 +24,7 @@ COUNTED_BYTES = 1 << 26  # a source of more bytes, or of more characters, is not
 # Text that is seen up to four times teaches almost as much as new text (Muennighoff et al., arXiv:2305.16264).
 FEW_TIMES = 4
 FULL_SHARE = 0.95  # rows that hold a smaller share of the tokens are said
+CHECKED_FILES = 100  # of plain text, whose first line is looked at
 NAMED_FILES = 5  # files that are left out are named up to this number for each reason
 
 
@@ -77,6 +80,7 @@ def describe_data(
         counts = _count(found, on_bad_file)
         table += _table_rows(found.name, counts)
         notes += _left_out(found)
+        notes += _rows_named_as_text(found)
         if len(named) > 1:
             notes.append(f"{found.name}: {weight / total:.0%} of the training text")
         train, validation = counts
@@ -171,6 +175,27 @@ def _left_out(found: FoundSource) -> Iterator[str]:
         more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
         line = f"left out ({why}): {', '.join(names[:NAMED_FILES])}{more}"
         yield line.encode(errors="replace").decode()  # a name may have bytes that are not UTF-8
+
+
+def _rows_named_as_text(found: FoundSource) -> Iterator[str]:
+    """Yields a warning if files of plain text hold JSON lines, whose keys and quotes would be learned as text."""
+    parts = [file.file if isinstance(file, SplitOfFile) else file for file in (*found.train, *found.validation)]
+    paths = dict.fromkeys(file.path for file in parts if isinstance(file, LocalFile))
+    texts = [path for path in paths if file_format(path) == "text"]
+    names = [path.name for path in texts[:CHECKED_FILES] if _begins_with_json(path)]
+    if names:
+        line = f"warning: {names[0]} looks like JSON lines and is read as plain text; "
+        line += "name it .jsonl to train on its texts"
+        yield line.encode(errors="replace").decode()
+
+
+def _begins_with_json(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            line = file.readline(1 << 20)
+        return isinstance(json.loads(line), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _repetition(

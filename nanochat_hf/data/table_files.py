@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from nanochat_hf.data.decoding import MAX_ROW_CHARS
@@ -40,7 +41,7 @@ def find_column(
         UserError: there is no such column, or it cannot be told.
     """
     columns, texts, maybe = list(columns), list(texts), list(maybe)
-    names = ", ".join(columns) or "none"
+    names = _few(columns)
     if wanted is not None:
         if wanted in texts or wanted in maybe:
             return wanted
@@ -56,7 +57,15 @@ def find_column(
         raise UserError(f"{path} holds conversations (it has: {names}); train on them with {program('sft')} --tasks")
     if len(texts) == 1:
         return texts[0]
+    if not texts:
+        raise UserError(f"{path}: no column holds text (it has: {names}); write the text itself into a column 'text'")
     raise UserError(f"{path}: cannot tell which column is the text (it has: {names}); name it as text_column")
+
+
+def _few(names: list[str]) -> str:
+    """Some names, for an error."""
+    shown = [name if len(name) <= 40 else f"{name[:40]}…" for name in names[:8]]
+    return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
 # ---- parquet and Arrow -------------------------------------------------------------
@@ -399,6 +408,8 @@ def csv_table(lines: Iterator[str], path: Any) -> tuple[list[str], Iterator[tupl
     """
     first = next((line for line in lines if line.strip()), "")
     separator = max(SEPARATORS, key=first.count) if any(mark in first for mark in SEPARATORS) else ","
+    if "\t" in first and ".tsv" in "".join(Path(path).suffixes).lower():
+        separator = "\t"
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # written by Excel
         separator, first = first.strip()[4], next(lines, "")
     reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
@@ -443,10 +454,10 @@ def _csv_column(path: Any, columns: list[str], rows: list[list[str]], wanted: st
         return [row[index] for row in rows if index < len(row) and row[index].strip()]
 
     texts = [name for i, name in enumerate(columns) if not values(i) or not all(map(_is_number, values(i)))]
-    column = find_column(f"{path}, line 1", columns, texts, wanted, columns)
-    if wanted is None and column.strip().lower() not in TEXT_COLUMNS and len(column.split()) > 3:
+    known = wanted is not None or any(name.strip().lower() in TEXT_COLUMNS for name in columns)
+    if not known and any(len(name.split()) > 3 or _is_number(name) for name in columns):
         raise UserError(f"{path}, line 1 looks like text, not like names of columns; add a first line such as text")
-    return column
+    return find_column(f"{path}, line 1", columns, texts, wanted, columns)
 
 
 def _is_number(text: str) -> bool:

@@ -13,13 +13,13 @@ folder. One that is missing there is reported as absent.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from nanochat_hf import settings
 from nanochat_hf.report.markdown import text_table
-from nanochat_hf.settings import StageHelp, UserError
+from nanochat_hf.settings import StageHelp, UserError, setting
 
 SAMPLES = Path(__file__).with_name("samples")
 HUB_NAMES = {"gpt2": "openai-community/gpt2"}
@@ -32,22 +32,21 @@ OWN = "this tokenizer"  # the column of the measured tokenizer
 class TokenizerEvaluationConfig:
     """The settings of this evaluation."""
 
-    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub id of the tokenizer to measure"})
-    run_dir: str | None = field(default=None, metadata={"help": "run folder whose tokenizer/ is measured"})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "folder that gets eval/tokenizer.json; default: the tokenizer's folder"}
+    tokenizer: str | None = setting(None, "folder or Hub id of the tokenizer to measure", path=True)
+    run_dir: str | None = setting(None, "run folder whose tokenizer/ is measured", path=True)
+    output_dir: str | None = setting(
+        None, "folder that gets eval/tokenizer.json; default: the tokenizer's folder", path=True
     )
-    compare: list[str] = field(
-        default_factory=lambda: ["gpt2", "cl100k_base"],
-        metadata={"help": "tokenizers to compare with: tiktoken's names, Hub ids in the cache, or folders"},
+    compare: list[str] = setting(
+        ["gpt2", "cl100k_base"],
+        "tokenizers to compare with: tiktoken's names, Hub ids in the cache, or folders",
+        path=True,
+        commas=True,
     )
-    data: str | None = field(
-        default=None,
-        metadata={"help": "source (a folder, a Hub id …) whose validation documents are measured as well"},
-    )
-    max_documents: int = field(default=500, metadata={"help": "number of documents of --data"})
-    files: list[str] = field(
-        default_factory=list, metadata={"help": "your own text files or folders; each is a row of the table"}
+    data: str | None = setting(None, "source (a folder, a Hub id …) whose validation documents are measured as well")
+    max_documents: int = setting(500, "number of documents of --data; -1: all", at_least=1, also=[-1])
+    files: list[str] = setting(
+        [], "your own text files or folders; each is a row of the table", path=True, commas=True
     )
 
 
@@ -63,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(config.output_dir or name)
     if not config.output_dir and not folder.is_dir():
         raise UserError(f"{name} is not a folder; give the tokenizer's folder, or also --output_dir for a Hub id")
+    settings.check_output_dir(folder, unfinished=False)
     started = time.time()
     texts = read_texts(config)
 
@@ -101,7 +101,8 @@ def read_texts(config: TokenizerEvaluationConfig) -> dict[str, list[str]]:
     names = ("prose", "code", "maths", "korean", "science")
     texts = {name: [(SAMPLES / f"{name}.txt").read_text(encoding="utf-8")] for name in names}
     if config.data:
-        texts[config.data] = list(islice(open_documents(config.data, "validation"), config.max_documents))
+        documents = open_documents(config.data, "validation")
+        texts[config.data] = list(documents if config.max_documents < 0 else islice(documents, config.max_documents))
     for path in config.files:
         texts[path] = list(read_documents(path))
     for name, some in texts.items():

@@ -10,7 +10,10 @@ Each stage is a process of its own and writes a checkpoint folder. Finished stag
 again after an interruption. The recipe's section with the stage's name holds its settings.
 """
 
+import contextlib
+import importlib
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -19,11 +22,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanochat_hf import settings
 from nanochat_hf.settings import LAUNCH_FILES, StageHelp, UserError, find_recipe, setting
 
 MICROWORLD = "microworld"  # the built-in bundle
+CONFIGS = {
+    "tokenizer": "TokenizerConfig",
+    "pretrain": "PretrainConfig",
+    "midtrain": "MidtrainConfig",
+    "sft": "SFTStageConfig",
+    "rl": "RLConfig",
+}
 PACKAGES = ("accelerate", "datasets", "pyarrow", "trl")  # what an install without the extra `train` lacks
 
 
@@ -45,6 +56,11 @@ class Stage:
         return {"tokenizer": None, "pretrain": "tokenizer"}.get(self.name, "model")
 
     @property
+    def config_class(self) -> Any:
+        """The dataclass of its settings."""
+        return getattr(importlib.import_module(self.module), CONFIGS[self.name])
+
+    @property
     def distributed(self) -> bool:
         return self.name != "tokenizer"
 
@@ -55,7 +71,9 @@ STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.it
 @dataclass
 class SpeedrunConfig:
     run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
-    stages: list[str] = setting([stage.name for stage in STAGES], "training stages to run, in the pipeline's order")
+    stages: list[str] = setting(
+        list(settings.STAGE_FOLDERS), "training stages to run, in the pipeline's order", choices=settings.STAGE_FOLDERS
+    )
     accelerate_config: str | None = setting(
         None,
         "file for `accelerate launch`, or its name in the package; default: every stage is one process",
@@ -79,11 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if variables:
         recipe_options += ["--set", *(f"{name}={value}" for name, value in variables.items())]
     run_dir = Path(config.run_dir)
-    config.stages = [name.strip() for word in config.stages for name in word.split(",")]
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
     check_packages()
     settings.check_output_dir(run_dir, unfinished=False)
+    check_recipe(recipe_options, [stage for stage in stages if not settings.load_run(run_dir / stage.folder)])
     check_core_bundle(recipe, variables)
     if config.fresh:
         delete_run(run_dir)
@@ -112,10 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check_stages(config: SpeedrunConfig, stages: list[Stage]) -> None:
-    unknown = sorted(set(config.stages) - {stage.name for stage in STAGES})
-    if unknown or not stages:
-        known = ", ".join(stage.name for stage in STAGES)
-        raise UserError(f"speedrun has no stage named {', '.join(unknown) or 'nothing'}; the stages are {known}")
+    if not stages:
+        raise UserError(f"--stages names no stage; give some of {', '.join(stage.name for stage in STAGES)}")
     if config.accelerate_config:
         path = find_recipe(config.accelerate_config, LAUNCH_FILES)
         if not path.is_file():
@@ -130,6 +146,26 @@ def check_packages() -> None:
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             settings.check_extra(package)
+
+
+def check_recipe(recipe_options: list[str], stages: list[Stage]) -> None:
+    """Raises UserError where a later stage or the evaluation would refuse the recipe: hours of training too late."""
+    from nanochat_hf import tasks
+    from nanochat_hf.evals.evaluation_config import EvaluationConfig
+
+    if not recipe_options:
+        return
+    with contextlib.redirect_stderr(io.StringIO()):  # a missing section is said when its stage begins
+        configs = [settings.parse_stage(stage.name, stage.config_class, recipe_options) for stage in stages]
+        evaluation = settings.parse_stage("evaluation", EvaluationConfig, recipe_options)
+    for config in (*configs, evaluation):
+        tasks.check_specs([*getattr(config, "tasks", []), *getattr(config, "val_tasks", [])])
+    trains_model = any(stage.name != "tokenizer" for stage in stages)
+    if trains_model and "chat" in evaluation.evaluations and evaluation.chat_stages and not evaluation.tasks:
+        raise UserError(
+            "the evaluation at the end has no chat tasks; name them as tasks in the recipe's section evaluation:, or "
+            "write evaluations: [bits_per_byte, core] there"
+        )
 
 
 def check_core_bundle(recipe: str | None, variables: dict[str, str]) -> None:

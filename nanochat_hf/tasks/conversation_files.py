@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from nanochat_hf.data.files import file_format
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task, message_text
 from nanochat_hf.tasks.formats import NotAConversation, Notes, rows_of_value, to_conversation
@@ -84,7 +85,8 @@ def read_conversations(name: str, rows: Iterable[Numbered], notes: Notes) -> lis
                 messages = to_conversation(row, notes)
             except NotAConversation as error:
                 place = place if len(items) == 1 else f"{place}, item {index}"
-                raise UserError(f"{name}, {place}: {error}") from None
+                hint = " (the first line of the file names the columns)" if file_format(name) == "csv" else ""
+                raise UserError(f"{name}, {place}: {error}{hint}") from None
             if messages is not None:
                 conversations.append(messages)
     return conversations

@@ -6,6 +6,7 @@ rule changes or leaves out is counted in `Notes`. docs/your-own-data.md lists th
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -32,6 +33,12 @@ QUESTIONS = ("instruction", "question", "prompt", "query", "problem", "user", "h
 ANSWERS = ("output", "response", "completion", "solution", "answer", "reply", "assistant", "bot", "target")
 CONTEXTS = ("input", "context")  # of a row with a question: joined to it
 SYSTEMS = ("system", "system_prompt")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+LABELS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
+# What shows that a text is a chat, written out for another model.
+WRITTEN_CHATS = ("<|im_start|>", "[INST]", "<|start_header_id|>", "<start_of_turn>", "### Human:", "### Instruction:",
+                 "USER: ", "\n\nHuman: ", "<|user|>")  # fmt: skip
 KNOWN_FORMATS = "messages (role, content), ShareGPT (from, value), Alpaca, prompt and completion, question and answer"
 JOIN = "\n\n"  # between texts that become one; our template puts the same after a system message
 
@@ -143,14 +150,15 @@ def _recognise(row: Any, notes: Notes) -> tuple[str, list[Any], bool]:
         prompt, chosen, _ = _preference(row)
         notes.unused |= set(row) - {"prompt", "chosen", "rejected", *QUESTIONS, *CONTEXTS, *SYSTEMS}
         return "preference pairs, of which the chosen answers are read", [*prompt, *chosen], False
+    _check_media(row)
     for key in MESSAGE_LISTS:
         if isinstance(row.get(key), list | dict) and (key != "data" or len(row) <= 3):
-            system = [one for one in SYSTEMS if isinstance(row.get(one), str)][:1]
+            system = [one for one in SYSTEMS if isinstance(row.get(one), str) or _is_list(row.get(one))][:1]
             notes.unused |= set(row) - {key, *system}
             value = _rows_of_columns(row[key])
             turns = _turns(value, f"'{key}'")
             return _named(value), [*({"role": "system", "content": row[one]} for one in system), *turns], False
-    if _is_turn(row) and not _pair_keys(row):
+    if _is_turn(row) and not _pair_keys(row) and "parent_id" not in row:
         raise NotAConversation(
             "is a single message where a whole conversation is due; put the messages of a conversation into one list"
         )
@@ -159,6 +167,15 @@ def _recognise(row: Any, notes: Notes) -> tuple[str, list[Any], bool]:
     if empty := next((key for key in (*MESSAGE_LISTS, "chosen", "rejected") if key in whole and key not in row), None):
         return f"'{empty}' is null", [], False
     raise NotAConversation(_what_it_looks_like(whole))
+
+
+def _check_media(row: dict[str, Any]) -> None:
+    """Refuses a row with pictures, films or sound that its text speaks of."""
+    key = next((key for key in MEDIA if row.get(key)), None)
+    if key and PLACEHOLDER.search(json.dumps(row, ensure_ascii=False, default=str)):
+        raise NotAConversation(
+            f"has a placeholder such as <image> for what is under '{key}'; only text can be trained on: leave it out"
+        )
 
 
 def _named(turns: list[Any]) -> str:
@@ -201,13 +218,25 @@ def _pair(row: dict[str, Any], question: str, answer: str, notes: Notes) -> tupl
     told = row[answer]
     if isinstance(told, str):
         told = [{"role": "assistant", "content": told}]
-    elif not isinstance(told, list | dict):
+    elif not isinstance(told, list | dict) or (isinstance(told, dict) and not {"role", "from"} & set(told)):
         raise NotAConversation(f"has {_kind(told)} under '{answer}' where text is due; write it as text")
     used = {question, answer, *CONTEXTS, *SYSTEMS, "history"}
-    notes.unused |= set(row) - used - ({"label"} if isinstance(row.get("label"), bool) else set())
+    label = _label(row, (question, answer))
+    notes.unused |= set(row) - used - ({"label"} if label is not None else set())
     alpaca = question == "instruction" and answer == "output"
     name = "Alpaca (instruction, input, output)" if alpaca else f"{question} and {answer}"
-    return name, [*asked, *_message_list(told, answer)], row.get("label") is False
+    return name, [*asked, *_message_list(told, answer)], label is False
+
+
+def _label(row: dict[str, Any], pair: tuple[str, str]) -> bool | None:
+    """Returns whether the answer is marked as a good one; None where it is not marked.
+
+    Of prompt and completion (TRL's KTO format) the label may also be 0 or 1, or text as in a csv file.
+    """
+    label = row.get("label")
+    if isinstance(label, bool) or label is None or pair != ("prompt", "completion"):
+        return label if isinstance(label, bool) else None
+    return LABELS.get(str(label).strip().lower())
 
 
 def _asked(row: dict[str, Any], question: str, answer: str) -> list[Any]:
@@ -313,7 +342,9 @@ def _rows_of_columns(value: Any) -> Any:
 
 
 def _parsed(value: Any) -> Any:
-    """Parses a list that a table keeps as JSON text; returns anything else as it is."""
+    """Parses a list that a table keeps as JSON text. NaN, as pandas writes it, is null. The rest stays as it is."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, str) and value.lstrip().startswith("[{") and value.rstrip().endswith("}]"):
         try:
             return json.loads(value)
@@ -325,17 +356,32 @@ def _parsed(value: Any) -> Any:
 def _what_it_looks_like(row: dict[str, Any]) -> str:
     if not row:
         return f"is an empty object; {_remedy()}"
-    if set(row) & {"text", "content", "document", "raw_content", "body"} and not set(row) & {*QUESTIONS, *ANSWERS}:
+    if {"parent_id", "message_id"} <= set(row) or "message_tree_id" in row:
+        return "looks like a message tree of OpenAssistant; convert each path of the tree to a list of messages first"
+    written = next((key for key in MESSAGE_LISTS if isinstance(row.get(key), str)), None)
+    if written:
+        return f"has text under '{written}' where a list of messages is due; write that list as JSON (json.dumps)"
+    texts = [
+        row[key] for key in ("text", "content", "document", "raw_content", "body") if isinstance(row.get(key), str)
+    ]
+    if mark := next((mark for mark in WRITTEN_CHATS for text in texts if mark in text), None):
+        return (
+            f"looks like a chat that is written out as text ({mark.strip()}); take the data it was made from, or "
+            "divide it into messages"
+        )
+    if texts and not set(row) & {*QUESTIONS, *ANSWERS}:
         return (
             f"looks like plain text (keys {_keys(row)}), not like a chat; give it to pretraining (--data), or write "
             'it as {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
         )
-    if "prompt" in row:
-        return f"looks like prompts without answers (keys {_keys(row)}); add the answers as 'completion'"
     if "mapping" in row:
         return "looks like an export of ChatGPT (key 'mapping'); convert it to a list of messages first"
-    if {"parent_id", "message_id"} <= set(row):
-        return "looks like a message tree of OpenAssistant; convert each path of the tree to a list of messages first"
+    if "contents" in row:
+        return "looks like Gemini's format (key 'contents'); give 'messages' with 'role' and 'content' instead"
+    if "prompt" in row:
+        return f"looks like prompts without answers (keys {_keys(row)}); add the answers as 'completion'"
+    if set(row) & {*QUESTIONS}:
+        return f"looks like questions without an answer (keys {_keys(row)}); add one text as 'answer'"
     return f"has the keys {_keys(row)}, which are of no known format; {_remedy()}"
 
 
@@ -453,7 +499,7 @@ def _read_message(message: Any, number: int, notes: Notes) -> tuple[str, list[Me
             f"message {number} has the weight 0, and single messages cannot be kept out of training; remove that key, "
             "or end the conversation before that message"
         )
-    message = {key: value for key, value in message.items() if value is not None}
+    message = {key: value for key, value in message.items() if _parsed(value) is not None}
     known = {"role", "content", "tool_calls", "function_call", "tool_call_id", "name", "weight", "id"}
     notes.unused |= {f"{key} of messages" for key in set(message) - known}
     if named.strip().lower() in CALL_ROLES:
@@ -472,10 +518,10 @@ def _parts(content: Any, role: str, number: int) -> list[Message]:
     """Returns a content as parts of type text, for the assistant also python and python_output."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    if isinstance(content, dict):
-        content = [content] if "type" in content else json.dumps(content, ensure_ascii=False)
-        if isinstance(content, str) and role == "tool":
-            return [{"type": "text", "text": content}]
+    if role == "tool" and not _are_parts(content):  # a result that is data
+        return [{"type": "text", "text": json.dumps(content, ensure_ascii=False)}]
+    if isinstance(content, dict) and "type" in content:
+        content = [content]
     if not isinstance(content, list):
         raise NotAConversation(f"message {number} has {_kind(content)} as its content where text is due")
     parts = []
@@ -491,6 +537,15 @@ def _parts(content: Any, role: str, number: int) -> list[Message]:
             raise NotAConversation(f"message {number} has a part of type {kind!r} without a 'text'")
         parts.append({"type": "text" if kind in TEXT_PARTS else kind, "text": part["text"]})
     return parts
+
+
+def _are_parts(content: Any) -> bool:
+    parts = content if isinstance(content, list) else [content]
+    return all(isinstance(part, str) or (isinstance(part, dict) and "type" in part) for part in parts)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
 
 
 def _calls(raw: Any, number: int, notes: Notes) -> list[Message]:

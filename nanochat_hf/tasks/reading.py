@@ -121,7 +121,12 @@ def _json_rows(path: Path) -> Iterator[Numbered]:
                 except (json.JSONDecodeError, RecursionError) as whole:
                     if ".json" in path.suffixes and isinstance(whole, json.JSONDecodeError):
                         fault, number = whole, whole.lineno
-            detail = f"{fault.msg} at column {fault.colno}" if isinstance(fault, json.JSONDecodeError) else str(fault)
+            if first and files.file_format(path) not in ("json", None):
+                raise UserError(
+                    f"{path}, line {number} is not JSON, as rows of data are; give {', '.join(SUFFIXES)} files"
+                ) from None
+            nested = "it is nested too deeply"
+            detail = f"{fault.msg} at column {fault.colno}" if isinstance(fault, json.JSONDecodeError) else nested
             raise UserError(f"{path}, line {number}: not valid JSON ({detail}); mend or remove it") from None
         yield f"line {number}", row
         first = False

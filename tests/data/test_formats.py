@@ -5,6 +5,7 @@ import codecs
 import gzip
 import json
 import lzma
+import os
 
 import pyarrow as pa
 import pyarrow.feather
@@ -259,10 +260,33 @@ REFUSED = {
     "open.csv": (b'id,text\n1,"one\n2,two\n', "line [34] is not csv"),
     "columns.csv": (b"url,title\na,b\n", "cannot tell which column"),
     "headless.csv": (b"It was a dark and stormy night\nand so on\n", "looks like text, not like names of columns"),
+    "rows.tsv": (b"0\tIt was, once, a dark night\n1\tand so on\n", "looks like text, not like names of columns"),
+    "lists.json": (b'[{"text": ["a", "b"]}, {"text": ["c"]}]', "no column holds text .it has: text."),
+    "by_id.json": (json.dumps({f"id{i}": {"text": "a"} for i in range(99)}).encode(), "id7 and 91 more"),
+    "deep.json": (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+    "books.zip": (b"PK\x03\x04", "is an archive; unpack it"),
+    "books.tar.gz": (gzip.compress(b"x"), "is an archive; unpack it"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "nested too deeply|is not text"),
 }
 for name, guess in (("utf16.txt", "UTF-16LE"), ("utf16be.txt", "UTF-16BE")):
     REFUSED[name] = (REFUSED[name], f"looks like {guess} without a byte order mark; .*iconv -f {guess}")
+
+
+def test_a_separator_of_tsv_is_the_tab(tmp_path):
+    (tmp_path / "a.tsv").write_text("text, all of it, as said\tid\n" + "one, two, three, four\t1\n")
+    assert texts_of(tmp_path / "a.tsv", "text, all of it, as said") == ["one, two, three, four"]
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match="a.txt is not a regular file; write its text into a file first"):
+        texts_of(tmp_path / "a.txt")
+
+
+def test_a_list_column_is_named_as_what_it_is(tmp_path):
+    pq.write_table(pa.table({"text": [["a"], ["b"]]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet: no column holds text .it has: text."):
+        texts_of(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,5 +1,7 @@
 """What is said before a run starts: files, documents, bytes, splits, and rows that repeat."""
 
+import json
+
 import pytest
 from toy import ByteEncoder, make_documents, write_jsonl, write_parquet, write_shards
 
@@ -113,3 +115,14 @@ def test_the_share_of_tokens_that_packing_leaves_out_is_said(tmp_path):
     assert f"{line} of 65; --packing keep_tails keeps them" in said and "warning" not in said
     for quiet in ({"packing": "keep_tails"}, {"sequence_length": 100}):
         assert "left out by" not in describe_data(str(tmp_path), ByteEncoder(), **(options | quiet))
+
+
+def test_json_lines_that_are_named_as_text_are_warned_of(tmp_path):
+    rows = "".join(json.dumps({"text": f"Story {i}. " * 20}) + "\n" for i in range(30))
+    (tmp_path / "a.txt").write_text(rows, encoding="utf-8-sig")
+    line = "warning: a.txt looks like JSON lines and is read as plain text; name it .jsonl to train on its texts"
+    assert line in describe_data(str(tmp_path)).splitlines()
+    (tmp_path / "a.txt").rename(tmp_path / "a.jsonl")
+    assert "warning" not in describe_data(str(tmp_path))
+    (tmp_path / "b.txt").write_text('"Once", she said.\n' * 300)
+    assert "warning" not in describe_data(str(tmp_path / "b.txt"))

@@ -206,6 +206,7 @@ def test_what_a_folder_holds_beside_text_is_left_out_with_the_reason(tmp_path):
         "LICENSE",
         "LICENSE.txt",
         "c.docx",
+        "more.tar.gz",
         "Makefile",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -218,6 +219,7 @@ def test_what_a_folder_holds_beside_text_is_left_out_with_the_reason(tmp_path):
         "LICENSE": "describes the data",
         "LICENSE.txt": "describes the data",
         "c.docx": "no known format",
+        "more.tar.gz": "an archive: unpack it",
         "Makefile": "no ending",
     }
 

@@ -62,6 +62,9 @@ GOOD = [user("Which?"), assistant("This.")]
         ({"prompt": HI[:1], "completion": HI[1:]}, "prompt and completion"),
         ({"prompt": HI[:1], "completion": "Hello."}, "prompt and completion"),
         ({"prompt": "Hi", "completion": HI[1:], "label": True}, "prompt and completion"),
+        ({"prompt": "Hi", "completion": "Hello.", "label": 1}, "prompt and completion"),
+        ({"prompt": "Hi", "completion": "Hello.", "label": "True"}, "prompt and completion"),
+        ({"instruction": "Hi", "input": float("nan"), "output": "Hello."}, "Alpaca (instruction, input, output)"),
         ({"question": "Hi", "answer": "Hello."}, "question and answer"),
         ({"Question": "Hi", " Answer ": "Hello."}, "question and answer"),
         ({"instruction": "Hi", "response": "Hello."}, "instruction and response"),
@@ -262,6 +265,33 @@ def test_what_the_rules_do_is_counted():
     assert sum(notes.formats.values()) == len(rows)
 
 
+@pytest.mark.parametrize("label", [False, 0, 0.0, "False", "0"])
+def test_an_answer_marked_as_bad_is_left_out_whatever_the_mark_is_written_as(label):
+    notes = Notes()
+    assert to_conversation({"prompt": "Hi", "completion": "Go.", "label": label}, notes) is None
+    assert dict(notes.left_out) == {"the answer is marked as a bad one (label false)": 1} and not notes.unused
+
+
+def test_a_label_of_other_data_is_not_a_mark():
+    notes = Notes()
+    assert to_conversation({"question": "Hi", "answer": "Hello.", "label": 0}, notes) == HI
+    assert notes.unused == {"label"}
+
+
+def test_a_system_message_in_parts_is_read():
+    row = {"system": [part("text", "Be kind.")], "messages": HI}
+    notes = Notes()
+    assert to_conversation(row, notes) == [system("Be kind."), *HI] and not notes.unused
+
+
+@pytest.mark.parametrize(("result", "text"), [(4, "4"), (True, "true"), ([1, 2], "[1, 2]"), ({"x": 1}, '{"x": 1}')])
+def test_a_result_that_is_data_is_written_as_json(result, text):
+    turns = [user("What?"), {**assistant(None), "tool_calls": [call("f", {})]}]
+    turns += [{"role": "tool", "tool_call_id": "c1", "content": result}, assistant("This.")]
+    (_, answer) = to_conversation(turns)
+    assert answer["content"][1:] == [part("python_output", text), part("text", "This.")]
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -269,6 +299,18 @@ def test_what_the_rules_do_is_counted():
         ({"prompt": "Hi"}, "looks like prompts without answers (keys 'prompt'); add the answers as 'completion'"),
         ({"a": 1, "b": 2}, "has the keys 'a', 'b', which are of no known format; known formats: messages"),
         ({}, "is an empty object"),
+        ({"text": "### Human: Hi### Assistant: Hello."}, "is written out as text (### Human:); take the data"),
+        ({"text": "<|im_start|>user\nHi<|im_end|>"}, "is written out as text (<|im_start|>)"),
+        ({"custom_id": "1", "body": {"messages": HI}}, "has the keys 'custom_id', 'body', which are of no known"),
+        ({"messages": str(HI)}, "has text under 'messages' where a list of messages is due; write that list as JSON"),
+        ({"instruction": "Hi", "input": ""}, "looks like questions without an answer (keys 'instruction', 'input')"),
+        ({"question": "q", "answers": ["a", "b"]}, "looks like questions without an answer"),
+        ({"message_id": "a", "parent_id": None, "text": "Hi", "role": "prompter"}, "looks like a message tree"),
+        ({"message_tree_id": "a", "prompt": {"text": "Hi", "role": "prompter"}}, "looks like a message tree"),
+        ({"contents": [{"role": "user", "parts": [{"text": "Hi"}]}], "id": 1}, "looks like Gemini's format"),
+        ({"image": "a.png", "conversations": [said("human", "<image>\nWhat?"), said("gpt", "A cat.")]},
+         "has a placeholder such as <image> for what is under 'image'"),
+        ({"question": "2+2?", "answer": {"value": "4"}}, "has an object under 'answer' where text is due"),
         ("Hello", "is text where an object or a list of messages is due"),
         (["Hi", "Hello."], "is a list of texts, which does not say who speaks"),
         (HI[0], "is a single message where a whole conversation is due"),

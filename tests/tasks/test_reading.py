@@ -233,3 +233,15 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "chats.jsonl").write_text(LINES)
     assert len(answers("~/chats.jsonl")) == 3
+
+
+def test_a_file_that_is_no_data_is_told_what_is(tmp_path):
+    (tmp_path / "chat.txt").write_text("User: Hi\nBot: Hello.\n")
+    with pytest.raises(UserError, match="chat.txt, line 1 is not JSON, as rows of data are; give .parquet"):
+        answers(tmp_path / "chat.txt")
+    (tmp_path / "chat.csv").write_text("Hi,Hello.\nYou,Me.\n")
+    with pytest.raises(UserError, match="chat.csv, line 2: has the keys 'hi'.*the first line of the file names the"):
+        answers(tmp_path / "chat.csv")
+    (tmp_path / "deep.jsonl").write_text('{"messages":' * 3000 + "1" + "}" * 3000)
+    with pytest.raises(UserError, match="deep.jsonl, line 1: not valid JSON .it is nested too deeply."):
+        answers(tmp_path / "deep.jsonl")

@@ -14,6 +14,13 @@ STAGES = {
     "report": "ReportConfig",
 }
 
+# What is no training stage: the section of a recipe → module and dataclass.
+EVALUATIONS = {
+    "evaluation": ("nanochat_hf.evals.evaluation_config", "EvaluationConfig"),
+    "tokenizer_evaluation": ("nanochat_hf.stages.evaluate_tokenizer", "TokenizerEvaluationConfig"),
+}
+
 
 def config_class(stage: str) -> type:
-    return getattr(importlib.import_module(f"nanochat_hf.stages.{stage}"), STAGES[stage])
+    module, name = EVALUATIONS.get(stage) or (f"nanochat_hf.stages.{stage}", STAGES[stage])
+    return getattr(importlib.import_module(module), name)

@@ -7,12 +7,13 @@ from collections import Counter
 from dataclasses import fields
 
 import pytest
-from stage_configs import STAGES, TRAINING, config_class
+from stage_configs import EVALUATIONS, STAGES, TRAINING, config_class
 
 from nanochat_hf import settings
 from nanochat_hf.settings import UserError
 
-SETTINGS = [(stage, one.name) for stage in STAGES for one in fields(config_class(stage))]
+CONFIGURED = [*STAGES, *EVALUATIONS]
+SETTINGS = [(stage, one.name) for stage in CONFIGURED for one in fields(config_class(stage))]
 # Settings for which 0 needs no explanation in the help.
 PLAIN_ZERO = {
     *("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr", "lr_scale"),
@@ -29,8 +30,8 @@ LOOKED_UP = {
         "accelerate_config",
         "first_words",
         "title",
-        "stages",
     ),
+    *("checkpoints", "core_tasks", "split", "device", "revision", "compare", "files"),
 }
 
 
@@ -67,6 +68,8 @@ def test_bad_values_are_refused_in_one_sentence(stage, name):
         if kind is int:
             assert refused(stage, name, "1.5") and refused(stage, name, str(2**70))
         assert refused(stage, name, "-2") and refused(stage, name, "-1e9")
+        for huge in (2**60, -(2**60)) if metadata["at_most"] is not None else ():
+            assert refused(stage, name, str(huge))
         if not refused(stage, name, "-1"):
             assert "-1:" in metadata["help"] or "0: " in metadata["help"], "the help says what -1 means"
         if not refused(stage, name, "0"):
@@ -81,7 +84,7 @@ def test_bad_values_are_refused_in_one_sentence(stage, name):
         assert name in LOOKED_UP, "a text of few words has `choices`"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", CONFIGURED)
 def test_a_recipe_is_held_to_the_same_rules(stage, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     for one in fields(config_class(stage)):
@@ -107,9 +110,7 @@ def test_paths_know_the_home_folder(monkeypatch):
 
 
 def test_the_shared_settings_are_those_of_several_stages():
-    from nanochat_hf.evals.runner import EvaluationConfig
-
-    classes = [*(config_class(stage) for stage in STAGES), EvaluationConfig]
+    classes = [config_class(stage) for stage in (*STAGES, "evaluation")]
     count = Counter(one.name for config in classes for one in fields(config))
     several = {name for name, times in count.items() if times > 1}
     assert several == settings.SHARED_SETTINGS
@@ -148,3 +149,102 @@ def test_an_output_folder_that_is_a_file_is_found_before_training(stage, tmp_pat
     assert run.returncode == 2 and run.stderr.splitlines() == [
         f"error: {tmp_path / 'file'} is a file, where a folder belongs; give another --output_dir or move the file"
     ]
+
+
+# Options of commands that are no stage: the words before the option, the option, and the type of its number.
+NUMBERS = [
+    *((["plan"], name, int) for name in ("--depth",)),
+    *((["plan", "4"], name, int) for name in ("--gpus", "--device_batch_size", "--vocab_size")),
+    *((["plan", "4"], name, float) for name in ("--mfu", "--param_data_ratio")),
+    (["convert", "from", "to"], "--step", int),
+    *((["serve", "model"], name, int) for name in ("--port", "--max-batch", "--shutdown-seconds")),
+    *((["chat", "model"], name, int) for name in ("--top-k", "--max-new-tokens", "--seed")),
+    *((["chat", "model"], name, float) for name in ("--temperature", "--top-p")),
+    *((["space", "model"], f"--{name}", int) for name in ("characters", "messages", "per_minute", "queue", "at_once")),
+    (["space", "model"], "--seconds", float),
+    (["space", "model"], "--port", int),
+    *(
+        (["data", "shards", "from", "to"], f"--{name}", int)
+        for name in ("shard_chars", "max_chars", "buckets", "seed")
+    ),
+    (["data", "shards", "from", "to"], "--validation_fraction", float),
+    (["miniseries", "--tokenizer", "none"], "--depths", int),
+    (["scaling_laws", "--tokenizer", "none"], "--depths", int),
+    (["scaling_laws", "--tokenizer", "none"], "--budgets", float),
+]
+MAY_BE_ZERO = {"--step", "--port", "--shutdown-seconds", "--top-k", "--seed", "--per_minute", "--temperature"}
+WORDS = [
+    (["serve", "model", "--device"], "there is no device 'banana'; use auto, cpu, cuda"),
+    (["chat", "model", "--device"], "there is no device 'banana'; use auto, cpu, cuda"),
+    (["space", "model", "--device"], "there is no device 'banana'; use auto, cpu, cuda"),
+    (["serve", "model", "--dtype"], "--dtype: invalid choice: 'banana'"),
+    (["chat", "model", "--dtype"], "--dtype: invalid choice: 'banana'"),
+    (["space", "model", "--protocol"], "--protocol: invalid choice: 'banana'"),
+    (["data", "shards", "from", "to", "--on_bad_file"], "--on_bad_file: invalid choice: 'banana'"),
+    (["plan", "4", "--preset"], "--preset: invalid choice: 'banana'"),
+    (["plan", "4", "--gpu"], "no figures for the device 'banana'"),
+    (["miniseries", "--tokenizer", "none", "--accelerate_config"], "there is no file banana"),
+    (["miniseries", "--tokenizer", "none", "--", "--depth"], "--depth after -- is set by the sweep itself"),
+    (["evaluate", "core", "--checkpoints", "a/b", "--dtype"], "--dtype banana is not known; use auto, float32"),
+    (["evaluate", "core", "--checkpoints", "a/b", "--device"], "there is no device 'banana'"),
+    (["evaluate", "core", "--checkpoints", "a/b", "--core_bundle"], "banana is not a CORE bundle"),
+    (["evaluate", "core", "--checkpoints"], "there is no folder banana"),
+    (["evaluate", "--evaluations"], "--evaluations banana is not known; use bits_per_byte, core, chat"),
+    (["evaluate", "chat", "--checkpoints", "a/b", "--tasks"], "there is no task 'banana'; known are smoltalk"),
+    (["sft", "--model", "none", "--output_dir", "x", "--tasks"], "none is no checkpoint folder"),
+]
+
+
+def command_error(capsys, words):
+    """The line with which a command refuses its options, before anything slow is imported."""
+    from nanochat_hf.cli import main as cli
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.err.startswith("error: ") and len(said.err.splitlines()) == 1, said
+    return said.err
+
+
+@pytest.mark.parametrize(("before", "option", "kind"), NUMBERS, ids=lambda value: str(value))
+def test_numbers_of_every_command_are_refused_in_one_sentence(before, option, kind, capsys):
+    wrong = ["banana", "", "true", "1,5", "nan", "inf", "1e999", "[]", "-2", "-0.5", str(-(2**60)), str(2**70)]
+    if option in ("--depths", "--budgets"):
+        wrong.remove("1,5")  # two numbers
+    wrong += ["1.5"] if kind is int else ["1e40"]
+    wrong += [] if option in MAY_BE_ZERO else ["0"]
+    for value in wrong:
+        said = command_error(capsys, [*before, f"{option}={value}"])
+        assert option.strip("-").split("_")[0] in said or "depth" in said, (value, said)
+
+
+@pytest.mark.parametrize(("words", "says"), WORDS, ids=lambda value: str(value))
+def test_words_that_no_command_knows_are_refused_in_one_sentence(words, says, capsys):
+    assert says in command_error(capsys, [*words, "banana"])
+
+
+def test_an_evaluation_of_nothing_is_refused_before_torch_is_imported(tmp_path):
+    """The real command, with mistakes that only show when the settings are seen together."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    code = "import sys; from nanochat_hf.settings import run_main; from nanochat_hf.stages import evaluate\n"
+    code += "try:\n    run_main(evaluate.main)\nfinally:\n    print('torch' in sys.modules)"
+    for words, says in (
+        (["chat"], "nothing to evaluate: give --checkpoints FOLDER"),
+        (["chat", "--checkpoints", tmp_path], "no chat tasks are given"),
+        (["chat", "--checkpoints", tmp_path, "--tasks", "gsm8k@0"], "the task 'gsm8k@0' uses no example"),
+        (["chat", "--checkpoints", tmp_path, "--tasks", "gsm8k", "--num_samples", "2"], "set --temperature above 0"),
+        (["chat", "--checkpoints", tmp_path / "file"], "is not a checkpoint folder"),
+        (["core", "--checkpoints", tmp_path, "--output_dir", tmp_path / "file"], "is a file, where a folder belongs"),
+        (["--evaluations", "[]", "--checkpoints", tmp_path], "no evaluation is named; give --evaluations"),
+    ):
+        run = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+        assert run.returncode == 2 and run.stdout.split() == ["False"], run.stdout + run.stderr
+        assert says in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
+
+
+def test_lists_of_words_may_be_joined_by_commas():
+    from nanochat_hf.evals.evaluation_config import EvaluationConfig
+
+    config = settings.parse_stage("evaluation", EvaluationConfig, ["--stages", "base,sft", "--core_tasks=a, b"])
+    assert config.stages == ["base", "sft"] and config.core_tasks == ["a", "b"]

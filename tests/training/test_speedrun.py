@@ -26,7 +26,22 @@ def run_dir(tmp_path) -> Path:
 
 def test_an_unknown_stage_is_named():
     result = speedrun("--stages", "tokenizer", "pretraining")
-    assert result.returncode == 2 and "no stage named pretraining" in result.stderr and "pretrain," in result.stderr
+    assert result.returncode == 2 and "--stages pretraining is not known; use tokenizer, pretrain," in result.stderr
+
+
+def test_a_mistake_in_a_later_section_is_found_before_the_first_stage(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    for text, says in (
+        ("rl:\n  temperature: hot\n", "temperature is a number"),
+        ("rl:\n  val_tasks: [gsm9k]\n", "there is no task 'gsm9k'"),
+        ("evaluation:\n  num_samples: 0\n", "num_samples is a whole number from 1"),
+        ("pretrain:\n  no_such_setting: 1\n", "the section pretrain: has no setting named no_such_setting"),
+        ("tokenizer:\n  vocab_size: 300\n", "the evaluation at the end has no chat tasks; name them as tasks in"),
+    ):
+        recipe.write_text(text)
+        result = speedrun("--config", str(recipe), "--run_dir", str(tmp_path / "run"))
+        assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stage_made_with_other_settings_is_not_passed_off_as_finished(run_dir, tmp_path):
@@ -61,7 +76,7 @@ def test_a_stage_without_its_predecessor_says_what_to_add(run_dir):
 
 def test_a_failing_stage_stops_the_pipeline_and_keeps_what_was_made(run_dir, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("pretrain:\n  no_such_setting: 1\n")
+    recipe.write_text("pretrain:\n  depth: 1\nevaluation:\n  evaluations: bits_per_byte\n")
     result = speedrun("--config", str(recipe), "--run_dir", str(run_dir), "--stages", "tokenizer", "pretrain")
     assert result.returncode == 2
     assert "finished already" in result.stdout and "pretrain stopped" in result.stderr
