@@ -1,5 +1,6 @@
 """Real servers on this machine: ours, ours with a key, and plain `transformers serve`; through real clients."""
 
+import gc
 import http.client
 import json
 import os
@@ -564,6 +565,20 @@ def test_the_terminal_talks_to_a_server(servers, capsys):
     assert len(capsys.readouterr().out.splitlines()[0]) == 8
     with pytest.raises(UserError, match="does not answer.*is a server running there"):
         terminal_chat.main(["--url", f"http://127.0.0.1:{free_port()}", "--prompt", "Hello!"])
+
+
+def test_garbage_collections_under_load_leave_the_libraries_alone(checkpoints, monkeypatch):
+    """They once kept /health waiting for seconds: the libraries have hundreds of thousands of objects."""
+    import uvicorn
+
+    left = []
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: left.append(len(gc.get_objects())))
+    before = len(gc.get_objects())
+    try:
+        command.main([str(checkpoints / "modern"), "--device", "cpu"])
+    finally:
+        gc.unfreeze()
+    assert before > 100_000 and left[0] < 5_000
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):
