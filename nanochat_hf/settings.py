@@ -12,6 +12,7 @@ is imported, so a mistake is said within a second.
 
 import argparse
 import difflib
+import importlib
 import json
 import math
 import os
@@ -56,7 +57,7 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromke
 )
 # Packages that a plain install does not have → the extra that brings them.
 EXTRAS = dict.fromkeys(
-    ("accelerate", "datasets", "fsspec", "matplotlib", "psutil", "pyarrow", "torchao", "trl"), "train"
+    ("accelerate", "datasets", "fsspec", "matplotlib", "peft", "psutil", "pyarrow", "torchao", "trl"), "train"
 ) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
@@ -536,6 +537,41 @@ def run_main(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def load_module(name: str, option: str) -> Any:
+    """Imports a module of the user's, installed or in the current folder.
+
+    Args:
+        option: the setting that names it, for the error.
+
+    Raises:
+        UserError: there is no such module, or it cannot be imported.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's own file raises
+        raise UserError(
+            f"{option}: cannot import the module {name} ({type(error).__name__}: {error}); name one that is installed "
+            "or in the current folder"
+        ) from None
+
+
+def load_function(path: str, option: str) -> Callable[..., Any]:
+    """Imports a function by its path `module:function`.
+
+    Raises:
+        UserError: the path has another form, or there is no such function.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{option} {path} is no path of a function; write module:function, such as my_rewards:score")
+    function = getattr(load_module(module, option), name, None)
+    if not callable(function):
+        raise UserError(f"{option} {path}: the module {module} has no function {name}")
+    return function
 
 
 def check_extra(module: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Generation with tools: many prompts and samples in one batch, or one turn as a stream, with the calculator inside.
+"""Generation with tools: many prompts and samples in one batch, or one turn as a stream, with tools inside.
 
     from nanochat_hf.generation import generate_with_tools, load_checkpoint, stream_chat
 
@@ -8,8 +8,8 @@
     for chunk in stream_chat(model, tokenizer, messages, temperature=0.8, top_k=50):
         print(chunk.text, end="")
 
-It works with any causal language model of transformers. The calculator is used if the tokenizer has nanochat's control
-tokens.
+It works with any causal language model of transformers. The tools of `nanochat_hf.tools.registry` are used if the
+tokenizer has nanochat's control tokens.
 
 The files, from the entry points down:
 

@@ -16,6 +16,7 @@ from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task, message_text
 from nanochat_hf.tasks.formats import NotAConversation, Notes, rows_of_value, to_conversation
 from nanochat_hf.tasks.reading import Numbered, read_source, shuffled
+from nanochat_hf.tools.registry import TOOLS
 
 WARN_SHARE = 0.05  # a larger share of conversations left out is a warning
 
@@ -109,8 +110,8 @@ def _report(source: str, count: int, notes: Notes, note: str) -> None:
         print(f"  {rule}: {changed:,} conversations ({changed / total:.1%})")
     if notes.other_tools:
         print(
-            f"  calls of other tools than the calculator are written as JSON ({_few(notes.other_tools)}); "
-            "when chatting, only the calculator gives a result"
+            f"  calls of other tools than ours are written as JSON ({_few(notes.other_tools)}); when chatting, only "
+            f"{', '.join(TOOLS)} give a result"
         )
     if notes.unused:
         print(f"  not used: {_few(notes.unused)}")

@@ -1,4 +1,4 @@
-"""The settings of midtraining, SFT and RL, and what every training stage checks first.
+"""The settings of midtraining, SFT, DPO and RL, and what every training stage checks first.
 
 Nothing here imports torch, so `--help` and mistakes are said at once.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_hf.settings import UserError, check_output_dir, setting
+from nanochat_hf.settings import UserError, check_checkpoint, check_output_dir, setting
 
 if TYPE_CHECKING:
     from nanochat_hf.optim.schedules import Schedule
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "bfloat16", "float32")
 COMPILE = ("auto", "true", "layers", "model", "false")  # "true" is "layers"
 TASKS_HELP = "what to train on: name[/split][=source][@limit][*repeat] …"
+REPORT_TO = ("none", "trackio", "wandb", "tensorboard")
 MAX_SEED = 2**32 - 1  # NumPy's
 
 
@@ -23,7 +24,7 @@ MAX_SEED = 2**32 - 1  # NumPy's
 class StageConfig:
     """The settings of every chat stage. Learning rates are those of pretraining; `init_lr_frac` scales all of them."""
 
-    model: str = setting("", "checkpoint folder of the stage before", path=True)
+    model: str = setting("", "checkpoint folder of the stage before; or any causal model: folder or Hub id", path=True)
     output_dir: str = setting("", "folder that receives the checkpoint", path=True)
     tasks: list[str] = setting([], TASKS_HELP)
     device_batch_size: int = setting(32, "largest number of rows per process at once", at_least=1)
@@ -33,6 +34,19 @@ class StageConfig:
     matrix_lr: float = setting(0.02, "Muon's rate for the matrices of the blocks", at_least=0)
     scalar_lr: float = setting(0.5, "AdamW's rate for the scalars of the residual stream", at_least=0)
     weight_decay: float = setting(0.0, "Muon's weight decay", at_least=0)
+    optimizer: str = setting(
+        "muon", "muon: Muon for the matrices of the blocks; adamw: AdamW for everything", choices=("muon", "adamw")
+    )
+    learning_rate: float | None = setting(
+        None,
+        "AdamW's rate in place of the four above, for other models, LoRA and adamw; default 2e-5, with LoRA 2e-4",
+        above=0,
+    )
+    lora_rank: int = setting(0, "train LoRA matrices of this rank, and merge them at the end; 0: train all", at_least=0)
+    lora_alpha: float | None = setting(None, "LoRA's scale, divided by the rank; default: twice the rank", above=0)
+    lora_targets: list[str] = setting(
+        ["all-linear"], "layers that LoRA changes: names such as q_proj v_proj, or all-linear"
+    )
     init_lr_frac: float = setting(1.0, "factor on all learning rates", at_least=0)
     warmup_ratio: float = setting(0.0, "share of the steps in which the rates rise", at_least=0, at_most=1)
     warmdown_ratio: float = setting(0.2, "share of the steps in which the rates fall", at_least=0, at_most=1)
@@ -58,6 +72,8 @@ class StageConfig:
     dtype: str = setting("auto", "bfloat16, float32 or auto: bf16 on GPUs that have it", choices=DTYPES)
     compile: str = setting("auto", "true: block by block; false; auto: true on GPUs, not in RL", choices=COMPILE)
     attention: str = setting("auto", "as in pretraining: auto is the fastest kernel for the layers with a window")
+    gradient_checkpointing: bool = setting(False, "compute the blocks twice, to keep fewer activations in memory")
+    report_to: str = setting("none", "where curves are shown besides", choices=REPORT_TO)
     num_threads: int = setting(0, "processes that render conversations; 0: one per CPU core", at_least=0, at_most=1024)
 
     def schedule(self, num_iterations: int) -> "Schedule":
@@ -75,9 +91,19 @@ class StageConfig:
             decay_to_zero=False,
         )
 
-    def hyper(self) -> dict[str, float]:
-        """The learning rates for `build_optimizer`."""
+    def hyper(self, ours: bool = True) -> dict[str, Any]:
+        """The learning rates for `build_optimizer`.
+
+        Args:
+            ours: whether the model is one of this project, for which the rates of pretraining are made. Other models,
+                LoRA matrices and `optimizer="adamw"` take `learning_rate`.
+        """
         from nanochat_hf.optim.groups import FIXED_RATES
+
+        if not ours or self.lora_rank or self.optimizer == "adamw":
+            rate = self.learning_rate or (2e-4 if self.lora_rank else 2e-5)
+            fine_tuning = {"learning_rate": rate * self.init_lr_frac, "muon": self.optimizer == "muon"}
+            return {**fine_tuning, "weight_decay": self.weight_decay}
 
         names = ("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr")
         rates = {name: getattr(self, name) for name in names} | FIXED_RATES
@@ -124,13 +150,18 @@ def check_stage(config: StageConfig) -> None:
     """Refuses what cannot work before anything slow is imported.
 
     Raises:
-        UserError: a folder is not given, cannot be used or does not exist, or there are no tasks.
+        UserError: a folder is not given, cannot be used or does not exist, a package is missing, or there are no
+            tasks.
     """
     check_output_dir(config.output_dir)
     if not config.model:
-        raise UserError("give --model, the checkpoint folder of the stage before")
-    if not Path(config.model, "config.json").exists():
+        raise UserError("give --model, the checkpoint folder of the stage before, or a model of the Hub")
+    if Path(config.model).exists() and not Path(config.model, "config.json").exists():
         raise UserError(f"{config.model} is no checkpoint folder (it has no config.json); run the stage before first")
+    check_checkpoint(config.model)
+    if config.lora_rank:
+        check_package("peft", "--lora_rank")
+    check_report_to(config.report_to)
     if not config.tasks:
         raise UserError("give --tasks, what to train on, such as gsm8k or conversations=my_chats.jsonl")
 
@@ -160,5 +191,16 @@ def check_pretraining(config: Any) -> None:
             f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
             "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
         )
-    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise UserError(f"--report_to {config.report_to} needs its package: pip install {config.report_to}")
+    check_report_to(config.report_to)
+
+
+def check_report_to(report_to: str) -> None:
+    """Raises UserError where the package that draws the curves is missing."""
+    if report_to != "none":
+        check_package(report_to, f"--report_to {report_to}")
+
+
+def check_package(module: str, option: str) -> None:
+    """Raises UserError where an option's package is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{option} needs its package: pip install {module.replace('_', '-')}")
