@@ -15,6 +15,8 @@ The files, from the entry points down:
 
     batch            generate_with_tools: many turns at once
     stream           stream_chat: one turn while it is generated
+    own_tools        many turns of a model of another kind, which calls tools in the form of its own template
+    chat_format      how a model's conversations are written: its own chat template, or ours
     prompts          conversations → token ids; what to leave out if the context is full
     decoding         the batched loop, and the set-up that both entry points share
     tool_loop        one assistant turn: its tool calls, their answers and its end

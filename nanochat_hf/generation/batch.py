@@ -34,8 +34,8 @@ def generate_with_tools(
         batch_size: rows that are decoded together. Conversations of similar length share a batch.
         context_length: limit of prompt and turn together, in tokens; default the model's `max_position_embeddings`. A
             turn that reaches it ends with "length".
-        tool: what the model wrote as a call → result, or None to leave the call without an output; default: the tools of
-            `nanochat_hf.tools.registry`. None switches tools off.
+        tool: call → result, or None to leave the call without an output; default: all of `nanochat_hf.tools.registry`.
+            None switches tools off.
         compiled: compiles the steps of this project's models. It takes about a minute, so it pays for thousands of
             tokens.
         progress: called with the number of finished conversations after each batch, such as `tqdm.update`.

@@ -55,7 +55,9 @@ STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.it
 @dataclass
 class SpeedrunConfig:
     run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
-    stages: list[str] = setting([stage.name for stage in STAGES], "training stages to run, in the pipeline's order")
+    stages: list[str] = setting(
+        [stage.name for stage in STAGES if stage.name != "dpo"], "training stages to run; their order is fixed"
+    )
     accelerate_config: str | None = setting(
         None,
         "file for `accelerate launch`, or its name in the package; default: every stage is one process",

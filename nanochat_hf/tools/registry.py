@@ -1,4 +1,4 @@
-"""The tools that a model can call, each declared once: rollouts, chats, the server and the chat template read this list.
+"""The tools that a model can call, each declared once: rollouts, chats, the server and templates read this list.
 
 A tool is a function with type hints and a docstring with `Args:`, of which transformers makes the JSON schema. Its
 arguments are what the model wrote, so it must not trust them. It returns the result as text, or None where it refuses;

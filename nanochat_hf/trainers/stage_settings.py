@@ -4,11 +4,12 @@ Nothing here imports torch, so `--help` and mistakes are said at once.
 """
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_hf.settings import UserError, check_checkpoint, check_output_dir, setting
+from nanochat_hf.settings import UserError, check_extra, check_output_dir, setting
 
 if TYPE_CHECKING:
     from nanochat_hf.optim.schedules import Schedule
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "bfloat16", "float32")
 COMPILE = ("auto", "true", "layers", "model", "false")  # "true" is "layers"
 TASKS_HELP = "what to train on: name[/split][=source][@limit][*repeat] …"
+LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+PREFERENCE_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
 REPORT_TO = ("none", "trackio", "wandb", "tensorboard")
 MAX_SEED = 2**32 - 1  # NumPy's
 
@@ -42,7 +48,9 @@ class StageConfig:
         "AdamW's rate in place of the four above, for other models, LoRA and adamw; default 2e-5, with LoRA 2e-4",
         above=0,
     )
-    lora_rank: int = setting(0, "train LoRA matrices of this rank, and merge them at the end; 0: train all", at_least=0)
+    lora_rank: int = setting(
+        0, "train LoRA matrices of this rank, and merge them at the end; 0: train all", at_least=0
+    )
     lora_alpha: float | None = setting(None, "LoRA's scale, divided by the rank; default: twice the rank", above=0)
     lora_targets: list[str] = setting(
         ["all-linear"], "layers that LoRA changes: names such as q_proj v_proj, or all-linear"
@@ -132,6 +140,11 @@ class RolloutConfig(StageConfig):
     top_k: int = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
     val_tasks: list[str] = setting(["gsm8k/test@400"], "held-out problems for pass@k; []: none")
     val_samples: int = setting(8, "answers per held-out problem: the k of pass@k", at_least=1)
+    reward: list[str] = setting(
+        ["task"], "what answers are worth: task, math-verify or module:function, each with *weight where that is not 1"
+    )
+    loss_type: str = setting("dapo", "TRL's loss", choices=LOSS_TYPES)
+    log_completions: bool = setting(False, "print samples with rewards at every step, and write them to completions/")
     allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
     device_batch_size: int = setting(8, "largest number of rows per process at once", at_least=1)
     init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0)
@@ -146,6 +159,31 @@ class RolloutConfig(StageConfig):
     )
 
 
+@dataclass
+class PreferenceConfig(StageConfig):
+    """The settings of DPO."""
+
+    max_seq_len: int = setting(0, "longest conversation in tokens; 0: the model's context length", at_least=0)
+    pairs_per_step: int = setting(32, "pairs per optimizer step, over all processes", at_least=1)
+    epochs: int = setting(1, "passes over the pairs", at_least=1)
+    num_samples: int = setting(
+        0, "make pairs of the model's own answers, so many per problem; 0: the tasks hold pairs", at_least=0, off=0
+    )
+    max_new_tokens: int = setting(256, "longest of these answers, tool results included", at_least=1)
+    rollout_batch_size: int = setting(256, "answers that are sampled at the same time", at_least=1)
+    temperature: float = setting(1.0, "sampling temperature", above=0)
+    top_k: int = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
+    beta: float = setting(0.1, "how much a change of an answer's log-probability counts", above=0)
+    loss_type: list[str] = setting(["sigmoid"], "TRL's losses, added up", choices=PREFERENCE_LOSSES)
+    val_tasks: list[str] = setting([], "held-out pairs, written like tasks")
+    allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
+    device_batch_size: int = setting(8, "largest number of pairs per process at once", at_least=1)
+    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0)
+    warmdown_ratio: float = setting(1.0, "share of the steps in which the rates fall", at_least=0, at_most=1)
+    momentum_start: float = setting(0.95, "Muon's momentum at the first step", at_least=0, at_most=1)
+    momentum_warmup_steps: int = setting(0, "steps in which the momentum rises to its peak", at_least=0)
+
+
 def check_stage(config: StageConfig) -> None:
     """Refuses what cannot work before anything slow is imported.
 
@@ -156,14 +194,21 @@ def check_stage(config: StageConfig) -> None:
     check_output_dir(config.output_dir)
     if not config.model:
         raise UserError("give --model, the checkpoint folder of the stage before, or a model of the Hub")
-    if Path(config.model).exists() and not Path(config.model, "config.json").exists():
-        raise UserError(f"{config.model} is no checkpoint folder (it has no config.json); run the stage before first")
-    check_checkpoint(config.model)
+    check_model(config.model)
     if config.lora_rank:
         check_package("peft", "--lora_rank")
     check_report_to(config.report_to)
     if not config.tasks:
         raise UserError("give --tasks, what to train on, such as gsm8k or conversations=my_chats.jsonl")
+
+
+def check_model(name: str) -> None:
+    """Raises UserError where a name is neither a checkpoint folder nor the id OWNER/NAME of a Hub model."""
+    owner, _, rest = name.partition("/")
+    could_be_an_id = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(owner).is_dir()
+    if Path(name).exists() or not could_be_an_id:
+        if not Path(name, "config.json").exists():
+            raise UserError(f"{name} is no checkpoint folder (it has no config.json); run the stage before first")
 
 
 def check_pretraining(config: Any) -> None:
@@ -203,4 +248,5 @@ def check_report_to(report_to: str) -> None:
 def check_package(module: str, option: str) -> None:
     """Raises UserError where an option's package is missing."""
     if importlib.util.find_spec(module) is None:
+        check_extra(module)
         raise UserError(f"{option} needs its package: pip install {module.replace('_', '-')}")

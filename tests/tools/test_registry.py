@@ -87,7 +87,8 @@ def test_the_engine_and_the_data_know_a_tool_of_ones_own(own_tool):
 
 def test_modules_are_named_by_the_environment(tmp_path):
     (tmp_path / "my_tools.py").write_text(
-        "from nanochat_hf.tools.registry import tool\n\n\n@tool\ndef shout(text: str) -> str:\n    return text.upper()\n"
+        "from nanochat_hf.tools.registry import tool\n\n\n@tool\n"
+        "def shout(text: str) -> str:\n    return text.upper()\n"
     )
     code = "from nanochat_hf.tools.registry import run_tool; print(run_tool('shout', {'text': 'hi'}))"
     environment = {"NANOCHAT_TOOLS": "my_tools", "PYTHONPATH": ":".join(sys.path)}
