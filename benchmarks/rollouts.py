@@ -328,14 +328,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--row_length", type=int, help="tokens per row of the last table; default: the context")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds or steps, after one to warm up")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    options = parser.parse_args()
-    if not Path(options.model, "config.json").exists():
-        raise UserError(f"{options.model} is no checkpoint folder (no config.json); give one with --model")
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:
     options = parse_arguments()
+    if not Path(options.model, "config.json").exists():
+        raise UserError(f"{options.model} is no checkpoint folder (no config.json); give one with --model")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     torch.set_num_threads(options.threads)
