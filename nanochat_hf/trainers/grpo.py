@@ -46,7 +46,7 @@ from nanochat_hf.trainers.stage import (
 )
 from nanochat_hf.trainers.stage_settings import RolloutConfig
 
-BEST, BEST_FILE = "best", "best.json"  # folder of the best policy, and when it was
+BEST, BEST_FILE = "best", "best.json"  # folder of the best policy; how good it is, and when it was
 SUMMED_LOSSES = ("dapo", "cispo", "vespo")  # TRL's losses that are a sum over tokens, divided by a number for the step
 
 
@@ -214,7 +214,7 @@ class PassAtK(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
             self.measure(state)
-        elif (path := Path(args.output_dir, BEST, BEST_FILE)).exists():
+        elif (path := Path(args.output_dir, BEST_FILE)).exists():
             self.best = json.loads(path.read_text(encoding="utf-8"))
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -250,7 +250,7 @@ class PassAtK(TrainerCallback):
             self.trainer.save_model(str(folder))
         self.best = {"step": state.global_step, "val_pass@1": score}
         if state.is_world_process_zero:
-            settings.write_json(folder / BEST_FILE, self.best)
+            settings.write_json(folder.with_name(BEST_FILE), self.best)
 
 
 class CollapseGuard(TrainerCallback):

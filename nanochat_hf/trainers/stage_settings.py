@@ -19,7 +19,7 @@ COMPILE = ("auto", "true", "layers", "model", "false")  # "true" is "layers"
 TASKS_HELP = "what to train on: name[/split][=source][@limit][*repeat] …"
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
 PREFERENCE_LOSSES = (
-    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
 REPORT_TO = ("none", "trackio", "wandb", "tensorboard")
