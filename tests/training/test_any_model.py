@@ -194,3 +194,22 @@ def test_a_model_that_is_nowhere_is_named(tmp_path, chats):
     for name in ("nowhere", str(tmp_path / "nothing" / "here"), "runs"):
         with pytest.raises(UserError, match="is no checkpoint folder"):
             run_stage("sft", *arguments(name, chats, tmp_path / "out"))
+
+
+# ---- settings that every chat stage has ---------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ours", "llama"])
+def test_gradient_checkpointing_changes_nothing_and_curves_are_written(kind, chats, tmp_path):
+    from chat_toy import make_base
+
+    base = make_base(tmp_path / "base") if kind == "ours" else own_model(tmp_path / "base", PLAIN_TEMPLATE)
+    options = {"num_iterations": 3, "val_tasks": "[]", "init_lr_frac": 0.1}
+    run_stage("sft", *arguments(base, chats, tmp_path / "plain", **options))
+    again = {"gradient_checkpointing": "true", "report_to": "tensorboard"}
+    run_stage("sft", *arguments(base, chats, tmp_path / "again", **options, **again))
+    plain, found = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("plain", "again"))
+    for name in plain:
+        torch.testing.assert_close(plain[name], found[name], rtol=0, atol=1e-6)
+    assert list((tmp_path / "again").rglob("events.out.tfevents*"))
+    assert not list((tmp_path / "plain").rglob("events.out.tfevents*"))

@@ -64,3 +64,20 @@ def test_lora_needs_a_model_that_can_chat(chats, tmp_path):  # noqa: F811
     base = own_model(tmp_path / "base")
     with pytest.raises(UserError, match="LoRA does not train the embeddings of new control tokens"):
         run_stage("sft", *arguments(base, chats, tmp_path / "out", lora_rank=4))
+
+
+def test_rl_trains_lora_too(base, tmp_path):
+    options = {"model": base, "output_dir": tmp_path / "out", "tasks": "microworld-identity@8", "num_iterations": 2}
+    options |= {"val_tasks": "[]", "prompts_per_step": 2, "num_generations": 4, "max_new_tokens": 8, "save_every": 0}
+    options |= {"lora_rank": 2, "learning_rate": 1e-2, "init_lr_frac": 1.0, "eval_every": 0}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    import sys
+
+    (tmp_path / "lengths.py").write_text(
+        "def spread(completions, **_):\n    return [float(len(one[0]['content'])) for one in completions]\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    run_stage("rl", *words, "--reward", "lengths:spread")
+    before, after = weights(base), weights(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("layers." in name for name in changed)
