@@ -5,6 +5,7 @@ scored task several times. Of these answers the best is preferred to the worst. 
 of them counts; where several are as bad, the longest.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,11 +102,12 @@ class PairCollator:
 def written_pair(form: ChatFormat, example: dict[str, Any], max_length: int) -> Pair | None:
     """Renders an example with `messages` and a `rejected` answer; None where it is too long or not a pair."""
     *prompt, chosen = example["messages"]
-    begin = form.prompt(prompt)
+    earlier = sum(form.conversation(prompt)[1])  # tokens of earlier answers, which both sides have
     pair: Pair = {}
     for side, answer in (("chosen", chosen), ("rejected", example["rejected"])):
         ids, mask = form.conversation([*prompt, answer])
-        mask = [0] * len(begin) + mask[len(begin) :]
+        said = itertools.accumulate(mask)
+        mask = [int(kept and count > earlier) for kept, count in zip(mask, said, strict=True)]
         if len(ids) > max_length or not any(mask):
             return None
         pair |= {f"{side}_ids": ids, f"{side}_mask": mask}

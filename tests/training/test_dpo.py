@@ -129,6 +129,33 @@ def test_the_loss_is_dpos_over_the_tokens_that_count(base, tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_only_the_last_answer_of_a_written_pair_counts(base):
+    from nanochat_hf.generation.chat_format import ChatFormat
+    from nanochat_hf.trainers.preferences import written_pair
+    from nanochat_hf.trainers.stage import load_model
+
+    _, tokenizer = load_model(str(base))
+    said = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, {"type": "text", "text": "2."}]
+    messages = [
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hello! Who are you?"},
+        {"role": "user", "content": "What is 1+1?"},
+        {"role": "assistant", "content": said},
+    ]
+    example = {"messages": messages, "rejected": {"role": "assistant", "content": "It is 3."}}
+    pair = written_pair(ChatFormat(tokenizer), example, 64)
+    texts = {}
+    for side in ("chosen", "rejected"):
+        kept = [token for token, counts in zip(pair[f"{side}_ids"], pair[f"{side}_mask"], strict=True) if counts]
+        texts[side] = tokenizer.decode(kept)
+    assert texts == {
+        "chosen": "<|python_start|>1+1<|python_end|>2.<|assistant_end|>",
+        "rejected": "It is 3.<|assistant_end|>",
+    }
+    assert written_pair(ChatFormat(tokenizer), example, 8) is None
+    assert written_pair(ChatFormat(tokenizer), example | {"rejected": messages[-1]}, 64) is None
+
+
 def test_a_pair_of_samples_is_the_best_and_the_worst():
     from nanochat_hf.generation import Rollout
     from nanochat_hf.trainers.preferences import sampled_pair
