@@ -12,6 +12,7 @@ is imported, so a mistake is said within a second.
 
 import argparse
 import difflib
+import importlib
 import json
 import math
 import os
@@ -37,17 +38,25 @@ RECIPES = Path(__file__).with_name("recipes")
 LAUNCH_FILES = RECIPES / "accelerate"  # files for `accelerate launch --config_file`
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
 # Each training stage and its folder in a run, in the order of training.
-STAGE_FOLDERS = {"tokenizer": "tokenizer", "pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
+STAGE_FOLDERS = {
+    "tokenizer": "tokenizer",
+    "pretrain": "base",
+    "midtrain": "mid",
+    "sft": "sft",
+    "dpo": "dpo",
+    "rl": "rl",
+}
 MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage != "tokenizer")
 # What a recipe's sections may be called.
 SECTIONS = ("common", *STAGE_FOLDERS, "evaluation", "tokenizer_evaluation", "speedrun", "report")
 # The settings that two or more stages have: what a recipe's section `common` may hold.
 SHARED_SETTINGS = frozenset(
-    "allow_code_execution attention compile core_bundle data device_batch_size dtype embedding_lr epochs eval_every "
-    "final_lr_frac init_lr_frac matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start "
-    "momentum_warmup_steps num_iterations num_threads output_dir run_dir save_every save_minutes save_total_limit "
-    "scalar_lr seed sequence_length stages tasks temperature text_column top_k total_batch_size unembedding_lr "
-    "val_tasks warmdown_ratio warmup_ratio weight_decay".split()
+    "allow_code_execution attention compile core_bundle data device_batch_size dtype embedding_lr epochs "
+    "eval_every final_lr_frac gradient_checkpointing init_lr_frac learning_rate lora_alpha lora_rank lora_targets "
+    "loss_type matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start momentum_warmup_steps "
+    "num_iterations num_samples num_threads optimizer output_dir report_to rollout_batch_size run_dir save_every "
+    "save_minutes save_total_limit scalar_lr seed sequence_length stages tasks temperature text_column top_k "
+    "total_batch_size unembedding_lr val_tasks warmdown_ratio warmup_ratio weight_decay".split()
 )
 MAX_SEED = 2**32 - 1  # NumPy's
 # Far above anything that fits into memory; what is larger is a mistake.
@@ -61,7 +70,7 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromke
 )
 # Packages that a plain install does not have → the extra that brings them.
 EXTRAS = dict.fromkeys(
-    ("accelerate", "datasets", "fsspec", "matplotlib", "psutil", "pyarrow", "torchao", "trl"), "train"
+    ("accelerate", "datasets", "fsspec", "matplotlib", "peft", "psutil", "pyarrow", "torchao", "trl"), "train"
 ) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
 # Subcommands → the scripts of a clone that run the same code.
 SCRIPT_FOLDERS = ("training", "evaluation", "space")
@@ -612,6 +621,41 @@ def run_main(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def load_module(name: str, option: str) -> Any:
+    """Imports a module of the user's, installed or in the current folder.
+
+    Args:
+        option: the setting that names it, for the error.
+
+    Raises:
+        UserError: there is no such module, or it cannot be imported.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's own file raises
+        raise UserError(
+            f"{option}: cannot import the module {name} ({type(error).__name__}: {error}); name one that is installed "
+            "or in the current folder"
+        ) from None
+
+
+def load_function(path: str, option: str) -> Callable[..., Any]:
+    """Imports a function by its path `module:function`.
+
+    Raises:
+        UserError: the path has another form, or there is no such function.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{option} {path} is no path of a function; write module:function, such as my_rewards:score")
+    function = getattr(load_module(module, option), name, None)
+    if not callable(function):
+        raise UserError(f"{option} {path}: the module {module} has no function {name}")
+    return function
 
 
 def check_extra(module: str | None) -> None:

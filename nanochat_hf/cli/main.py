@@ -29,7 +29,7 @@ from nanochat_hf.settings import (
 )
 
 # Commands that run the stage of the same name.
-STAGES = ("tokenizer", "pretrain", "midtrain", "sft", "rl", "evaluate", "miniseries", "scaling_laws")
+STAGES = ("tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "evaluate", "miniseries", "scaling_laws")
 
 USAGE = """\
 usage: nanochat-hf COMMAND [OPTIONS]
@@ -41,6 +41,7 @@ train
   pretrain                        one stage: the base model, from text
   midtrain                        one stage: chat format and tasks, from conversations
   sft                             one stage: answers
+  dpo                             one stage: pairs of answers, of which one is preferred
   rl                              one stage: rewards
   evaluate                        bits per byte, CORE and chat tasks of a run; evaluate core|chat|... for one
   data shards SOURCE FOLDER       any text as shuffled shards; data show SOURCE says what would be read

@@ -28,6 +28,7 @@ from nanochat_hf.generation.text_stream import TextStream
 from nanochat_hf.generation.tool_loop import ControlTokens, Turn, decode_exactly
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 from nanochat_hf.serving.metrics import Metrics
+from nanochat_hf.tools.registry import called_tool
 
 PREFILL_TOKENS = 2048  # read in one go between two steps, padding included
 MAX_WAITING = 256  # prompts
@@ -164,7 +165,7 @@ class Row:
         self.stopped_at: str | None = None
 
     def _run_tool(self, call: str) -> str | None:
-        """The calculator's result; None if the client answers this call."""
+        """The tool's result; None if the client answers this call."""
         job = self.ticket.job
         return job.tool(call) if job.tool and called_function(call)[0] not in job.client_tools else None
 
@@ -217,17 +218,9 @@ class Row:
 
 
 def called_function(call: str) -> tuple[str, str]:
-    """Returns the name of the function that the model calls, and its arguments as JSON text.
-
-    The chat template writes the calculator's calls as the bare expression, and all others as a JSON object.
-    """
-    try:
-        read = json.loads(call)
-    except ValueError:
-        read = None
-    if isinstance(read, dict) and isinstance(read.get("name"), str) and isinstance(read.get("arguments"), dict):
-        return read["name"], json.dumps(read["arguments"], ensure_ascii=False)
-    return "calculator", json.dumps({"expression": call}, ensure_ascii=False)
+    """Returns the name of the function that the model calls, and its arguments as JSON text."""
+    name, arguments = called_tool(call)
+    return name, json.dumps(arguments, ensure_ascii=False)
 
 
 class Engine:

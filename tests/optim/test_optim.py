@@ -243,3 +243,40 @@ def test_rates_follow_the_batch_but_for_smear_and_backout():
         assert rates["matrix_lr"] == pytest.approx(0.02 * scale) and rates["scalar_lr"] == pytest.approx(0.5 * scale)
         assert rates["embedding_lr"] == pytest.approx(0.6 * scale)
     assert peak_rates("classic", 0.125, smear_lr=0.1)["smear_lr"] == 0.1
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_fine_tuning_groups_go_by_meaning_for_any_architecture(muon):
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    from nanochat_hf.optim import MuonAdamW, fine_tuning_groups
+
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2))
+    for model, matrices, outside in (
+        (llama, ("_proj",), ("embed_tokens", "lm_head", "norm")),
+        (gpt2, ("c_attn.weight", "c_proj.weight", "c_fc.weight"), ("wte", "wpe", "ln_", "bias")),
+    ):
+        groups = fine_tuning_groups(model, 1e-4, muon=muon)
+        found = {name: group for group in groups for name, _ in group["params"]}
+        assert found.keys() == dict(model.named_parameters()).keys()
+        inside = {name for name, group in found.items() if group["name"].startswith("matri")}
+        assert inside and all(any(part in name for part in matrices) for name in inside)
+        assert all(any(part in name for part in outside) for name in found.keys() - inside)
+        assert all((found[name]["kind"] == "muon") == muon for name in inside)
+        optimizer, before = MuonAdamW(groups), {name: p.clone() for name, p in model.named_parameters()}
+        model(input_ids=torch.arange(16)[None], labels=torch.arange(16)[None]).loss.backward()
+        optimizer.step()
+        # An entry's update is about as large with Muon as AdamW's usual ones: 0.2 of the rate.
+        for name in inside if muon else ():
+            step = (dict(model.named_parameters())[name] - before[name]).square().mean().sqrt().item()
+            assert 0.5 * 0.2e-4 < step < 2 * 0.2e-4, name
