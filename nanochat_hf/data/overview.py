@@ -16,7 +16,6 @@ import numpy as np
 from nanochat_hf.data.found import VALIDATION_EVERY, DataFile, FoundSource, LocalFile, SplitOfFile, find_source
 from nanochat_hf.data.packing import (
     BUFFER_DOCUMENTS,
-    PADDING,
     REFILL_DOCUMENTS,
     Packing,
     pack_best_fit,
@@ -215,9 +214,10 @@ def _rows_and_share(documents: list[str], tokenizer: Any, row_length: int, packi
             yield document
 
     if len(documents) < BUFFER_DOCUMENTS:  # as `RowStream`, of which this is the first pass on one process
-        packed = pack_pass(list(counted()), row_length, packing, np.random.default_rng(0)) if documents else []
-        filled = [row for row in packed if row[-1] != PADDING]
-        return len(filled), min(1.0, len(packed) * row_length / max(1, tokens))
+        if not documents:
+            return 0, 1.0
+        rows = len(pack_pass(list(counted()), row_length, packing, np.random.default_rng(0)))
+        return rows, min(1.0, rows * row_length / tokens)
     rows = sum(1 for _ in pack_best_fit(counted(), row_length, packing=packing))
     # The last row, which is not filled, is hardly a loss.
     return rows, min(1.0, (rows + 1) * row_length / max(1, tokens))

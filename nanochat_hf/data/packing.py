@@ -16,7 +16,7 @@ IGNORED = -100  # the label of a token that is not trained on, as in torch and t
 BUFFER_DOCUMENTS = 1000  # upstream's buffer
 REFILL_DOCUMENTS = 128  # upstream tokenizes and refills in batches of this size
 BUFFER_TOKENS = 1 << 26  # a buffer with more is not refilled; 1,000 documents of 262,144 characters have about as many
-SMALL_BUFFER_SHARE = 4  # a small corpus is packed from a buffer of 1 / this of its documents
+SMALL_BUFFER_SHARE = 2  # a small corpus is packed from a buffer of 1 / this of its documents
 PADDING = -1  # a place of a row without a token
 MIN_TAIL = 16  # tokens; a shorter rest of a document is dropped, because it needs a start token of its own
 
@@ -187,10 +187,10 @@ def pack_pass(
 ) -> np.ndarray:
     """Packs all documents of a small corpus once, for a corpus that is read many times.
 
-    The documents are shuffled and packed from a buffer of a quarter of them, so that each pass combines and crops
-    them otherwise. Then the rows are shuffled: a packer takes short and long documents at different times. No row
-    holds a document twice, nor two parts of it. The last row is filled with documents that it does not hold yet.
-    Where the whole corpus is too short for that, the rest of the row is `PADDING`.
+    The documents are shuffled and packed from a buffer of half of them, so that each pass combines and crops them
+    otherwise. Then the rows are shuffled: a packer takes short and long documents at different times. No row holds a
+    document twice, nor two parts of it. The last row is filled with documents that it does not hold yet. Where these
+    are too few, the rest of it is `PADDING`; a row less than half full is left out then, unless it is the only one.
 
     Args:
         documents: token ids of each document, the start token first; at least one of them not empty.
@@ -220,7 +220,8 @@ def pack_pass(
             part = documents[key][: row_length - filled]
             row[filled : filled + len(part)] = part
             filled += len(part)
-        rows.append(row)
+        if 2 * filled >= row_length or not rows:
+            rows.append(row)
     return np.stack(rows)[rng.permutation(len(rows))]
 
 
