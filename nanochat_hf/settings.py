@@ -33,6 +33,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nanochat_hf.openmp import bound_spinning
+
 RUN_FILE = "run.json"
 RECIPES = Path(__file__).with_name("recipes")
 LAUNCH_FILES = RECIPES / "accelerate"  # files for `accelerate launch --config_file`
@@ -607,8 +609,10 @@ def peak_memory_mb() -> float:
 def run_main(main: Callable[[], Any]) -> None:
     """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130.
 
-    A package that an extra brings and that is not installed is a `UserError`, too.
+    A package that an extra brings and that is not installed is a `UserError`, too. Before torch is imported, it
+    bounds how long OpenMP's threads spin (`openmp`).
     """
+    bound_spinning()
     try:
         try:
             main()

@@ -129,6 +129,7 @@ def build_param_groups(
     scalar_lr: float = 0.5,
     smear_lr: float = 0.2,
     backout_lr: float = 0.2,
+    backout_max: float | None = None,
     variant: str = "modern",
     hidden_size: int | None = None,
     eps: float = 1e-10,
@@ -140,6 +141,8 @@ def build_param_groups(
         unembedding_lr, embedding_lr, scalar_lr, smear_lr, backout_lr: peak AdamW rates; those of head, embeddings and
             value embeddings are multiplied here by (hidden_size / 768)^-0.5.
         matrix_lr, weight_decay: Muon's peak rate and weight decay, already scaled for the batch size.
+        backout_max: largest value of backout's scalar β; None (upstream): no bound. The final state is x - β·x_mid, and
+            x is mostly x_mid: when β passes 1, the direction of every position flips. See docs/log.md.
         variant: "modern" (July 2026) or "classic" (October 2025).
         hidden_size: width for that factor; default the model's own.
         eps: AdamW's.
@@ -159,7 +162,8 @@ def build_param_groups(
         if members:
             lr = rates[setting.base] * setting.lr * (width_factor if setting.width_scaled else 1.0)
             group = {"name": role, "kind": "adamw", "params": members, "lr": lr, "betas": setting.betas}
-            groups.append({**group, "eps": eps, "weight_decay": setting.weight_decay})
+            group |= {"eps": eps, "weight_decay": setting.weight_decay}
+            groups.append(group | ({"largest": backout_max} if role == "backout" else {}))
     matrices = [(name, named[name]) for name, found in roles.items() if found == "matrix"]
     for shape in sorted({tuple(p.shape) for _, p in matrices}):
         group = {"name": f"matrix {shape[0]}x{shape[1]}", "kind": "muon", "variant": variant, "lr": matrix_lr}

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, TrainingArguments
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches
 from nanochat_hf.optim import Schedule, peak_rates
-from nanochat_hf.scaling import depth_dial, fit_dial
+from nanochat_hf.scaling import backout_bound, depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
@@ -152,6 +152,13 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any,
     return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
 
 
+def largest_backout(config: Any, dial: Any) -> float | None:
+    """The bound on backout's scalar: as asked for, else by batch; None: no bound."""
+    if config.backout_max is not None:
+        return config.backout_max or None
+    return backout_bound(dial.total_batch_size, config.preset)
+
+
 def build_schedule(config: Any, dial: Any) -> Schedule:
     names = ("warmup_steps", "warmdown_ratio", "final_lr_frac", "momentum_warmup_steps")
     return Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
@@ -232,7 +239,12 @@ def build_trainer(
         flops_per_token=dial.flops_per_token,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0,
         spike_threshold=config.spike_threshold,
-        hyper={**rates, "weight_decay": dial.weight_decay, "variant": config.preset},
+        hyper={
+            **rates,
+            "weight_decay": dial.weight_decay,
+            "backout_max": largest_backout(config, dial),
+            "variant": config.preset,
+        },
         schedule=schedule,
         compile_layers=compilation.compiles_layers(config.compile, arguments.device),
         processing_class=tokenizer,

@@ -280,3 +280,35 @@ def test_fine_tuning_groups_go_by_meaning_for_any_architecture(muon):
         for name in inside if muon else ():
             step = (dict(model.named_parameters())[name] - before[name]).square().mean().sqrt().item()
             assert 0.5 * 0.2e-4 < step < 2 * 0.2e-4, name
+
+
+def test_backouts_scalar_stops_at_its_bound_and_turns_back():
+    """Its gradient is set by hand: it rises for six steps, then it falls. Without a bound it would pass 1."""
+
+    def values(**options):
+        model = toy()
+        optimizer = build_optimizer(model, **options)
+        seen = []
+        for step in range(12):
+            model.model.backout_lambda.grad = torch.tensor([-1.0 if step < 6 else 1.0])
+            optimizer.step()
+            seen.append(model.model.backout_lambda.item())
+        return seen
+
+    free, bounded = values(), values(backout_max=0.9)
+    assert max(free) > 1.2 and max(bounded) == pytest.approx(0.9)
+    assert bounded[:3] == free[:3], "below the bound nothing changes"
+    assert bounded[-1] < 0.8
+
+
+def test_past_one_backouts_scalar_flips_every_position():
+    """Why there is a bound: at depth 2 the middle state is the last state, x - βx, and the norm keeps its sign only."""
+    model = NanochatHFForCausalLM(
+        NanochatHFConfig.from_depth(2, vocab_size=67, head_dim=16, aspect_ratio=16, sequence_length=32)
+    )
+    ids = torch.arange(32)[None]
+    states = []
+    for value in (0.2, 0.9, 1.018):
+        torch.nn.init.constant_(model.model.backout_lambda, value)
+        states.append(model.model(ids).last_hidden_state)
+    assert torch.allclose(states[0], states[1], atol=1e-4) and torch.allclose(states[0], -states[2], atol=1e-3)
