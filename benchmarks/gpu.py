@@ -49,9 +49,11 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 if importlib.util.find_spec("nanochat_hf") is None:  # the repository need not be installed
@@ -260,21 +262,53 @@ class EndlessTurn:
         return token
 
 
-def decoding_speed(results: Results, model: Any, rows: int, compiled: bool) -> str:
-    """Samples tokens after one prompt, twice, and times the second time."""
-    from nanochat_hf.generation.decoding import decode_batch
+def decoding_speed(results: Results, model: Any, rows: int, steps: str) -> str:
+    """Samples tokens after one prompt, twice, and times the second time.
+
+    Args:
+        steps: "eager", "graphed" (CUDA graphs, what users get) or "compiled".
+    """
+    from nanochat_hf.generation import decoding
+    from nanochat_hf.generation.fast_decoder import FastDecoder
     from nanochat_hf.generation.sampling import Sampling
 
     rows, prompt, length = (min(rows, 3), 8, 4) if results.dry else (rows, 64, 64)
+    eagerly = mock.patch.object(decoding, "GraphedDecoder", FastDecoder) if steps == "eager" else nullcontext()
     for _ in range(2):
         turns = [EndlessTurn(length) for _ in range(rows)]
         synchronize(results)
         start = time.perf_counter()
-        for _ in decode_batch(model, [list(range(prompt))], turns, [0] * rows, Sampling(top_k=50), compiled=compiled):
-            pass
+        with eagerly:
+            batch = [list(range(prompt))], turns, [0] * rows, Sampling(top_k=50)
+            for _ in decoding.decode_batch(model, *batch, compiled=steps == "compiled"):
+                pass
         synchronize(results)
         seconds = time.perf_counter() - start
     return f"{rows * length / seconds:,.0f} tokens/s, {seconds / length * 1e3:.2f} ms per step"
+
+
+def graphs_agree(results: Results, model: Any) -> float:
+    """Returns the largest difference of logits between graphed and eager steps, over slots that fill up."""
+    import torch
+
+    from nanochat_hf.generation.fast_decoder import FastDecoder
+    from nanochat_hf.generation.graphed_decoder import GraphedDecoder
+
+    length = 8 if results.dry else 300
+    ids = torch.arange(48, device=results.device).view(3, 16)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    with torch.inference_mode():
+        decoders = [kind(model, 16 + length) for kind in (GraphedDecoder, FastDecoder)]
+        ours, theirs = (decoder.prefill(ids, mask, range(3)) for decoder in decoders)
+        gap = 0.0
+        for _ in range(length):
+            tokens = theirs.argmax(-1)
+            ours, theirs = (decoder.step(tokens) for decoder in decoders)
+            gap = max(gap, float((ours - theirs).abs().max()))
+    if not results.dry:
+        results.expect(decoders[0].replay is not None, "no graph was captured")
+    return round(gap, 4)
 
 
 def script(results: Results, path: str, *arguments: Any, seconds: float | None = None) -> dict[str, Any]:
@@ -654,16 +688,21 @@ def muon(results: Results) -> None:
     results["peak_gb"] = peak_gb(results)
 
 
-@check(80, "H100: below 3 ms per step eager, less when compiled")
+STEPS = ("eager", "graphed", "compiled")  # compiled last, as it takes longest
+
+
+@check(80, "H100: below 3 ms per step eager, at most half of it graphed; graphs within 0.1 of eager logits")
 def rollout(results: Results) -> None:
     """128 answers of 64 tokens to one prompt, d12 in bf16: what RL does."""
     import torch
 
     model = new_model(results, 12).to(torch.bfloat16).eval()
-    for name, compiled in (("eager", False), ("compiled", True)):
+    results["graphs_off_by"] = graphs_agree(results, model)
+    for steps in STEPS:
         start = time.perf_counter()
-        results.measure(name, lambda compiled=compiled: decoding_speed(results, model, 128, compiled))
-        results[f"{name}_seconds_in_all"] = round(time.perf_counter() - start, 1)
+        results.measure(steps, lambda steps=steps: decoding_speed(results, model, 128, steps))
+        results[f"{steps}_seconds_in_all"] = round(time.perf_counter() - start, 1)
+    results.expect(results["graphs_off_by"] < 0.1, "graphed steps differ from eager ones")
 
 
 @check(110, "status 0; a finite loss in bf16", ["accelerate", "trl", "datasets", "psutil"])
@@ -749,15 +788,15 @@ def d24_fp8_varlen(results: Results) -> None:
 
 @check(120, "d12 faster than d24; 64 rows many times the tokens of one row")
 def generation(results: Results) -> None:
-    """Sampling in bf16: d12 and d24, 1 and 64 answers; eager first, as compiling takes longest."""
+    """Sampling in bf16: d12 and d24, 1 and 64 answers."""
     import torch
 
     models = {depth: new_model(results, depth).to(torch.bfloat16).eval() for depth in (12, 24)}
-    for compiled in (False, True):
+    for steps in STEPS:
         for depth, model in models.items():
-            for rows in (1,) if results.dry and compiled else (1, 64):
-                name = f"d{depth}, batch {rows}, {'compiled' if compiled else 'eager'}"
-                results.measure(name, lambda m=model, r=rows, c=compiled: decoding_speed(results, m, r, c))
+            for rows in (1,) if results.dry and steps == "compiled" else (1, 64):
+                name = f"d{depth}, batch {rows}, {steps}"
+                results.measure(name, lambda m=model, r=rows, s=steps: decoding_speed(results, m, r, s))
 
 
 @check(600, "the loss falls throughout; samples turn into words", ["accelerate", "psutil"])

@@ -322,6 +322,7 @@ def _introduction(stage: Stage, config: dict[str, Any], folder: Path) -> str:
                 for key in weights.keys():
                     count += math.prod(weights.get_slice(key).get_shape())
     steps = {"base": "pretrained", "mid": "mid-trained", "sft": "fine-tuned on conversations", "rl": "trained with RL"}
+    steps["dpo"] = "trained on preferences"
     return (
         f"A nanochat-style language model, {steps.get(stage.name, stage.name)}: {count / 1e6:,.1f} M parameters, "
         f"{config.get('num_hidden_layers')} layers, width {config.get('hidden_size')}, "

@@ -12,6 +12,7 @@ is imported, so a mistake is said within a second.
 
 import argparse
 import difflib
+import importlib
 import json
 import math
 import os
@@ -32,22 +33,32 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nanochat_hf.openmp import bound_spinning
+
 RUN_FILE = "run.json"
 RECIPES = Path(__file__).with_name("recipes")
 LAUNCH_FILES = RECIPES / "accelerate"  # files for `accelerate launch --config_file`
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
 # Each training stage and its folder in a run, in the order of training.
-STAGE_FOLDERS = {"tokenizer": "tokenizer", "pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
+STAGE_FOLDERS = {
+    "tokenizer": "tokenizer",
+    "pretrain": "base",
+    "midtrain": "mid",
+    "sft": "sft",
+    "dpo": "dpo",
+    "rl": "rl",
+}
 MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage != "tokenizer")
 # What a recipe's sections may be called.
 SECTIONS = ("common", *STAGE_FOLDERS, "evaluation", "tokenizer_evaluation", "speedrun", "report")
 # The settings that two or more stages have: what a recipe's section `common` may hold.
 SHARED_SETTINGS = frozenset(
-    "allow_code_execution attention compile core_bundle data device_batch_size dtype embedding_lr epochs eval_every "
-    "final_lr_frac init_lr_frac matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start "
-    "momentum_warmup_steps num_iterations num_threads output_dir run_dir save_every save_minutes save_total_limit "
-    "scalar_lr seed sequence_length stages tasks temperature text_column top_k total_batch_size unembedding_lr "
-    "val_tasks warmdown_ratio warmup_ratio weight_decay".split()
+    "allow_code_execution attention compile core_bundle data device_batch_size dtype embedding_lr epochs "
+    "eval_every final_lr_frac gradient_checkpointing init_lr_frac learning_rate lora_alpha lora_rank lora_targets "
+    "loss_type matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start momentum_warmup_steps "
+    "num_iterations num_samples num_threads optimizer output_dir report_to rollout_batch_size run_dir save_every "
+    "save_minutes save_total_limit scalar_lr seed sequence_length stages tasks temperature text_column top_k "
+    "total_batch_size unembedding_lr val_tasks warmdown_ratio warmup_ratio weight_decay".split()
 )
 MAX_SEED = 2**32 - 1  # NumPy's
 # Far above anything that fits into memory; what is larger is a mistake.
@@ -61,8 +72,21 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromke
 )
 # Packages that a plain install does not have → the extra that brings them.
 EXTRAS = dict.fromkeys(
-    ("accelerate", "datasets", "fsspec", "matplotlib", "psutil", "pyarrow", "torchao", "trl"), "train"
+    ("accelerate", "datasets", "fsspec", "matplotlib", "peft", "psutil", "pyarrow", "torchao", "trl"), "train"
 ) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
+# Subcommands → the scripts of a clone that run the same code.
+SCRIPT_FOLDERS = ("training", "evaluation", "space")
+SCRIPTS = {
+    "train": "training/speedrun.py",
+    "data shards": "training/make_shards.py",
+    "evaluate": "evaluation/stages.py",
+    "space": "space/app.py",
+    **{
+        name: f"training/{name}.py"
+        for name in ("tokenizer", "pretrain", "midtrain", "sft", "rl", "miniseries", "scaling_laws", "report")
+    },
+    **{f"evaluate {name}": f"evaluation/{name}.py" for name in ("bits_per_byte", "core", "chat", "tokenizer")},
+}
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
 
 if TYPE_CHECKING:
@@ -506,6 +530,45 @@ def check_device(name: str | None) -> None:
         raise UserError(f"there is no device {name!r}; use auto, cpu, cuda, cuda:1 (another GPU) or mps")
 
 
+def find_checkpoint(checkpoint: str | Path, revision: str | None = None) -> None:
+    """Checks quickly that a checkpoint exists, so that a mistyped path is answered at once.
+
+    A name that could be an id of the Hub is looked up there once, for a few seconds, unless it is in the cache.
+
+    Raises:
+        UserError: there is no such folder, and no such model on the Hub.
+    """
+    check_checkpoint(checkpoint)
+    folder, name = Path(checkpoint), str(checkpoint)
+    if folder.exists():
+        return
+    first, _, rest = name.partition("/")
+    if rest and Path(first).is_dir():
+        inside = sorted(path.name for path in Path(first).iterdir() if path.is_dir() and path.name[:1] != ".")
+        hint = f"{first} holds {', '.join(inside[:8])}" if inside else f"{first} is empty"
+        raise UserError(f"there is no folder {name}: {hint}; give a checkpoint folder, or the id of a Hub model")
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    advice = "give a checkpoint folder such as runs/quickstart/rl, or the id of a Hub model"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"there is no folder {name}, and the Hub is switched off (HF_HUB_OFFLINE); {advice}")
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import get_session
+
+    address = f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{revision}" if revision else "")
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        status = get_session().get(address, headers=headers, timeout=5, follow_redirects=True).status_code
+    except Exception as error:  # of the client that huggingface_hub uses: no network, no such host, a timeout
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"there is no folder {name}, and the Hub cannot be reached ({reason}); {advice}") from None
+    if status in (401, 403, 404):
+        raise UserError(f"there is no folder {name}, and no such model on the Hub that you may read; {advice}")
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON so that a reader sees either the old file or the complete new one."""
     path = Path(path)
@@ -546,8 +609,10 @@ def peak_memory_mb() -> float:
 def run_main(main: Callable[[], Any]) -> None:
     """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130.
 
-    A package that an extra brings and that is not installed is a `UserError`, too.
+    A package that an extra brings and that is not installed is a `UserError`, too. Before torch is imported, it
+    bounds how long OpenMP's threads spin (`openmp`).
     """
+    bound_spinning()
     try:
         try:
             main()
@@ -560,6 +625,41 @@ def run_main(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def load_module(name: str, option: str) -> Any:
+    """Imports a module of the user's, installed or in the current folder.
+
+    Args:
+        option: the setting that names it, for the error.
+
+    Raises:
+        UserError: there is no such module, or it cannot be imported.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's own file raises
+        raise UserError(
+            f"{option}: cannot import the module {name} ({type(error).__name__}: {error}); name one that is installed "
+            "or in the current folder"
+        ) from None
+
+
+def load_function(path: str, option: str) -> Callable[..., Any]:
+    """Imports a function by its path `module:function`.
+
+    Raises:
+        UserError: the path has another form, or there is no such function.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{option} {path} is no path of a function; write module:function, such as my_rewards:score")
+    function = getattr(load_module(module, option), name, None)
+    if not callable(function):
+        raise UserError(f"{option} {path}: the module {module} has no function {name}")
+    return function
 
 
 def check_extra(module: str | None) -> None:
@@ -632,7 +732,7 @@ class StageParser(Parser):
 
     def format_help(self) -> str:
         """The text of `--help`, or with `everything` that of `--help-all`."""
-        text = self.help.text.strip().replace(f"nanochat-hf {self.help.command} ", f"{self.prog} ")
+        text = as_typed(self.help.text.strip())
         parts = [f"usage: {self.prog} [--config RECIPE] [--SETTING VALUE ...]"] + ([text] if text else [])
         parts += [
             f"{title}\n" + "\n".join(line for name in names for line in self._option(*self.lines[name]))
@@ -678,11 +778,22 @@ class _ShowAll(argparse.Action):
 
 
 def program(command: str) -> str:
-    """How this process was called: `python training/sft.py`, or `nanochat-hf` and the subcommand."""
+    """A command as this user types it: `python training/sft.py` after a script of a clone, else `nanochat-hf sft`.
+
+    Args:
+        command: the subcommand of `nanochat-hf`, such as `"sft"` or `"evaluate core"`; the running one or another.
+    """
     script = Path(sys.argv[0])
-    if script.suffix == ".py" and script.parent.name in ("training", "evaluation"):
-        return f"python {sys.argv[0]}"
+    clone = script.parent.parent
+    if script.suffix == ".py" and script.parent.name in SCRIPT_FOLDERS and command in SCRIPTS:
+        return f"python {clone / SCRIPTS[command]}"
     return f"nanochat-hf {command}"
+
+
+def as_typed(text: str) -> str:
+    """Returns a text whose commands, such as `nanochat-hf sft`, are as this user types them: see [`program`]."""
+    names = "|".join(sorted(SCRIPTS, key=len, reverse=True))
+    return re.sub(rf"\bnanochat-hf ({names})(?=\s|$)", lambda found: program(found[1]), text)
 
 
 RECIPE_HELP = "YAML file, or a name that `nanochat-hf recipes` lists; its sections common: and this stage's are read"

@@ -1,7 +1,9 @@
 """A stage's configuration: defaults, recipe, command line, and the record of what was resolved."""
 
 import json
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -197,3 +199,26 @@ def test_a_folder_that_cannot_be_written_to_is_found_at_once(tmp_path):
         settings.check_output_dir("")
     settings.check_output_dir(tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("called", "command", "typed"),
+    [
+        ("training/pretrain.py", "tokenizer", "python training/tokenizer.py"),
+        ("/clone/evaluation/stages.py", "evaluate core", "python /clone/evaluation/core.py"),
+        ("training/rl.py", "space", "python space/app.py"),
+        ("training/rl.py", "recipes", "nanochat-hf recipes"),
+        ("/venv/bin/nanochat-hf", "tokenizer", "nanochat-hf tokenizer"),
+        ("/site-packages/nanochat_hf/stages/pretrain.py", "tokenizer", "nanochat-hf tokenizer"),
+    ],
+)
+def test_commands_are_named_as_this_user_types_them(monkeypatch, called, command, typed):
+    monkeypatch.setattr(sys, "argv", [called])
+    assert settings.program(command) == typed
+    assert settings.as_typed(f"make one: nanochat-hf {command} --help") == f"make one: {typed} --help"
+
+
+def test_each_script_of_a_clone_exists():
+    root = Path(__file__).parents[1]
+    scripts = {str(path.relative_to(root)) for name in settings.SCRIPT_FOLDERS for path in root.glob(f"{name}/*.py")}
+    assert set(settings.SCRIPTS.values()) == scripts

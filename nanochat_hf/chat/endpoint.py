@@ -16,26 +16,14 @@ from typing import Any
 
 from nanochat_hf.chat.models import Answer, Message, Piece
 from nanochat_hf.settings import UserError
-from nanochat_hf.tools.calculator import calculate
 from nanochat_hf.tools.presentation import said_text
+from nanochat_hf.tools.registry import run_tool, schemas, written_call
 
 PROTOCOLS = ("chat", "text-generation")
 BUSY = (429, 502, 503, 504)  # HTTP status: worth another try
 MAX_TRIES = 4
 MAX_WAIT = 10.0  # seconds between two tries, at most
 MAX_TOOL_ROUNDS = 8  # calls in one answer, one after the other
-CALCULATOR = {
-    "type": "function",
-    "function": {
-        "name": "calculator",
-        "description": "Computes an arithmetic expression, or counts letters with 'text'.count('t').",
-        "parameters": {
-            "type": "object",
-            "properties": {"expression": {"type": "string"}},
-            "required": ["expression"],
-        },
-    },
-}
 
 
 class RemoteModel:
@@ -61,8 +49,8 @@ class RemoteModel:
             url: address of the server, such as http://localhost:8000, with or without /v1.
             model: name of the model there; default: what the server has.
             protocol: "chat" or "text-generation".
-            tools: offers the calculator to the server's model and answers its calls here. A server that runs the
-                calculator itself, as `nanochat-hf serve` does, does not need it.
+            tools: offers our tools to the server's model and answers its calls here. A server that runs the tools
+                itself, as `nanochat-hf serve` does, does not need it.
             key: default: NANOCHAT_API_KEY or HF_TOKEN from the environment.
             timeout: seconds without any answer after which the server counts as gone.
 
@@ -118,7 +106,7 @@ class RemoteModel:
         }
         # No top-k: it is not in OpenAI's protocol, and strict servers refuse a request that has it.
         if self.tools:
-            options["tools"] = [CALCULATOR]
+            options["tools"] = schemas()
         if self.model:
             options["extra_body"] = {"model": self.model}
         parts: list[dict[str, str]] = []
@@ -144,16 +132,16 @@ class RemoteModel:
                 break
             asked, results = [], []
             for number, (name, arguments) in sorted(calls.items()):
-                expression = _expression(arguments)
-                result = calculate(expression) if name == "calculator" else None
-                yield Piece("python", expression)
-                parts.append({"type": "python", "text": expression})
+                given = _arguments(arguments)
+                result, written = run_tool(name, given), written_call(name, given)
+                yield Piece("python", written)
+                parts.append({"type": "python", "text": written})
                 if result is not None:
                     yield Piece("python_output", result)
                     parts.append({"type": "python_output", "text": result})
                 function = {"name": name, "arguments": arguments}
                 asked.append({"id": f"call_{len(parts)}_{number}", "type": "function", "function": function})
-                refusal = "the calculator cannot compute this"
+                refusal = f"the tool {name} has no result for this"
                 results.append({"role": "tool", "tool_call_id": asked[-1]["id"], "content": result or refusal})
             sent += [{"role": "assistant", "content": text, "tool_calls": asked}, *results]
         yield Answer(_content(parts), "length" if reason == "length" else "stop")
@@ -224,13 +212,13 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _expression(arguments: str) -> str:
-    """The expression of a calculator call, whose arguments are a JSON object."""
+def _arguments(written: str) -> dict[str, Any]:
+    """The arguments of a call, a JSON object. Other text is taken as the calculator's expression."""
     try:
-        found = json.loads(arguments)
-        return str(found["expression"] if isinstance(found, dict) else found)
-    except (ValueError, KeyError):
-        return arguments
+        found = json.loads(written)
+    except ValueError:
+        found = written
+    return found if isinstance(found, dict) else {"expression": str(found)}
 
 
 def _content(parts: list[dict[str, str]]) -> str | list[dict[str, str]]:

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from nanochat_hf.settings import UserError, check_checkpoint
+from nanochat_hf.settings import UserError, find_checkpoint
 
 Message = dict[str, Any]  # {"role": ..., "content": text or a list of parts}
 PART_TYPES = ("text", "python", "python_output")
@@ -104,10 +103,8 @@ class LocalModel:
         """See [`Model.fit`]. A system message always stays."""
         from nanochat_hf.generation import fit_conversation
 
-        reserved = answer_reserve(messages, self.context_length, max_new_tokens)
-        # The function that drops turns compares roles and texts only.
-        plain = [for_model(message) for message in messages]
-        kept, dropped = fit_conversation(self.tokenizer, plain, self.context_length, reserved)
+        known = [{**for_model(message), "token_ids": message.get("token_ids")} for message in messages]
+        kept, dropped = fit_conversation(self.tokenizer, known, self.context_length, max_new_tokens)
         system = len(messages) > 0 and messages[0]["role"] == "system"
         rest = list(messages[1:] if system else messages)[dropped:]
         assert len(kept) == len(rest) + system
@@ -127,17 +124,6 @@ class LocalModel:
             else:
                 rollout = chunk.rollout
                 yield Answer(rollout.messages[0]["content"], rollout.finish_reason, list(rollout.token_ids))
-
-
-def answer_reserve(messages: Sequence[Message], context_length: int, max_new_tokens: int) -> int:
-    """Returns how many tokens of the context to keep free for the next answer.
-
-    It is a quarter of the context, or more if an earlier answer of this conversation was longer; never more than half
-    of the context or than `max_new_tokens`. (To reserve all of `max_new_tokens` would cost short contexts their
-    history: answers are seldom that long.)
-    """
-    longest = max((len(message.get("token_ids") or ()) for message in messages), default=0)
-    return min(max_new_tokens, context_length // 2, max(context_length // 4, longest))
 
 
 def for_model(message: Message) -> Message:
@@ -173,45 +159,6 @@ def read_message(message: Any) -> Message:
     if role == "assistant" and isinstance(ids, list) and all(type(one) is int and one >= 0 for one in ids):
         checked["token_ids"] = ids
     return checked
-
-
-def find_checkpoint(checkpoint: str, revision: str | None = None) -> None:
-    """Checks quickly that a checkpoint exists, so that a mistyped path is answered at once.
-
-    A name that could be an id of the Hub is looked up there once, for a few seconds, unless it is in the cache.
-
-    Raises:
-        UserError: there is no such folder, and no such model on the Hub.
-    """
-    check_checkpoint(checkpoint)
-    folder, name = Path(checkpoint), str(checkpoint)
-    if folder.exists():
-        return
-    first, _, rest = name.partition("/")
-    if rest and Path(first).is_dir():
-        inside = sorted(path.name for path in Path(first).iterdir() if path.is_dir() and path.name[:1] != ".")
-        hint = f"{first} holds {', '.join(inside[:8])}" if inside else f"{first} is empty"
-        raise UserError(f"there is no folder {name}: {hint}; give a checkpoint folder, or the id of a Hub model")
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return
-    advice = "give a checkpoint folder such as runs/quickstart/rl, or the id of a Hub model"
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"there is no folder {name}, and the Hub is switched off (HF_HUB_OFFLINE); {advice}")
-    from huggingface_hub import get_token
-    from huggingface_hub.utils import get_session
-
-    address = f"{constants.ENDPOINT}/api/models/{name}" + (f"/revision/{revision}" if revision else "")
-    token = get_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        status = get_session().get(address, headers=headers, timeout=5, follow_redirects=True).status_code
-    except Exception as error:  # of the client that huggingface_hub uses: no network, no such host, a timeout
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"there is no folder {name}, and the Hub cannot be reached ({reason}); {advice}") from None
-    if status in (401, 403, 404):
-        raise UserError(f"there is no folder {name}, and no such model on the Hub that you may read; {advice}")
 
 
 def clean(text: str) -> str:

@@ -29,7 +29,7 @@ from nanochat_hf.settings import (
 )
 
 # Commands that run the stage of the same name.
-STAGES = ("tokenizer", "pretrain", "midtrain", "sft", "rl", "evaluate", "miniseries", "scaling_laws")
+STAGES = ("tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "evaluate", "miniseries", "scaling_laws")
 
 USAGE = """\
 usage: nanochat-hf COMMAND [OPTIONS]
@@ -41,6 +41,7 @@ train
   pretrain                        one stage: the base model, from text
   midtrain                        one stage: chat format and tasks, from conversations
   sft                             one stage: answers
+  dpo                             one stage: pairs of answers, of which one is preferred
   rl                              one stage: rewards
   evaluate                        bits per byte, CORE and chat tasks of a run; evaluate core|chat|... for one
   data shards SOURCE FOLDER       any text as shuffled shards; data show SOURCE says what would be read
@@ -167,8 +168,7 @@ def _data(argv: list[str]) -> None:
 def _space(argv: list[str]) -> None:
     from nanochat_hf.page.command import main
 
-    sys.argv = ["nanochat-hf space", *argv]  # argparse calls the program so
-    main()
+    main(argv)
 
 
 def _chat(argv: list[str]) -> None:
@@ -193,7 +193,7 @@ def _plan(argv: list[str]) -> None:
     parser = Parser(
         prog="nanochat-hf plan",
         description="Says what pretraining at a depth will need: parameters, tokens, memory, time and money.\n"
-        "Settings of training/pretrain.py are spelled as there; dashes work too.",
+        "Settings of nanochat-hf pretrain are spelled as there; dashes work too.",
         epilog="examples\n"
         "  nanochat-hf plan 24 --gpus 8 --gpu h100\n"
         "  nanochat-hf plan 12 --gpus 1 --gpu 'rtx 4090' --device_batch_size 8\n"

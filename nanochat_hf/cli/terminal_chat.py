@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from nanochat_hf.settings import DTYPES, MAX_SEED, Parser, UserError, check_device, convert
+from nanochat_hf.settings import DTYPES, MAX_SEED, Parser, UserError, check_device, convert, find_checkpoint
 
 HELP = """\
 /help               show this list
@@ -95,7 +95,6 @@ def main(argv: list[str]) -> None:
 
         model: Any = RemoteModel(options.url, options.checkpoint, protocol=options.protocol, tools=options.tools)
     else:
-        from nanochat_hf.chat.models import find_checkpoint
         from nanochat_hf.chat.suggestions import suggestions
 
         find_checkpoint(options.checkpoint)  # before torch is imported, which takes seconds

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from nanochat_hf.data.packing import BUFFER_DOCUMENTS, IGNORED, REFILL_DOCUMENTS, Packing, pack_best_fit
-from nanochat_hf.data.row_stream import Encoder, RowStream, StreamSnapshot, as_encoder
+from nanochat_hf.data.row_stream import Encoder, MixedRows, MixedSnapshot, RowStream, StreamSnapshot, as_encoder
 from nanochat_hf.data.sources import DocumentStream, MixedStream, OnBadFile, open_documents
 from nanochat_hf.settings import UserError
 
@@ -31,7 +31,7 @@ def make_batch(rows: np.ndarray) -> Batch:
     """Turns rows of T+1 tokens into a batch for a causal language model.
 
     Args:
-        rows: int64 [B, T+1]; a row that begins with a negative number is padding.
+        rows: int64 [B, T+1]; a negative number is padding.
 
     Returns:
         A dict of int64 tensors [B, T]; in labels -100 means "not scored":
@@ -41,14 +41,14 @@ def make_batch(rows: np.ndarray) -> Batch:
         - `labels`: the inputs again, for code that counts labels.
     """
     rows_BT1 = torch.from_numpy(rows)
-    padding = rows_BT1[:, :1] < 0
+    padding = rows_BT1 < 0
     inputs, targets = rows_BT1[:, :-1].contiguous(), rows_BT1[:, 1:].contiguous()
     if not padding.any():
         return {"input_ids": inputs, "shift_labels": targets, "labels": inputs}
     return {
-        "input_ids": inputs.masked_fill(padding, 0),
-        "shift_labels": targets.masked_fill(padding, IGNORED),
-        "labels": inputs.masked_fill(padding, IGNORED),
+        "input_ids": inputs.masked_fill(padding[:, :-1], 0),
+        "shift_labels": targets.masked_fill(padding[:, 1:], IGNORED),
+        "labels": inputs.masked_fill(padding[:, :-1], IGNORED),
     }
 
 
@@ -67,7 +67,8 @@ class PackedLoader:
         world_size: the number of processes.
         streams: the number of streams; default `world_size`, or the number in a loaded state.
         packing: what becomes of a cropped document's rest, see `BestFitPacker`.
-        seed: shuffles the documents anew in each epoch; None keeps their order.
+        seed: shuffles the documents anew in each epoch; None keeps their order. A small corpus is always shuffled, by
+            seed 0 where there is none; see `row_stream`.
         text_column, on_bad_file: see `open_documents`.
         buffer_documents: how many documents each stream's packing buffer holds.
         num_threads: tokenizing threads; default: all cores.
@@ -121,12 +122,19 @@ class PackedLoader:
         self._rows = 0  # rows of all processes that the batches made so far have covered
         self._yielded = self._snapshot()
 
-    def _open_stream(self, index: int) -> RowStream:
+    def _open_stream(self, index: int) -> RowStream | MixedRows:
         documents = open_documents(
             self.source, rank=index, world_size=self.num_streams, repeat=True, **self.document_options
         )
-        length = self.sequence_length + 1
-        return RowStream(documents, self.encoder, length, self.packing, self.buffer_documents)
+        if isinstance(documents, DocumentStream):
+            return self._rows_of(documents, index, 0)
+        streams = [self._rows_of(stream, index, source) for source, stream in enumerate(documents.streams)]
+        return MixedRows(streams, documents.weights.tolist())
+
+    def _rows_of(self, documents: DocumentStream, stream: int, source: int) -> RowStream:
+        length, seed = self.sequence_length + 1, self.document_options["seed"] or 0
+        options = {"buffer_documents": self.buffer_documents, "seed": (seed, stream, source)}
+        return RowStream(documents, self.encoder, length, self.packing, **options)
 
     @property
     def epoch(self) -> int:
@@ -221,7 +229,7 @@ class _Snapshot:
     """The loader's state after a batch, not yet written out."""
 
     rows: int
-    streams: dict[int, StreamSnapshot]
+    streams: dict[int, StreamSnapshot | MixedSnapshot]
 
 
 class _BackgroundMaker:

@@ -16,7 +16,13 @@ import numpy as np
 
 from nanochat_hf.data.files import file_format
 from nanochat_hf.data.found import VALIDATION_EVERY, DataFile, FoundSource, LocalFile, SplitOfFile, find_source
-from nanochat_hf.data.packing import REFILL_DOCUMENTS, Packing, pack_best_fit
+from nanochat_hf.data.packing import (
+    BUFFER_DOCUMENTS,
+    REFILL_DOCUMENTS,
+    Packing,
+    pack_best_fit,
+    pack_pass,
+)
 from nanochat_hf.data.sources import DocumentStream, OnBadFile, check_on_bad_file, parse_sources
 from nanochat_hf.settings import UserError
 
@@ -86,7 +92,7 @@ def describe_data(
         train, validation = counts
         if train.documents is None or validation.documents is None or tokenizer is None:
             continue
-        if validate and not _num_rows(validation.documents, tokenizer, sequence_length + 1, "best_fit"):
+        if validate and not _fills_row(validation.documents, tokenizer, sequence_length + 1):
             raise UserError(
                 f"the validation split of {found.name} does not fill one row of {sequence_length + 1} tokens; give "
                 "more text, a shorter --sequence_length, or --eval_every -1"
@@ -218,27 +224,40 @@ def _repetition(
 
 
 def _num_rows(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> int:
-    """Returns how many rows the documents fill when each is read once."""
+    """Returns how many rows the documents fill in the first pass of a run."""
     return _rows_and_share(documents, tokenizer, row_length, packing)[0]
 
 
 def _rows_and_share(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> tuple[int, float]:
-    """Returns how many rows the documents fill when each is read once, and the share of their tokens in these rows."""
+    """Returns how many rows the documents fill in one pass, and the share of their tokens in these rows."""
+    tokens = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal tokens
+        for document in _encoded(documents, tokenizer):
+            tokens += len(document)
+            yield document
+
+    if len(documents) < BUFFER_DOCUMENTS:  # as `RowStream`, of which this is the first pass on one process
+        if not documents:
+            return 0, 1.0
+        rows = len(pack_pass(list(counted()), row_length, packing, np.random.default_rng(0)))
+        return rows, min(1.0, rows * row_length / tokens)
+    rows = sum(1 for _ in pack_best_fit(counted(), row_length, packing=packing))
+    # The last row, which is not filled, is hardly a loss.
+    return rows, min(1.0, (rows + 1) * row_length / max(1, tokens))
+
+
+def _encoded(documents: list[str], tokenizer: Any) -> Iterator[np.ndarray]:
     from nanochat_hf.data.row_stream import as_encoder
 
-    encoder, tokens = as_encoder(tokenizer), 0
+    encoder = as_encoder(tokenizer)
+    for start in range(0, len(documents), REFILL_DOCUMENTS):
+        ids, offsets = encoder.encode_batch(documents[start : start + REFILL_DOCUMENTS])
+        ids = ids.astype(np.int32)
+        yield from (ids[first:last] for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
 
-    def encoded() -> Iterator[np.ndarray]:
-        nonlocal tokens
-        for start in range(0, len(documents), REFILL_DOCUMENTS):
-            ids, offsets = encoder.encode_batch(documents[start : start + REFILL_DOCUMENTS])
-            ids = ids.astype(np.int32)
-            tokens += len(ids)
-            yield from (
-                ids[first:last] for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-            )
 
-    rows = sum(1 for _ in pack_best_fit(encoded(), row_length, packing=packing))
-    return rows, min(
-        1.0, (rows + 1) * row_length / max(1, tokens)
-    )  # the last row, not filled, is not lost in training
+def _fills_row(documents: list[str], tokenizer: Any, row_length: int) -> bool:
+    """Whether the documents fill a row of the validation split."""
+    return next(pack_best_fit(_encoded(documents, tokenizer), row_length), None) is not None

@@ -16,6 +16,8 @@ IGNORED = -100  # the label of a token that is not trained on, as in torch and t
 BUFFER_DOCUMENTS = 1000  # upstream's buffer
 REFILL_DOCUMENTS = 128  # upstream tokenizes and refills in batches of this size
 BUFFER_TOKENS = 1 << 26  # a buffer with more is not refilled; 1,000 documents of 262,144 characters have about as many
+SMALL_BUFFER_SHARE = 2  # a small corpus is packed from a buffer of 1 / this of its documents
+PADDING = -1  # a place of a row without a token
 MIN_TAIL = 16  # tokens; a shorter rest of a document is dropped, because it needs a start token of its own
 
 Packing = Literal["best_fit", "keep_tails"]
@@ -51,11 +53,13 @@ class BestFitPacker:
             raise ValueError(f"packing is best_fit or keep_tails, not {packing!r}")
         self.row_length, self.packing = row_length, packing
         self._documents: dict[int, np.ndarray] = {}  # by arrival: dicts keep that order
+        self._keys: dict[int, int] = {}  # by arrival; only of documents that were added with a key
         self._arrivals = 0
         self._queues: list[deque[int]] = [deque() for _ in range(row_length + 1)]
         self._present = 0  # bit n is set where self._queues[n] is not empty
         self._up_to = [(1 << (length + 1)) - 1 for length in range(row_length + 1)]
         self.tokens = 0  # of all waiting documents
+        self.placed_key: int | None = None  # of the document that `place` took last
         self._long: list[tuple[int, int]] = []  # heap of (length, arrival), or (0, arrival) with keep_tails
 
     def __len__(self) -> int:
@@ -66,12 +70,17 @@ class BestFitPacker:
         """The waiting documents, oldest first. A new packer to which they are added goes on exactly like this one."""
         return list(self._documents.values())
 
-    def add(self, document: np.ndarray) -> None:
-        """Adds a document: token ids [tokens], the start token first. The packer keeps a reference."""
+    def add(self, document: np.ndarray, key: int | None = None) -> None:
+        """Adds a document: token ids [tokens], the start token first. The packer keeps a reference.
+
+        `key` names it in `placed_key`, and so does it the rest of it that `"keep_tails"` keeps.
+        """
         length = len(document)
         if not length:
             return
         arrival = self._arrivals
+        if key is not None:
+            self._keys[arrival] = key
         self._arrivals += 1
         self._documents[arrival] = document
         self.tokens += length
@@ -101,7 +110,7 @@ class BestFitPacker:
         document = self._take_to_crop()
         space[:] = document[: len(space)]
         if self.packing == "keep_tails" and len(document) - len(space) >= MIN_TAIL:
-            self.add(np.concatenate([document[:1], document[len(space) :]]))
+            self.add(np.concatenate([document[:1], document[len(space) :]]), self.placed_key)
         return len(space)
 
     def fits(self, space: int) -> bool:
@@ -117,6 +126,7 @@ class BestFitPacker:
 
     def _take(self, arrival: int) -> np.ndarray:
         document = self._documents.pop(arrival)
+        self.placed_key = self._keys.pop(arrival, None)
         self.tokens -= len(document)
         return document
 
@@ -170,6 +180,49 @@ def pack_best_fit(
                 return
             filled += packer.place(row[filled:])
         yield row
+
+
+def pack_pass(
+    documents: Sequence[np.ndarray], row_length: int, packing: Packing, rng: np.random.Generator
+) -> np.ndarray:
+    """Packs all documents of a small corpus once, for a corpus that is read many times.
+
+    The documents are shuffled and packed from a buffer of half of them, so that each pass combines and crops them
+    otherwise. Then the rows are shuffled: a packer takes short and long documents at different times. No row holds a
+    document twice, nor two parts of it. The last row is filled with documents that it does not hold yet. Where these
+    are too few, the rest of it is `PADDING`; a row less than half full is left out then, unless it is the only one.
+
+    Args:
+        documents: token ids of each document, the start token first; at least one of them not empty.
+        row_length: tokens per row.
+        packing: see `BestFitPacker`.
+        rng: decides both orders.
+
+    Returns:
+        int32 [rows, row_length], at least one row.
+    """
+    packer = BestFitPacker(row_length, packing)
+    order = rng.permutation(len(documents)).tolist()
+    buffer, entered = max(1, len(order) // SMALL_BUFFER_SHARE), 0
+    rows = []
+    while entered < len(order) or packer:
+        row, filled, inside = np.full(row_length, PADDING, dtype=np.int32), 0, set()
+        while filled < row_length:
+            while entered < len(order) and len(packer) < buffer:
+                packer.add(documents[order[entered]], order[entered])
+                entered += 1
+            if not packer:
+                break
+            filled += packer.place(row[filled:])
+            inside.add(packer.placed_key)
+        others = (key for key in rng.permutation(len(documents)).tolist() if key not in inside)
+        for key in others if filled < row_length else ():
+            part = documents[key][: row_length - filled]
+            row[filled : filled + len(part)] = part
+            filled += len(part)
+        if 2 * filled >= row_length or not rows:
+            rows.append(row)
+    return np.stack(rows)[rng.permutation(len(rows))]
 
 
 def pack_conversations(

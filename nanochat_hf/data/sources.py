@@ -85,11 +85,6 @@ class DocumentStream:
         return self._epoch
 
     @property
-    def whole_epochs(self) -> int:
-        """How many times every document has been read."""
-        return self._epoch
-
-    @property
     def position(self) -> dict[str, int]:
         """The place of the next document: epoch, file in the epoch's order, own group in it, document in the group."""
         return {"epoch": self._epoch, "file": self._file, "group": self._group, "offset": self._offset}
@@ -232,11 +227,6 @@ class MixedStream:
     def epoch(self) -> int:
         """How many times the source with the most epochs has been read."""
         return max(stream.epoch for stream in self.streams)
-
-    @property
-    def whole_epochs(self) -> int:
-        """How many times every document of every source has been read."""
-        return min(stream.whole_epochs for stream in self.streams)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the positions of all streams, and how many characters of each have been read."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf.data.decoding import MAX_ROW_CHARS
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, program
 
 TEXT_COLUMNS = ("text", "content", "document", "raw_content", "body")  # tried in this order
 CHAT_COLUMNS = ({"messages"}, {"conversations"}, {"conversation"}, {"instruction", "output"}, {"prompt", "completion"})
@@ -54,7 +54,7 @@ def find_column(
             if name in lower:
                 return lower[name]
     if any(chat <= set(columns) for chat in CHAT_COLUMNS):
-        raise UserError(f"{path} holds conversations (it has: {names}); train on them with training/sft.py --tasks")
+        raise UserError(f"{path} holds conversations (it has: {names}); train on them with {program('sft')} --tasks")
     if len(texts) == 1:
         return texts[0]
     if not texts:
@@ -332,7 +332,7 @@ def parse_json(rows: list[tuple[int, str]], path: Any, called: str) -> list[Any]
             raise UserError(f"{path}, {called} {number} is nested too deeply; remove it") from None
         if row is not None and not isinstance(row, dict | str):
             what = "a list" if isinstance(row, list) else "a number or a truth value"
-            hint = "; conversations are for training/sft.py --tasks" if isinstance(row, list) else ""
+            hint = f"; conversations are for {program('sft')} --tasks" if isinstance(row, list) else ""
             raise UserError(f'{path}, {called} {number} is {what}, not an object such as {{"text": "..."}}{hint}')
         parsed.append(row)
     return parsed

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from nanochat_hf.generation import load_checkpoint, pick_device
+from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.settings import UserError
 
 ASSISTANT_START = "<|assistant_start|>"
@@ -24,6 +25,7 @@ class EvaluatedModel:
 
     def __init__(self, name: str, model: torch.nn.Module, tokenizer: Any):
         self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
+        self.own_tools: ChatFormat | None = None  # where tools run in the form of another model's template
 
     @property
     def dtype(self) -> str:
@@ -66,6 +68,8 @@ class EvaluatedModel:
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Token ids of a conversation, up to the point where the assistant's answer begins."""
+        if self.own_tools is not None:
+            return self.own_tools.prompt(messages, tools=True)
         if self.prompt_style == "nanochat":
             from nanochat_hf.tokenizer import render_prompt
 

@@ -22,6 +22,7 @@ from nanochat_hf.evals.metrics.formulas import (
 )
 from nanochat_hf.evals.scoring import Row, distributed_rank, gather_sum, read_groups
 from nanochat_hf.generation import Sampling, context_length_of, generate_with_tools
+from nanochat_hf.generation.own_tools import generate_with_own_tools
 from nanochat_hf.settings import UserError
 
 
@@ -227,17 +228,14 @@ def _generate(evaluated: EvaluatedModel, conversations: list, answers: AnswerSam
     limit = _prompt_limit(evaluated, answers)
     if limit:
         prompts = [prompt[-limit:] for prompt in prompts]
-    if not evaluated.is_nanochat:
+    options = {"num_samples": answers.num_samples, "seed": seed, "batch_size": answers.batch_size}
+    options |= asdict(answers.sampling)
+    if evaluated.own_tools is not None:
+        rollouts = generate_with_own_tools(evaluated.model, evaluated.own_tools, prompts, **options)
+    elif evaluated.is_nanochat:
+        rollouts = generate_with_tools(evaluated.model, evaluated.tokenizer, prompts, **options)
+    else:
         return _generate_plain(evaluated, prompts, answers, seed)
-    rollouts = generate_with_tools(
-        evaluated.model,
-        evaluated.tokenizer,
-        prompts,
-        num_samples=answers.num_samples,
-        seed=seed,
-        batch_size=answers.batch_size,
-        **asdict(answers.sampling),
-    )
     return [[_content_of(rollout.messages) for rollout in samples] for samples in rollouts]
 
 

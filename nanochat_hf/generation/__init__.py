@@ -1,4 +1,4 @@
-"""Generation with tools: many prompts and samples in one batch, or one turn as a stream, with the calculator inside.
+"""Generation with tools: many prompts and samples in one batch, or one turn as a stream, with tools inside.
 
     from nanochat_hf.generation import generate_with_tools, load_checkpoint, stream_chat
 
@@ -8,13 +8,15 @@
     for chunk in stream_chat(model, tokenizer, messages, temperature=0.8, top_k=50):
         print(chunk.text, end="")
 
-It works with any causal language model of transformers. The calculator is used if the tokenizer has nanochat's control
-tokens.
+It works with any causal language model of transformers. The tools of `nanochat_hf.tools.registry` are used if the
+tokenizer has nanochat's control tokens.
 
 The files, from the entry points down:
 
     batch            generate_with_tools: many turns at once
     stream           stream_chat: one turn while it is generated
+    own_tools        many turns of a model of another kind, which calls tools in the form of its own template
+    chat_format      how a model's conversations are written: its own chat template, or ours
     prompts          conversations → token ids; what to leave out if the context is full
     decoding         the batched loop, and the set-up that both entry points share
     tool_loop        one assistant turn: its tool calls, their answers and its end
@@ -28,7 +30,6 @@ from nanochat_hf.generation.batch import generate_with_tools
 from nanochat_hf.generation.loading import (
     DEFAULT_CONTEXT_LENGTH,
     allow_tf32,
-    check_checkpoint,
     context_length_of,
     load_checkpoint,
     pick_device,
@@ -44,7 +45,6 @@ __all__ = [
     "Rollout",
     "Sampling",
     "allow_tf32",
-    "check_checkpoint",
     "context_length_of",
     "fit_conversation",
     "generate_with_tools",

@@ -6,7 +6,7 @@ from typing import Any
 from nanochat_hf.generation.decoding import DecodingSession, evaluation_mode
 from nanochat_hf.generation.prompts import Message, prompt_ids
 from nanochat_hf.generation.tool_loop import Rollout
-from nanochat_hf.tools.calculator import calculate
+from nanochat_hf.tools.registry import run_call
 
 
 def generate_with_tools(
@@ -18,23 +18,24 @@ def generate_with_tools(
     seed: int | None = None,
     batch_size: int = 64,
     context_length: int | None = None,
-    tool: Callable[[str], str | None] | None = calculate,
+    tool: Callable[[str], str | None] | None = run_call,
     compiled: bool = False,
     progress: Callable[[int], Any] | None = None,
     **sampling: Any,
 ) -> list[list[Rollout]]:
-    """Samples assistant turns; the calculator answers the calls inside them.
+    """Samples assistant turns; the tools answer the calls inside them.
 
     Args:
         model: a causal language model of transformers, on any device.
-        tokenizer: its tokenizer. The calculator works if it has nanochat's nine control tokens.
+        tokenizer: its tokenizer. Tools work if it has nanochat's nine control tokens.
         conversations: message lists that end with the user's turn, or prompts as token ids.
         num_samples: turns per conversation. The prompt is read once; each turn samples its own first token.
         seed: the same call with the same seed gives the same turns; None takes torch's default generator.
         batch_size: rows that are decoded together. Conversations of similar length share a batch.
         context_length: limit of prompt and turn together, in tokens; default the model's `max_position_embeddings`. A
             turn that reaches it ends with "length".
-        tool: expression → result, or None to leave the call without an output. None switches tools off.
+        tool: call → result, or None to leave the call without an output; default: all of `nanochat_hf.tools.registry`.
+            None switches tools off.
         compiled: compiles the steps of this project's models. It takes about a minute, so it pays for thousands of
             tokens.
         progress: called with the number of finished conversations after each batch, such as `tqdm.update`.

@@ -11,6 +11,7 @@ import torch
 
 from nanochat_hf.generation.fast_decoder import FastDecoder, WeightStore
 from nanochat_hf.generation.forward_decoder import ForwardDecoder
+from nanochat_hf.generation.graphed_decoder import GraphedDecoder
 from nanochat_hf.generation.loading import DEFAULT_CONTEXT_LENGTH, context_length_of
 from nanochat_hf.generation.sampling import Sampling
 from nanochat_hf.generation.tool_loop import ControlTokens, Turn
@@ -96,8 +97,7 @@ def decode_batch(
     rows = list(turns)
     ids, mask = pad_left(prompts, pad_token_id, model.device)  # [P, T]
     capacity = ids.shape[1] + max(turn.max_tokens for turn in rows)
-    fast = FastDecoder.supports(model)
-    decoder = FastDecoder(model, capacity, compiled, store) if fast else ForwardDecoder(model)
+    decoder = pick_decoder(model, capacity, compiled, store)
     logits = decoder.prefill(ids, mask, prompt_of_turn)  # [R, V]
     soft_cap = None  # the model's own forward read the prompt, and it applies the soft cap
     while True:
@@ -113,6 +113,19 @@ def decode_batch(
             decoder.select(torch.tensor(unfinished, device=model.device))
             rows, tokens = [rows[row] for row in unfinished], [tokens[row] for row in unfinished]
         logits, soft_cap = decoder.step(torch.tensor(tokens, device=model.device)), decoder.soft_cap
+
+
+def pick_decoder(
+    model: Any, capacity: int, compiled: bool = False, store: WeightStore | None = None
+) -> FastDecoder | ForwardDecoder:
+    """Returns the fastest decoder for a batch of this model; the arguments are those of [`FastDecoder`].
+
+    Models of other classes step through their own forward. On a GPU, steps that are not compiled become CUDA graphs.
+    """
+    if not FastDecoder.supports(model):
+        return ForwardDecoder(model)
+    graphed = model.device.type == "cuda" and not compiled
+    return (GraphedDecoder if graphed else FastDecoder)(model, capacity, compiled, store)
 
 
 def pad_left(

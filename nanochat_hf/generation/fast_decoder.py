@@ -138,7 +138,10 @@ class FastDecoder:
     Attributes:
         dtype: the compute dtype, known after `prefill`: that of the keys which the model's forward left in its cache.
         soft_cap: the soft cap that the logits of `step` still need (see [`Sampling.draw`]), or None.
+        shares_prompts: whether the samples of one prompt may read its keys and values from one place.
     """
+
+    shares_prompts = True
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -194,7 +197,8 @@ class FastDecoder:
         self.max_padding = int(self.padding.max())
         # Samples of one prompt share its cache, because reading it is the cost of attention. Only in fp32: the shared
         # path stores its scores, and in fewer bits they would lose precision.
-        shared = len(ids) == 1 < len(rows) and ids.device.type == "cpu" and self.dtype == torch.float32
+        one_prompt = self.shares_prompts and len(ids) == 1 < len(rows)
+        shared = one_prompt and ids.device.type == "cpu" and self.dtype == torch.float32
         self.first_own = self.column if shared else 0  # the first column in the rows' own buffers
         self.keys, self.values, self.prefixes = [], [], []
         for layer, cached in zip(self.weights.layers, reader.cache.layers, strict=False):
@@ -203,7 +207,7 @@ class FastDecoder:
                 slots = min(slots, self.config.sliding_window)
             kept = torch.arange(self.column - cached.keys.shape[2], self.column, device=ids.device)[-slots:] % slots
             for buffers, states in ((self.keys, cached.keys), (self.values, cached.values)):
-                buffer = states.new_empty(len(rows), states.shape[1], slots, states.shape[3])  # [R, K, S, D]
+                buffer = states.new_zeros(len(rows), states.shape[1], slots, states.shape[3])  # [R, K, S, D]
                 if not shared:
                     buffer[:, :, kept] = states[chosen, :, -len(kept) :]
                 buffers.append(buffer)

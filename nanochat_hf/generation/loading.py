@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nanochat_hf.settings import UserError, check_checkpoint
+from nanochat_hf.settings import UserError, find_checkpoint
 
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; for models whose configuration does not name a context length
 
@@ -39,7 +39,7 @@ def load_checkpoint(
     import nanochat_hf  # noqa: F401  registers the model with the Auto classes
     from nanochat_hf.progress import quiet_transformers
 
-    check_checkpoint(checkpoint)
+    find_checkpoint(checkpoint, revision)
     quiet_transformers()
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:

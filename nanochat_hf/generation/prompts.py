@@ -26,13 +26,14 @@ def prompt_ids(tokenizer: Any, conversation: Sequence[Message] | Sequence[int]) 
 def fit_conversation(
     tokenizer: Any, messages: Sequence[Message], context_length: int, max_new_tokens: int = 1
 ) -> tuple[list[Message], int]:
-    """Leaves out the oldest turns until the prompt and an answer of `max_new_tokens` fit in the context.
+    """Leaves out the oldest turns until the prompt and an answer fit in the context.
 
-    A system message and the last user message always stay. The answer reserves at most half of the context.
+    A system message and the last user message always stay. How much is kept free for the answer: [`answer_reserve`].
 
     Args:
+        messages: a conversation; an assistant's message may have its tokens as `token_ids`.
         context_length: tokens of prompt and answer together.
-        max_new_tokens: tokens to reserve for the answer.
+        max_new_tokens: the longest answer, in tokens.
 
     Returns:
         The messages to use, and the number of messages that were left out.
@@ -40,8 +41,8 @@ def fit_conversation(
     Raises:
         UserError: the last message alone is too long.
     """
-    messages = list(messages)
-    max_prompt = context_length - min(max_new_tokens, context_length // 2)
+    max_prompt = context_length - answer_reserve(tokenizer, messages, context_length, max_new_tokens)
+    messages = [{name: value for name, value in message.items() if name != "token_ids"} for message in messages]
     system = messages[:1] if messages and messages[0]["role"] == "system" else []
     turns = messages[len(system) :]
     dropped = 0
@@ -55,3 +56,29 @@ def fit_conversation(
         dropped += later_users[0]
         turns = turns[later_users[0] :]
     return system + turns, dropped
+
+
+def answer_reserve(tokenizer: Any, messages: Sequence[Message], context_length: int, max_new_tokens: int) -> int:
+    """Returns how many tokens of the context to keep free for the next answer.
+
+    It is a quarter of the context, or more if an earlier answer of this conversation was longer; never more than half
+    of the context or than `max_new_tokens`. To reserve all of `max_new_tokens` would cost short contexts their
+    history: answers are seldom that long.
+
+    Args:
+        tokenizer: counts the tokens of answers that come without `token_ids`.
+    """
+    most = min(max_new_tokens, context_length // 2)
+    least = min(most, context_length // 4)
+    if least == most:
+        return most
+    answers = [message for message in messages if message["role"] == "assistant"]
+    return min(most, max([least, *(_tokens_of(tokenizer, message) for message in answers)]))
+
+
+def _tokens_of(tokenizer: Any, message: Message) -> int:
+    if message.get("token_ids"):
+        return len(message["token_ids"])
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return len(tokenizer.encode(text, add_special_tokens=False))

@@ -7,7 +7,7 @@ from typing import Any
 from nanochat_hf.generation.decoding import DecodingSession, evaluation_mode
 from nanochat_hf.generation.prompts import Message, fit_conversation, prompt_ids
 from nanochat_hf.generation.tool_loop import Rollout, decode_exactly
-from nanochat_hf.tools.calculator import calculate
+from nanochat_hf.tools.registry import run_call
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def stream_chat(
     *,
     seed: int | None = None,
     context_length: int | None = None,
-    tool: Callable[[str], str | None] | None = calculate,
+    tool: Callable[[str], str | None] | None = run_call,
     compiled: bool = False,
     **sampling: Any,
 ) -> Iterator[Chunk]:

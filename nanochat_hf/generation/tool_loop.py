@@ -1,4 +1,4 @@
-"""The tool loop: follows one assistant turn token by token, answers its calculator calls and says when it ends."""
+"""The tool loop: follows one assistant turn token by token, answers its tool calls and says when it ends."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat_hf.generation.prompts import Message
-from nanochat_hf.tools.calculator import calculate
+from nanochat_hf.tools.registry import run_call
 
 MAX_EXPRESSION_TOKENS = 256
 # The control tokens inside a turn, in the order call start, call end, output start, output end. Each begins a new
@@ -30,7 +30,7 @@ class ControlTokens:
         segment_kinds: id of a control token → kind of the segment that begins after it. Empty where the tokenizer has
             no such tokens.
         hidden: ids that are never shown as text.
-        call_start, call_end, output_start, output_end: the tokens around a calculator call and around its result.
+        call_start, call_end, output_start, output_end: the tokens around a tool call and around its result.
             None where the tokenizer does not have them; then no tool is used.
     """
 
@@ -103,7 +103,7 @@ class Turn:
         control: ControlTokens,
         tokenizer: Any,
         max_tokens: int,
-        tool: Callable[[str], str | None] | None = calculate,
+        tool: Callable[[str], str | None] | None = run_call,
         begin: Sequence[int] = (),
     ):
         """Starts an empty turn.
@@ -112,7 +112,7 @@ class Turn:
             control: the tokenizer's control tokens.
             tokenizer: decodes the expressions and encodes the results.
             max_tokens: the turn ends with "length" at this many tokens, tool outputs included.
-            tool: expression → result, or None to leave the call without an output. None switches tools off.
+            tool: call → result, or None to leave the call without an output. None switches tools off.
             begin: tokens that the turn begins with, whatever the model samples; such as the start of a call.
         """
         self.control, self.tokenizer, self.max_tokens = control, tokenizer, max_tokens

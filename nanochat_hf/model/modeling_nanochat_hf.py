@@ -31,7 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_nanochat_hf import NanochatHFConfig
 from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
 from .shape_nanochat_hf import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
-from .smear_state_nanochat_hf import give_state_layer, paged_previous_tokens, previous_states
+from .smear_state_nanochat_hf import check_engine, give_state_layer, paged_previous_tokens, previous_states
 from .window_attention_nanochat_hf import (
     BlockMask,
     pick_window_kernel,
@@ -365,6 +365,8 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
     def __init__(self, config: NanochatHFConfig):
         super().__init__(config)
+        if config.smear:
+            check_engine(self.config._attn_implementation)
         width, layers = config.hidden_size, config.num_hidden_layers
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         self.layers = nn.ModuleList(NanochatHFDecoderLayer(config, index) for index in range(layers))
@@ -419,8 +421,10 @@ class NanochatHFModel(NanochatHFPreTrainedModel):
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds` is given, or value embeddings lack
-                `input_ids`.
+                `input_ids`; or smear would lose its state, see `check_engine`.
         """
+        if self.config.smear:
+            check_engine(self.config._attn_implementation, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if input_ids is None and self.config.value_embeddings:

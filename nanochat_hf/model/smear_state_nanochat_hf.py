@@ -15,6 +15,32 @@ import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticCache, StaticSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
 
+# Engines that load models through transformers and put their own paged attention in. They name it in the configuration
+# (`attn_implementation`) and pass its layers to `forward`. Their memory holds keys and values, not smear's state.
+PAGED_ENGINES = {"vllm": "vLLM", "vllm_mla": "vLLM", "sglang": "SGLang", "tgi": "text-generation-inference"}
+LAYERS_OF_ENGINES = "attention_instances"
+
+
+def check_engine(attn_implementation: str | None, kwargs: dict[str, Any] | None = None) -> None:
+    """Refuses to run smear inside an engine that would lose the token before each step's first one.
+
+    Args:
+        attn_implementation: name of the attention function in the configuration.
+        kwargs: what `forward` was given beside the model's own arguments.
+
+    Raises:
+        ValueError: it is such an engine.
+    """
+    engine = PAGED_ENGINES.get(attn_implementation or "")
+    if engine is None and kwargs and LAYERS_OF_ENGINES in kwargs:
+        engine = "this engine"
+    if engine is not None:
+        raise ValueError(
+            f"{engine} cannot run this model: it mixes the previous token into each token (smear), and {engine} keeps "
+            "no more than keys and values, so its answers would be wrong. Use `nanochat-hf serve`, or transformers' "
+            "generate and continuous batching; or train a model of the classic preset, which has no smear"
+        )
+
 
 def previous_states(x: torch.Tensor, past_key_values: Cache, layer_idx: int) -> torch.Tensor:
     """Returns each token's predecessor [B, T, C]; the first one comes from the cache, into which the last token goes.

@@ -267,6 +267,8 @@ class ElementBucket:
         counted = len(mine) if self.ranks.rank == 0 else len(self.shares)
         before = [piece.clone() for piece in mine[:counted]] if measured is not None else []
         kernels.adamw(mine, self.grads, self.exp_avg, self.exp_avg_sq, self.steps, **hyper)
+        if group.get("largest") is not None:
+            torch._foreach_clamp_max_(mine, group["largest"])
         if measured is not None:
             for grad, old, new in zip(self.grads, before, mine, strict=False):
                 measured[0] += grad.float().square().sum()

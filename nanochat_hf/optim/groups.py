@@ -129,6 +129,7 @@ def build_param_groups(
     scalar_lr: float = 0.5,
     smear_lr: float = 0.2,
     backout_lr: float = 0.2,
+    backout_max: float | None = None,
     variant: str = "modern",
     hidden_size: int | None = None,
     eps: float = 1e-10,
@@ -140,6 +141,8 @@ def build_param_groups(
         unembedding_lr, embedding_lr, scalar_lr, smear_lr, backout_lr: peak AdamW rates; those of head, embeddings and
             value embeddings are multiplied here by (hidden_size / 768)^-0.5.
         matrix_lr, weight_decay: Muon's peak rate and weight decay, already scaled for the batch size.
+        backout_max: largest value of backout's scalar β; None (upstream): no bound. The final state is x - β·x_mid, and
+            x is mostly x_mid: when β passes 1, the direction of every position flips. See docs/log.md.
         variant: "modern" (July 2026) or "classic" (October 2025).
         hidden_size: width for that factor; default the model's own.
         eps: AdamW's.
@@ -159,7 +162,8 @@ def build_param_groups(
         if members:
             lr = rates[setting.base] * setting.lr * (width_factor if setting.width_scaled else 1.0)
             group = {"name": role, "kind": "adamw", "params": members, "lr": lr, "betas": setting.betas}
-            groups.append({**group, "eps": eps, "weight_decay": setting.weight_decay})
+            group |= {"eps": eps, "weight_decay": setting.weight_decay}
+            groups.append(group | ({"largest": backout_max} if role == "backout" else {}))
     matrices = [(name, named[name]) for name, found in roles.items() if found == "matrix"]
     for shape in sorted({tuple(p.shape) for _, p in matrices}):
         group = {"name": f"matrix {shape[0]}x{shape[1]}", "kind": "muon", "variant": variant, "lr": matrix_lr}
@@ -168,6 +172,46 @@ def build_param_groups(
     return groups
 
 
+def fine_tuning_groups(
+    model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0, muon: bool = True, variant: str = "modern"
+) -> list[dict[str, Any]]:
+    """Returns parameter groups with one rate, for models that were not pretrained with the rates of this file.
+
+    Muon trains the weights of linear layers (LoRA's too), without the head; AdamW trains embeddings, head, norms and
+    biases. An entry of Muon's update has the root mean square 1 / √max(rows, cols), before the rate. So Muon's rate is
+    0.2 · √max(rows, cols) · `learning_rate`: then its updates are as large as AdamW's (arXiv 2502.16982, section 2.2).
+
+    Args:
+        model: any model. A parameter's group follows from its owner, as in `parameter_roles`.
+        learning_rate: AdamW's peak rate.
+        weight_decay: of the weights of linear layers.
+        muon: False trains these with AdamW, too.
+    """
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    outside |= {id(p) for p in head.parameters()} if head is not None else set()
+    linears = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | Conv1D)}
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inside = {id(p) for _, p in trained if id(p) in linears - outside and p.ndim == 2}
+    matrices, others = ([pair for pair in trained if (id(pair[1]) in inside) == one] for one in (True, False))
+    adamw = {"kind": "adamw", "lr": learning_rate, "betas": (0.9, 0.95), "eps": 1e-8}
+    groups: list[dict[str, Any]] = []
+    if others:
+        groups.append({**adamw, "name": "others", "params": others, "weight_decay": 0.0})
+    if matrices and not muon:
+        groups.append({**adamw, "name": "matrices", "params": matrices, "weight_decay": weight_decay})
+    for rows, cols in sorted({tuple(p.shape) for _, p in matrices}) if muon else ():
+        group = {"name": f"matrix {rows}x{cols}", "kind": "muon", "variant": variant, "momentum": 0.95, "beta2": 0.9}
+        group["lr"] = learning_rate * 0.2 * max(rows, cols) ** 0.5 / max(1.0, rows / cols) ** 0.5
+        group["params"] = [(name, p) for name, p in matrices if tuple(p.shape) == (rows, cols)]
+        groups.append({**group, "weight_decay": weight_decay})
+    return groups
+
+
 def build_optimizer(model: Any, **hyper: Any) -> MuonAdamW:
-    """Returns the optimizer of a model; `hyper` as in `build_param_groups`."""
-    return MuonAdamW(build_param_groups(model, **hyper))
+    """Returns the optimizer of a model; `hyper` as in `fine_tuning_groups` if it has a `learning_rate`, else as in
+    `build_param_groups`."""
+    make = fine_tuning_groups if "learning_rate" in hyper else build_param_groups
+    return MuonAdamW(make(model, **hyper))

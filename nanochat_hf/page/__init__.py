@@ -2,7 +2,7 @@
 
 The files, from the entry point down:
 
-    command         the command line of space/app.py, and its settings from the environment
+    command         the command line of `nanochat-hf space`, and its settings from the environment
     app             the page: its parts, and which event calls what
     visits          what a visitor's message goes through: checks, limits, the answer
     views           a conversation as Chatbot messages

@@ -1,4 +1,7 @@
-"""The command line of `space/app.py`. On a Space the same settings come from `space.json` and the environment."""
+"""The command line of `nanochat-hf space` and `space/app.py`.
+
+On a Space the same settings come from `space.json` and the environment.
+"""
 
 import argparse
 import importlib
@@ -9,15 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError, check_device, checked
+from nanochat_hf.settings import (
+    MODEL_FOLDERS,
+    Parser,
+    UserError,
+    as_typed,
+    check_device,
+    checked,
+    find_checkpoint,
+    program,
+)
 
 SPACE_FILE = "space.json"  # beside app.py; written by `nanochat-hf push --space`
 DESCRIPTION = """\
 Serves a chat page for a model.
 
-    python space/app.py runs/quickstart/rl                        then open http://127.0.0.1:7860
-    python space/app.py --url http://localhost:8000               a model behind a server
-    NANOCHAT_MODEL=user/model python space/app.py                 the settings from the environment, as on a Space
+    nanochat-hf space runs/quickstart/rl                          then open http://127.0.0.1:7860
+    nanochat-hf space --url http://localhost:8000                 a model behind a server
+    NANOCHAT_MODEL=user/model nanochat-hf space                   the settings from the environment, as on a Space
 
 Each option has a variable of the same name: NANOCHAT_MODEL, NANOCHAT_URL, NANOCHAT_SECONDS, ... The command line wins.
 """
@@ -42,8 +54,6 @@ def main(argv: Sequence[str] | None = None, home: Path | None = None) -> None:
         )
     check_device(options.device)
     if options.model and not options.url:
-        from nanochat_hf.chat.models import find_checkpoint
-
         find_checkpoint(options.model, options.revision)  # before the libraries are imported, which takes seconds
     try:
         import gradio  # noqa: F401
@@ -143,7 +153,11 @@ def _parse(argv: Sequence[str] | None, given: dict[str, Any]) -> argparse.Namesp
     from nanochat_hf.page.visits import Limits
 
     defaults = vars(Limits())
-    parser = Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog=program("space"),
+        description=as_typed(DESCRIPTION),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
     def from_environment(variable: str, kind: Callable[[str], Any]) -> Any:
         text = os.environ.get(variable)

@@ -24,6 +24,8 @@ METRIC_NAMES = {
     "min_val_bpb": "lowest validation bits per byte",
     "val_loss_all_tokens": "validation loss, all tokens",
     "val_bpb_all_tokens": "validation bits per byte, all tokens",
+    "val_loss_pairs": "validation loss, pairs",
+    "val_accuracy_pairs": "held-out pairs in which the preferred answer has gained",
     "val_loss_assistant_tokens": "validation loss, assistant tokens",
     "val_bpb_assistant_tokens": "validation bits per byte, assistant tokens",
     "vocab_size": "vocabulary size",
@@ -47,7 +49,8 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
         UserError: the folder has no finished stage, or a file in it is damaged.
     """
     run_dir = Path(run_dir)
-    stages = [load_stage(run_dir, name) for name in ("tokenizer", *MODEL_FOLDERS)]
+    names = [name for name in MODEL_FOLDERS if name != "dpo" or (run_dir / name).exists()]  # DPO is no usual stage
+    stages = [load_stage(run_dir, name) for name in ("tokenizer", *names)]
     if not any(stage.run for stage in stages):
         raise UserError(f"{run_dir} has no finished stage; train first, or give another --run_dir")
     tokenizer, models = stages[0], stages[1:]
@@ -189,7 +192,7 @@ def details_section(models: list[Stage]) -> Iterator[str]:
 
 
 def tokenizer_section(tokenizer: Stage) -> Iterator[str]:
-    """What training the tokenizer gave, and the comparison of evaluation/tokenizer.py."""
+    """What training the tokenizer gave, and the comparison of the tokenizer's evaluation."""
     metrics = (tokenizer.run or {}).get("metrics") or {}
     if metrics:
         yield "## Tokenizer"

@@ -1,5 +1,6 @@
 """Curves of a run as PNG: loss, bits per byte, reward, and the chat scores of the stages side by side."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito (2008), safe for colour-blind readers. A stage has the same colour in all pictures.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
-STAGE_COLOURS = {"base": "#0072B2", "mid": "#E69F00", "sft": "#009E73", "rl": "#CC79A7"}
+STAGE_COLOURS = {"base": "#0072B2", "mid": "#E69F00", "sft": "#009E73", "dpo": "#56B4E9", "rl": "#CC79A7"}
 MARKERS = "osD^vP*X"
 # Bits per byte over different tokens cannot be compared, so a panel's title says which tokens were scored.
 SCORED_TOKENS = {"val_bpb_all_tokens": ", all tokens", "val_bpb_assistant_tokens": ", assistant tokens"}
@@ -36,6 +37,11 @@ def draw_plots(models: "list[Stage]", folder: Path) -> list[tuple[str, str]]:
             _draw_bits_per_byte,
         ),
         ("reward.png", "Mean reward per answer during reinforcement learning", _draw_rewards),
+        (
+            "pass_at_k.png",
+            "Held-out problems passed by one of k answers during reinforcement learning",
+            _draw_pass_at_k,
+        ),
         ("scores.png", "Accuracy on the chat tasks after each stage, with 95 % intervals", _draw_scores),
     ):
         figure = draw(models)
@@ -82,7 +88,7 @@ def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
 
 def _draw_losses(models: "list[Stage]") -> Any:
     return _draw_curves(
-        [stage for stage in models if stage.name != "rl"], "loss (nats per token)", "loss", "train_loss"
+        [stage for stage in models if stage.name not in ("dpo", "rl")], "loss (nats per token)", "loss", "train_loss"
     )
 
 
@@ -93,6 +99,32 @@ def _draw_bits_per_byte(models: "list[Stage]") -> Any:
 
 def _draw_rewards(models: "list[Stage]") -> Any:
     return _draw_curves([stage for stage in models if stage.name == "rl"], "mean reward", "reward", "mean_reward")
+
+
+def _draw_pass_at_k(models: "list[Stage]") -> Any:
+    """One panel per held-out task of RL, with a curve for each k; None where pass@k was measured once or never."""
+    rows = [row for stage in models if stage.name == "rl" for row in stage.history]
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if match := re.fullmatch(r"val_pass@(\d+)/(.+)", key):
+                found.setdefault(match[2], {}).setdefault(int(match[1]), []).append((row["step"], value))
+    found = {task: curves for task, curves in found.items() if max(map(len, curves.values())) > 1}
+    if not found:
+        return None
+    figure = _figure(width=0.8 + 3.2 * len(found), height=3.0)
+    for number, (task, curves) in enumerate(found.items(), start=1):
+        axes = figure.add_subplot(1, len(found), number)
+        for at, (k, points) in enumerate(sorted(curves.items())):
+            steps, values = zip(*points, strict=True)
+            shares = [100 * value for value in values]
+            axes.plot(steps, shares, color=PALETTE[at % len(PALETTE)], linewidth=1.6, marker=".", label=f"pass@{k}")
+        axes.set_title(task, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylabel("passed (%)")
+        axes.legend(fontsize=8, frameon=False)
+        _plain_axes(axes)
+    return figure
 
 
 def _draw_scores(models: "list[Stage]") -> Any:

@@ -8,6 +8,7 @@ from nanochat_hf.scaling.depth import (
     BatchPlan,
     DepthDial,
     Shape,
+    backout_bound,
     depth_dial,
     fit_batch,
     fit_dial,
@@ -15,4 +16,14 @@ from nanochat_hf.scaling.depth import (
     shape_from_depth,
 )
 
-__all__ = ["BatchPlan", "DepthDial", "Shape", "depth_dial", "fit_batch", "fit_dial", "lr_scale", "shape_from_depth"]
+__all__ = [
+    "BatchPlan",
+    "DepthDial",
+    "Shape",
+    "backout_bound",
+    "depth_dial",
+    "fit_batch",
+    "fit_dial",
+    "lr_scale",
+    "shape_from_depth",
+]

@@ -22,6 +22,7 @@ from nanochat_hf.model.shape_nanochat_hf import (
 REFERENCE_DEPTH = 12  # the depth at which the learning rates and the weight decay were tuned
 REFERENCE_BATCH = 2**19  # tokens per step; the best batch of the reference depth, measured upstream
 SMALLEST_RATE_BATCH = 2**17  # tokens per step; smaller batches train with the learning rates of this one
+BACKOUT_BOUND = 0.9  # of backout's scalar, where batches are smaller than that
 REFERENCE_WIDTH = 768  # hidden size of the reference depth
 BATCH_EXPONENT = 0.383  # best batch ∝ tokens^0.383: "Power Lines", arXiv 2505.13738
 BASE_WEIGHT_DECAY = 0.28  # Muon's decay at the reference depth
@@ -44,6 +45,21 @@ def lr_scale(total_batch_size: int, preset: str = "modern") -> float:
     if preset == "classic":
         return 1.0
     return (max(total_batch_size, SMALLEST_RATE_BATCH) / REFERENCE_BATCH) ** 0.5
+
+
+def backout_bound(total_batch_size: int, preset: str = "modern") -> float | None:
+    """Returns the largest value that backout's scalar β may take in training; None where it has no bound.
+
+    The final state is x - β·x_mid, then normalised, and x is mostly x_mid. When β passes 1, the direction of every
+    position flips: the loss jumps from 5 to 19 nats in one step (docs/log.md). At depth 2, x_mid is x, so β has only
+    noise for a gradient, which AdamW turns into steps of the full rate. Batches of 2^17 tokens and more keep
+    upstream's recipe, without a bound: so does `--depth` alone with upstream's vocabulary.
+
+    Args:
+        total_batch_size: tokens per optimizer step over all processes.
+        preset: "modern" or "classic", which has no backout.
+    """
+    return None if preset == "classic" or total_batch_size >= SMALLEST_RATE_BATCH else BACKOUT_BOUND
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,11 @@ from nanochat_hf.generation.text_stream import TextStream
 from nanochat_hf.generation.tool_loop import ControlTokens, Turn, decode_exactly
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 from nanochat_hf.serving.metrics import Metrics
+from nanochat_hf.tools.registry import called_tool
 
 PREFILL_TOKENS = 2048  # read in one go between two steps, padding included
+MAX_WAITING = 256  # prompts
+LONGEST_RETRY = 60  # seconds that a refused client is told to wait, at most
 SCORE_ELEMENTS = 2**24  # numbers of a prompt's log-probabilities that are held at once
 log = logging.getLogger("uvicorn.error")
 
@@ -103,6 +106,18 @@ class EngineError(Exception):
     """The engine failed, or does not take requests."""
 
 
+class Busy(EngineError):
+    """Too many requests wait.
+
+    Attributes:
+        retry_after: seconds after which another try may help.
+    """
+
+    def __init__(self, waiting: int, retry_after: int):
+        super().__init__(f"{waiting} requests wait already, which is this server's limit; try again later")
+        self.retry_after = retry_after
+
+
 class Ticket:
     """A submitted job: its events, in order.
 
@@ -150,7 +165,7 @@ class Row:
         self.stopped_at: str | None = None
 
     def _run_tool(self, call: str) -> str | None:
-        """The calculator's result; None if the client answers this call."""
+        """The tool's result; None if the client answers this call."""
         job = self.ticket.job
         return job.tool(call) if job.tool and called_function(call)[0] not in job.client_tools else None
 
@@ -203,17 +218,9 @@ class Row:
 
 
 def called_function(call: str) -> tuple[str, str]:
-    """Returns the name of the function that the model calls, and its arguments as JSON text.
-
-    The chat template writes the calculator's calls as the bare expression, and all others as a JSON object.
-    """
-    try:
-        read = json.loads(call)
-    except ValueError:
-        read = None
-    if isinstance(read, dict) and isinstance(read.get("name"), str) and isinstance(read.get("arguments"), dict):
-        return read["name"], json.dumps(read["arguments"], ensure_ascii=False)
-    return "calculator", json.dumps({"expression": call}, ensure_ascii=False)
+    """Returns the name of the function that the model calls, and its arguments as JSON text."""
+    name, arguments = called_tool(call)
+    return name, json.dumps(arguments, ensure_ascii=False)
 
 
 class Engine:
@@ -227,13 +234,22 @@ class Engine:
         metrics: what it counts.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_batch: int = 32, metrics: Metrics | None = None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_batch: int = 32,
+        max_waiting: int = MAX_WAITING,
+        metrics: Metrics | None = None,
+    ):
         """Prepares the engine; `start` starts its thread.
 
         Args:
             max_batch: rows that are written at once; further requests wait, the oldest first.
+            max_waiting: while so many prompts wait, no further request is taken.
         """
-        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
+        self.model, self.tokenizer, self.max_batch, self.max_waiting = model, tokenizer, max_batch, max_waiting
         self.metrics = metrics or Metrics()
         self.control = ControlTokens.from_tokenizer(tokenizer, model)
         self.context_length = context_length_of(model) or DEFAULT_CONTEXT_LENGTH
@@ -264,20 +280,43 @@ class Engine:
         """Returns how many answers are being written, and how many requests wait."""
         return len(self._rows), len(self._waiting)
 
+    def check_room(self) -> None:
+        """Refuses work that would be submitted now.
+
+        Raises:
+            Busy: too many requests wait.
+            EngineError: the engine is being shut down.
+        """
+        with self._wake:
+            if self._closing or not self.alive():
+                raise EngineError("the server is shutting down")
+            if len(self._waiting) >= self.max_waiting:
+                # The oldest has waited about as long as a new one would.
+                waited = time.monotonic() - self._waiting[0].created
+                raise Busy(len(self._waiting), min(max(math.ceil(waited), 1), LONGEST_RETRY))
+
     def submit(self, job: Job) -> Ticket:
         """Submits a job from the event loop.
 
         Raises:
-            EngineError: the engine is being shut down.
+            EngineError: as for `check_room`.
         """
-        ticket = Ticket(job, asyncio.get_running_loop())
+        return self.submit_all([job])[0]
+
+    def submit_all(self, jobs: Sequence[Job]) -> list[Ticket]:
+        """Submits the jobs of one request: all or none.
+
+        Raises:
+            EngineError: as for `check_room`.
+        """
+        tickets = [Ticket(job, asyncio.get_running_loop()) for job in jobs]
         with self._wake:
-            if self._closing or not self.alive():
-                raise EngineError("the server is shutting down")
-            self._waiting.append(ticket)
+            self.check_room()
+            self._waiting += tickets
             self._wake.notify()
-        self.metrics.count("nanochat_prompt_tokens_total", len(job.prompt))
-        return ticket
+        for job in jobs:
+            self.metrics.count("nanochat_prompt_tokens_total", len(job.prompt))
+        return tickets
 
     # -- the thread
 

@@ -190,7 +190,7 @@ class OpenAIRoutes:
             job = replace(base, prompt=await self.prompts.completion(prompt))
             jobs.append(requests.fit(job, self.engine))
         head = {**self._head("cmpl"), "object": "text_completion"}
-        tickets = [self.engine.submit(job) for job in jobs]
+        tickets = self.engine.submit_all(jobs)
         if stream:
             return EventStream(request, self._completion_events(tickets, form, head, with_usage))
         try:

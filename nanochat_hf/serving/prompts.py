@@ -31,6 +31,7 @@ class PromptReader:
         """Returns the ids of a conversation, up to where the assistant's answer begins.
 
         Raises:
+            EngineError: the engine takes no more requests.
             BadRequest: the template refuses the conversation.
         """
         if self.tokenizer.chat_template is None:
@@ -46,6 +47,7 @@ class PromptReader:
             raise too_long(f"more than {length // self.longest_token:,}", context)
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
+        self.engine.check_room()  # a request that would be refused afterwards is not encoded
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
 
     def _encode(self, text: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 from nanochat_hf.generation.row_sampling import RowSettings
 from nanochat_hf.serving.engine import Engine, Job
 from nanochat_hf.serving.fields import BadRequest, Fields, check_text, shown
-from nanochat_hf.tools.calculator import calculate
+from nanochat_hf.tools.registry import TOOLS, run_call
 
 CHAT_TOKENS = 1024  # of an answer, where the request does not say
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
@@ -144,7 +144,7 @@ def chat_job(fields: Fields, engine: Engine) -> tuple[Job, list[dict[str, Any]]]
 def read_tools(fields: Fields, job: Job, engine: Engine) -> Job:
     """Reads `tools` and `tool_choice`.
 
-    Calls of the client's tools end the turn. All other calls are the calculator's, which answers inside the turn.
+    Calls of the client's tools end the turn. The tools of this project answer all other calls inside the turn.
     """
     tools, control = fields.objects("tools"), engine.control
     names = []
@@ -179,10 +179,10 @@ def read_tools(fields: Fields, job: Job, engine: Engine) -> Job:
     if choice == "required":
         if not names:
             raise BadRequest("tool_choice is required, but tools names none", "tool_choice")
-        return replace(job, client_tools=frozenset([*names, "calculator"]), begin=[control.call_start])
+        return replace(job, client_tools=frozenset([*names, *TOOLS]), begin=[control.call_start])
     if choice != "auto":
         raise fields.fail("tool_choice", "none, auto, required, or one of the tools")
-    return replace(job, client_tools=frozenset(names), tool=calculate)
+    return replace(job, client_tools=frozenset(names), tool=run_call)
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from nanochat_hf.serving.engine import EngineError
+from nanochat_hf.serving.engine import Busy, EngineError
 from nanochat_hf.serving.fields import BadRequest
 from nanochat_hf.serving.metrics import Metrics
 
@@ -34,11 +34,13 @@ def error_body(message: str, status: int, param: str | None = None, code: str | 
 def error_response(error: Exception, text_generation: bool = False) -> JSONResponse:
     """Turns an error into an answer: in OpenAI's form, or in that of text-generation-inference."""
     message, status, param, code = "the server has failed: see its log", 500, None, None
-    headers = {}
+    headers: dict[str, str] = {}
     if isinstance(error, BadRequest):
         message, status, param, code = error.message, error.status, error.param, error.code
     elif isinstance(error, EngineError):
         message, status = str(error), 503
+        if isinstance(error, Busy):
+            code, headers = "queue_full", {"retry-after": str(error.retry_after)}
     elif isinstance(error, HTTPException):
         message, status, headers = str(error.detail), error.status_code, dict(error.headers or {})
     else:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.trainers.supervised import make_trainer
 
     open_stage(config)
-    model, tokenizer = load_model(config.model)
+    model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
     initialize_control_tokens(model, tokenizer, config.initialize_control_tokens)
     trainer = make_trainer(config, model, tokenizer, train_on="all")
     train(trainer)

@@ -1,17 +1,19 @@
-"""The groups in which `--help-all` shows the settings of midtraining, SFT and RL."""
+"""The groups in which `--help-all` shows the settings of midtraining, SFT, DPO and RL."""
 
 OPTIMIZER = (
-    "embedding_lr unembedding_lr matrix_lr scalar_lr weight_decay init_lr_frac warmup_ratio warmdown_ratio "
-    "final_lr_frac momentum_start momentum_peak momentum_warmup_steps"
+    "optimizer learning_rate embedding_lr unembedding_lr matrix_lr scalar_lr weight_decay init_lr_frac warmup_ratio "
+    "warmdown_ratio final_lr_frac momentum_start momentum_peak momentum_warmup_steps"
 )
 CHECKPOINTS = "save_every save_minutes save_total_limit"
-HARDWARE = "dtype compile attention num_threads"
+HARDWARE = "dtype compile attention gradient_checkpointing num_threads"
 CHAT_GROUPS = {
     "start": "initialize_control_tokens",
     "length and batch": "epochs num_iterations max_seq_len total_batch_size device_batch_size seed",
-    "answers": "prompts_per_step num_generations max_new_tokens rollout_batch_size temperature top_k "
-    "allow_code_execution",
-    "held-out data": "val_tasks val_samples eval_every",
+    "answers": "pairs_per_step prompts_per_step num_generations num_samples max_new_tokens rollout_batch_size "
+    "temperature top_k allow_code_execution",
+    "objective": "reward loss_type beta",
+    "measurements during the run": "val_tasks val_samples eval_every report_to log_completions",
+    "LoRA": "lora_rank lora_alpha lora_targets",
     "optimizer": OPTIMIZER,
     "checkpoints": CHECKPOINTS,
     "hardware": HARDWARE,

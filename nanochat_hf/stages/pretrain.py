@@ -80,6 +80,12 @@ class PretrainConfig:
     scalar_lr: float = setting(0.5, "AdamW, scalars of the residual stream", at_least=0)
     smear_lr: float = setting(0.2, "AdamW, smear; the same for every batch", at_least=0)
     backout_lr: float = setting(0.2, "AdamW, backout; the same for every batch", at_least=0)
+    backout_max: float | None = setting(
+        None,
+        "largest value of backout's scalar; default 0.9 below 2^17 tokens per step, else no bound; 0: no bound",
+        at_least=0,
+        off=0,
+    )
     weight_decay: float | None = setting(None, "Muon, at depth 12; default 0.28 (classic 0)", at_least=0)
     lr_scale: float | None = setting(
         None, "factor on the others; default √(max(batch, 2^17) / 2^19), classic 1", at_least=0
@@ -142,7 +148,7 @@ HELP = StageHelp(
         "shape": "preset aspect_ratio head_dim num_key_value_heads context_length window_pattern",
         "length of the run: num_iterations counts first, then target_flops": "target_flops",
         "optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens": "unembedding_lr "
-        "embedding_lr matrix_lr scalar_lr smear_lr backout_lr weight_decay lr_scale warmup_steps warmdown_ratio "
+        "embedding_lr matrix_lr scalar_lr smear_lr backout_lr backout_max weight_decay lr_scale warmup_steps warmdown_ratio "
         "final_lr_frac momentum_warmup_steps",
         "measurements during the run": "eval_tokens core_every core_bundle core_max_per_task sample_every log_every "
         "log_norms report_to spike_threshold",
@@ -170,8 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     schedule = pretraining_setup.build_schedule(config, dial)
     leader = arguments.process_index == 0
     if leader:
-        rates = f"learning rates × {dial.lr_scale:.3f}"
-        print(dial.describe(), batch.describe(), rates, sep="\n", flush=True)
+        print(dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", sep="\n", flush=True)
+        if largest := pretraining_setup.largest_backout(config, dial):
+            print(f"backout's scalar is at most {largest}", flush=True)
     if config.dry_run:
         if leader:
             path = Path(config.output_dir or ".") / "schedules.png"
@@ -187,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reading |= {"sequence_length": config.sequence_length, "rows": rows, "validate": config.eval_every > 0}
         print(describe_data(config.data, tokenizer, **reading), flush=True)
     set_seed(config.seed)
-    model = pretraining_setup.build_model(config, tokenizer)
+    model = pretraining_setup.build_model(config, tokenizer, arguments.device)
     trainer = pretraining_setup.build_trainer(config, arguments, model, tokenizer, dial, batch, schedule)
     stage.train(trainer, resume=config.resume)
     measure = partial(pretraining_setup.final_metrics, trainer, dial)

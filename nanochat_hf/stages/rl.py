@@ -8,7 +8,8 @@
         --config speedrun --model runs/speedrun/sft --output_dir runs/speedrun/rl
 
 Each step samples `num_generations` answers to each of `prompts_per_step` prompts; an answer's advantage is its reward
-minus the mean of its group. Run the same command again to resume from the newest checkpoint.
+minus the mean of its group. The policy that passes most held-out problems is kept in `best/`. Run the same command
+again to resume from the newest checkpoint.
 """
 
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from nanochat_hf import settings
 from nanochat_hf.settings import StageHelp, setting
 from nanochat_hf.stages.option_groups import CHAT_GROUPS
+from nanochat_hf.trainers.rewards import check_rewards
 from nanochat_hf.trainers.stage_settings import RolloutConfig, check_stage
 
 
@@ -31,7 +33,7 @@ class RLConfig(RolloutConfig):
 HELP = StageHelp(
     "rl",
     __doc__,
-    "model output_dir tasks val_tasks num_iterations prompts_per_step num_generations max_new_tokens "
+    "model output_dir tasks val_tasks num_iterations prompts_per_step num_generations max_new_tokens reward "
     "allow_code_execution",
     CHAT_GROUPS,
 )
@@ -42,15 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = settings.parse_stage("rl", RLConfig, argv, HELP)
     started = time.time()
     check_stage(config)
+    check_rewards(config.reward)
 
     from nanochat_hf.trainers.grpo import make_trainer
     from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
 
     open_stage(config)
-    model, tokenizer = load_model(config.model)
+    model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
     trainer = make_trainer(config, model, tokenizer)
     train(trainer)
-    finish(trainer, "rl", config, started, lambda: trainer.pass_at_k.latest)
+    finish(trainer, "rl", config, started, lambda: trainer.pass_at_k.latest, best=trainer.pass_at_k.best)
 
 
 if __name__ == "__main__":

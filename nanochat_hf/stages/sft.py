@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.trainers.supervised import make_trainer
 
     open_stage(config)
-    model, tokenizer = load_model(config.model)
+    model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
     trainer = make_trainer(config, model, tokenizer, train_on="assistant")
     train(trainer)
     finish(trainer, "sft", config, started, trainer.evaluate if config.val_tasks else dict)

@@ -72,7 +72,9 @@ STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.it
 class SpeedrunConfig:
     run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
     stages: list[str] = setting(
-        list(settings.STAGE_FOLDERS), "training stages to run, in the pipeline's order", choices=settings.STAGE_FOLDERS
+        [stage.name for stage in STAGES if stage.name != "dpo"],
+        "training stages to run, in the pipeline's order",
+        choices=settings.STAGE_FOLDERS,
     )
     accelerate_config: str | None = setting(
         None,

@@ -13,6 +13,7 @@ Recipes and command lines name a task with a short string, read by `load`:
     smoltalk@10000               the first 10,000 conversations of the file
     smoltalk@~10000              10,000 conversations at random: the first of upstream's shuffle, always the same
     conversations=my_chats.jsonl your own file
+    preferences=my_pairs.jsonl   pairs of answers, for DPO
 
 Several are a list, or joined by commas.
 """
@@ -27,7 +28,7 @@ from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import microworld
 from nanochat_hf.tasks.arc import ARC
 from nanochat_hf.tasks.base import Task
-from nanochat_hf.tasks.conversation_files import ConversationFiles
+from nanochat_hf.tasks.conversation_files import ConversationFiles, PreferenceFiles
 from nanochat_hf.tasks.gsm8k import GSM8K
 from nanochat_hf.tasks.humaneval import HumanEval
 from nanochat_hf.tasks.mmlu import MMLU
@@ -38,6 +39,7 @@ from nanochat_hf.tasks.spelling import SimpleSpelling, SpellingBee
 TASKS: dict[str, Callable[..., Task]] = {
     "smoltalk": SmolTalk,
     "conversations": ConversationFiles,
+    "preferences": PreferenceFiles,
     "gsm8k": GSM8K,
     "mmlu": MMLU,
     "arc-easy": partial(ARC, "ARC-Easy"),

@@ -15,8 +15,9 @@ from typing import Any
 from nanochat_hf.data.files import file_format
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task, message_text
-from nanochat_hf.tasks.formats import NotAConversation, Notes, rows_of_value, to_conversation
+from nanochat_hf.tasks.formats import NotAConversation, Notes, rows_of_value, to_conversation, to_preference
 from nanochat_hf.tasks.reading import Numbered, read_source, shuffled
+from nanochat_hf.tools.registry import TOOLS
 
 WARN_SHARE = 0.05  # a larger share of conversations left out is a warning
 
@@ -61,6 +62,47 @@ class ConversationFiles(Task):
     def score(self, example: dict[str, Any], completion: str) -> float:
         """Returns 1.0 for the reference answer word for word. This fits only data with one right answer each."""
         return float(completion.strip() == message_text(example["messages"][-1]).strip())
+
+
+class PreferenceFiles(Task):
+    """Pairs of answers, of which one is preferred, from a file, a folder or a data set of the Hub.
+
+    An example has the conversation with the preferred answer as `messages`, and the other answer as `rejected`.
+
+    Args:
+        source, split, limit, shuffle: as in `ConversationFiles`.
+
+    Raises:
+        UserError: there is no such source, or a row is no pair; the message names the file and the place.
+    """
+
+    name = "preferences"
+    has_score = False
+
+    def __init__(
+        self,
+        source: str | os.PathLike | None = None,
+        split: str = "train",
+        limit: int | None = None,
+        shuffle: bool = False,
+    ):
+        if source is None:
+            raise UserError("the task 'preferences' needs a file: preferences=PATH.jsonl")
+        files, note = read_source(source, split)
+        pairs = []
+        for name, rows in files:
+            for place, value in rows:
+                for row in rows_of_value(value):
+                    try:
+                        pairs.append(to_preference(row))
+                    except NotAConversation as error:
+                        raise UserError(f"{name}, {place}: {error}") from None
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{source}: {len(pairs):,} pairs" + (f"; {note}" if note else ""), flush=True)
+        super().__init__(shuffled(pairs) if shuffle else pairs, limit)
+
+    def example(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [*row["prompt"], *row["chosen"]], "rejected": row["rejected"][0]}
 
 
 def read_conversations(name: str, rows: Iterable[Numbered], notes: Notes) -> list[list[dict[str, Any]]]:
@@ -111,8 +153,8 @@ def _report(source: str, count: int, notes: Notes, note: str) -> None:
         print(f"  {rule}: {changed:,} conversations ({changed / total:.1%})")
     if notes.other_tools:
         print(
-            f"  calls of other tools than the calculator are written as JSON ({_few(notes.other_tools)}); "
-            "when chatting, only the calculator gives a result"
+            f"  calls of other tools than ours are written as JSON ({_few(notes.other_tools)}); when chatting, only "
+            f"{', '.join(TOOLS)} give a result"
         )
     if notes.unused:
         print(f"  not used: {_few(notes.unused)}")

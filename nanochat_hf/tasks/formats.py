@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat_hf.tools.calculator import calculate
+from nanochat_hf.tools.registry import TOOLS, run_call, written_call
 
 Message = dict[str, Any]
 
@@ -567,9 +567,9 @@ def _calls(raw: Any, number: int, notes: Notes) -> list[Message]:
         expression = arguments.get("expression") if isinstance(arguments, dict) else arguments
         if isinstance(expression, str):
             return [{"type": "python", "text": expression, "called": True}]
-    notes.other_tools.add(name)
-    text = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
-    return [{"type": "python", "text": text, "called": True}]
+    if name not in TOOLS:
+        notes.other_tools.add(name)
+    return [{"type": "python", "text": written_call(name, arguments), "called": True}]
 
 
 def _loaded(value: Any) -> Any:
@@ -614,7 +614,7 @@ def _content(parts: list[Message]) -> str | list[Message]:
             merged.append({"type": part["type"], "text": part["text"]})
         following = parts[index + 1]["type"] if index + 1 < len(parts) else None
         if part.get("called") and following != "python_output":
-            result = calculate(part["text"])  # a call without a result: what the model will see there
+            result = run_call(part["text"])  # a call without a result: what the model will see there
             merged += [{"type": "python_output", "text": result}] if result is not None else []
     if all(part["type"] == "text" for part in merged):
         return "".join(part["text"] for part in merged)

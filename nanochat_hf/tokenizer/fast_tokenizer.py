@@ -1,6 +1,7 @@
 """The trained vocabulary as a `PreTrainedTokenizerFast`: wraps it, and reads its bytes, merges and pattern back."""
 
 import json
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +27,7 @@ SPECIAL_TOKENS = (
 # GPT-4's pattern, but digits in groups of one or two. At 32,768 tokens and depth 12 that gives 0.965 bits per byte,
 # groups of up to three give 0.972 (upstream's log, January 2026).
 SPLIT_PATTERN: str = _rustbpe.DEFAULT_PATTERN
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how other tokenizers write one byte
 
 
 def wrap(
@@ -78,11 +80,16 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """Returns how many bytes each token stands for, int64 [vocab_size]; 0 for control tokens.
 
     The raw bytes are counted. A token that holds part of a character is not valid UTF-8; decoding it would count the
-    three bytes of U+FFFD instead.
+    three bytes of U+FFFD instead. Tokenizers of other models are read, too: byte-level ones, and those that write a
+    space as "▁" and a single byte as <0x0A>.
     """
     lengths = np.zeros(len(tokenizer), dtype=np.int64)
-    for token, index in mergeable_ranks(tokenizer).items():
-        lengths[index] = len(token)
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    byte_level, special = "ByteLevel" in json.dumps(decoder), set(tokenizer.all_special_ids)
+    for token, index in tokenizer.get_vocab().items():
+        if index not in special:
+            size = 1 if BYTE_TOKEN.fullmatch(token) else len(token.replace("▁", " ").encode())
+            lengths[index] = len(token) if byte_level else size
     return lengths
 
 

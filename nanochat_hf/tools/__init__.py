@@ -1,1 +1,1 @@
-"""The tools of a model: the calculator that it calls, and the sandbox that runs the code which it writes."""
+"""The tools of a model: what it can call, such as the calculator, and the sandbox for the programs that it writes."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from nanochat_hf.data.packing import IGNORED, pack_conversations
+from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.mixtures import TaskMixture
-from nanochat_hf.tokenizer import render_conversation
 from nanochat_hf.trainers.row_counts import RowCounts
 
 TrainOn = Literal["all", "assistant"]
@@ -29,42 +29,42 @@ Counted = tuple[list[int], list[int], tuple[int, int]]  # ids and mask as cut; t
 CHUNK = 64  # conversations per task of a rendering process
 
 
-def render(mixture: TaskMixture, position: int, tokenizer: Any, max_length: int, train_on: TrainOn) -> Counted:
+def render(mixture: TaskMixture, position: int, form: ChatFormat, max_length: int, train_on: TrainOn) -> Counted:
     """Renders one conversation, cut to `max_length` tokens; later steps never cut.
 
     Returns:
         The ids, the mask of trained tokens, and how many tokens and trained tokens the whole conversation has.
     """
-    ids, mask = render_conversation(tokenizer, mixture[position]["messages"])
+    ids, mask = form.conversation(mixture[position]["messages"])
     mask = mask if train_on == "assistant" else [1] * len(ids)
     return ids[:max_length], mask[:max_length], (len(ids), sum(mask[1:]))
 
 
 def render_all(
-    mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn, num_workers: int = 0
+    mixture: TaskMixture, form: ChatFormat, max_length: int, train_on: TrainOn, num_workers: int = 0
 ) -> Iterator[Counted]:
     """Renders a mixture in its order, a large one on several processes (0: one per CPU core)."""
     num_workers = num_workers or os.cpu_count() or 1
     if num_workers == 1 or len(mixture) < 20 * CHUNK or "fork" not in multiprocessing.get_all_start_methods():
-        yield from (render(mixture, at, tokenizer, max_length, train_on) for at in range(len(mixture)))
+        yield from (render(mixture, at, form, max_length, train_on) for at in range(len(mixture)))
         return
-    shared = (mixture, tokenizer, max_length, train_on)
+    shared = (mixture, form, max_length, train_on)
     with multiprocessing.get_context("fork").Pool(num_workers, _start_worker, shared) as pool:
         yield from pool.imap(_render_shared, range(len(mixture)), chunksize=CHUNK)
 
 
-_shared: tuple[TaskMixture, Any, int, TrainOn]  # of a rendering process, which does nothing else
+_shared: tuple[TaskMixture, ChatFormat, int, TrainOn]  # of a rendering process, which does nothing else
 
 
-def _start_worker(mixture: TaskMixture, tokenizer: Any, max_length: int, train_on: TrainOn) -> None:
+def _start_worker(mixture: TaskMixture, form: ChatFormat, max_length: int, train_on: TrainOn) -> None:
     global _shared
-    _shared = mixture, tokenizer, max_length, train_on
+    _shared = mixture, form, max_length, train_on
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _render_shared(position: int) -> Counted:
-    mixture, tokenizer, max_length, train_on = _shared
-    return render(mixture, position, tokenizer, max_length, train_on)
+    mixture, form, max_length, train_on = _shared
+    return render(mixture, position, form, max_length, train_on)
 
 
 def make_rows(
@@ -95,12 +95,12 @@ def make_rows(
         UserError: no conversation has anything to train on within a row.
     """
 
-    counts = RowCounts(row_length, title)
+    counts, form = RowCounts(row_length, title), ChatFormat(tokenizer)
 
     def conversations() -> Iterator[Rendered]:
         for epoch in range(epochs) if epochs is not None else count():
             mixture, useful = TaskMixture(tasks, seed=seed + epoch), 0
-            rendered = render_all(mixture, tokenizer, row_length, train_on, num_workers)
+            rendered = render_all(mixture, form, row_length, train_on, num_workers)
             for ids, mask, whole in progress_bar(rendered, total=len(mixture), desc=title, unit=" conversations"):
                 counts.add(len(ids), sum(mask[1:]), *whole)
                 if any(mask[1:]):

@@ -25,13 +25,26 @@ def compiles_layers(setting: str, device: torch.device) -> bool:
 
 
 def compiled_layers(model: Any) -> AbstractContextManager:
-    """Compiles the blocks and the loss of one of our models; the result is a context in which the model uses them.
+    """Compiles the blocks of a model, and the loss of one of ours; the result is a context in which it uses them.
 
     It can be entered any number of times. Nothing is compiled before the first call inside of it.
+
+    Raises:
+        UserError: it is a model of another kind, whose blocks are not known.
     """
-    methods = [*((layer, "forward") for layer in model.base_model.layers), (model, "supervised_loss")]
+    model = without_adapter(model)
+    base = model.base_model
+    if not hasattr(base, "layers"):
+        raise UserError(f"--compile layers does not know the blocks of {type(model).__name__}; take --compile model")
+    methods = [(layer, "forward") for layer in base.layers]
+    methods += [(model, "supervised_loss")] if hasattr(model, "supervised_loss") else []
     compiled = [(owner, name, torch.compile(getattr(owner, name), dynamic=False)) for owner, name in methods]
-    return _Swap([*compiled, (model.base_model, "layers_are_compiled", True)])
+    return _Swap([*compiled, (base, "layers_are_compiled", True)])
+
+
+def without_adapter(model: Any) -> Any:
+    """The model itself, where PEFT has wrapped it."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 class _Swap(AbstractContextManager):
@@ -56,7 +69,7 @@ class _Swap(AbstractContextManager):
 
 
 def set_attention(model: Any, setting: str, device: torch.device, bf16: bool) -> None:
-    """Chooses the attention of one of our models.
+    """Chooses the attention of a model.
 
     Args:
         setting: one of `WINDOW_KERNELS` for the sliding layers, with PyTorch's SDPA for the others. Any other word is
@@ -68,7 +81,13 @@ def set_attention(model: Any, setting: str, device: torch.device, bf16: bool) ->
         UserError: it cannot be used there.
     """
     base = model.base_model
-    base.window_kernel = setting if setting in WINDOW_KERNELS else "auto"
+    if not hasattr(base, "window_kernel"):  # a model of another kind
+        if setting in WINDOW_KERNELS and setting != "auto":
+            raise UserError(f"--attention {setting} is for models of this project; take auto, sdpa or eager")
+        if setting == "auto":
+            return
+    else:
+        base.window_kernel = setting if setting in WINDOW_KERNELS else "auto"
     usable = has_flex(device, _compute_dtype(bf16)) and (setting == "flex" or has_varlen())
     if setting in ("varlen", "flex") and not usable:
         raise UserError(
@@ -83,8 +102,8 @@ def set_attention(model: Any, setting: str, device: torch.device, bf16: bool) ->
 
 def describe_attention(model: Any, device: torch.device, bf16: bool, compiled: bool) -> str:
     """One sentence on the attention kernels of a training run."""
-    base, implementation = model.base_model, model.config._attn_implementation
-    if implementation != "sdpa":
+    base, implementation = without_adapter(model).base_model, model.config._attn_implementation
+    if implementation != "sdpa" or not hasattr(base, "window_kernel"):
         return f"attention: {implementation}"
     kernel = base.window_kernel
     if kernel == "auto":

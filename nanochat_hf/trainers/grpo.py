@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,15 +22,18 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from nanochat_hf import settings
 from nanochat_hf.data.packing import IGNORED
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
 from nanochat_hf.evals.tasks import AnswerSampling, evaluate_generative
-from nanochat_hf.generation import Sampling, generate_with_tools
+from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH, Sampling, context_length_of, generate_with_tools
+from nanochat_hf.generation.chat_format import ChatFormat
+from nanochat_hf.generation.own_tools import generate_with_own_tools
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers
-from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainers import compilation
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
+from nanochat_hf.trainers.rewards import TASK, Reward, check_rewards, read_rewards
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
 from nanochat_hf.trainers.stage import (
     ChatTrainerMixin,
@@ -38,8 +42,12 @@ from nanochat_hf.trainers.stage import (
     chat_arguments,
     distributed_state,
     load_tasks,
+    training_method,
 )
 from nanochat_hf.trainers.stage_settings import RolloutConfig
+
+BEST, BEST_FILE = "best", "best.json"  # folder of the best policy; how good it is, and when it was
+SUMMED_LOSSES = ("dapo", "cispo", "vespo")  # TRL's losses that are a sum over tokens, divided by a number for the step
 
 
 class RolloutArguments(OneDevice, GRPOConfig):
@@ -50,26 +58,26 @@ class RolloutTrainer(MuonAdamWMixin, ChatTrainerMixin, GRPOTrainer):
     """`GRPOTrainer` whose completions come from `generate_with_tools` and are scored by tasks.
 
     Args:
-        tasks: what the dataset's columns `task` and `index` point into.
+        rewards: what answers are worth.
         sampling: how the rollouts' tokens are drawn, and the longest answer in tokens.
         rollout_batch_size: answers that a process samples at the same time.
     """
 
-    def __init__(self, *args, tasks: Sequence[Any], sampling: Sampling, rollout_batch_size: int, **kwargs):
-        self.tasks, self.sampling, self.rollout_batch_size = tasks, sampling, rollout_batch_size
-
-        def reward(task: list[int], index: list[int], answer: list[str], **_: Any) -> list[float]:
-            return [tasks[t].score(tasks[t][i], text) for t, i, text in zip(task, index, answer, strict=True)]
-
-        super().__init__(*args, rollout_func=_rollout, reward_funcs=reward, **kwargs)
+    def __init__(self, *args, rewards: Sequence[Reward], sampling: Sampling, rollout_batch_size: int, **kwargs):
+        self.sampling, self.rollout_batch_size = sampling, rollout_batch_size
+        self.form = ChatFormat(kwargs["processing_class"])
+        functions = [reward.function for reward in rewards]
+        super().__init__(*args, rollout_func=_rollout, reward_funcs=functions, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Leaves out rollouts without an advantage: all samples of their prompt scored the same, their gradient is 0.
 
-        The divisor (`num_items_in_batch`) was counted before, so the loss does not change. All processes keep the same
-        number of rows, since TRL gathers statistics by row.
+        The divisor (`num_items_in_batch`) was counted before, so the loss does not change. Losses with another divisor
+        keep all rows. All processes keep the same number of rows, since TRL gathers statistics by row.
         """
         idle = inputs["advantages"] == 0
+        if self.loss_type not in SUMMED_LOSSES:
+            idle = torch.zeros_like(idle)
         busiest = self.accelerator.gather((~idle).sum()).max().clamp(min=1)
         rows = torch.argsort(idle, stable=True)[:busiest]
         by_row = {name: value[rows] for name, value in inputs.items() if torch.is_tensor(value) and value.dim() > 0}
@@ -125,15 +133,18 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list | No
             "make prompts_per_step a multiple of the number of processes"
         )
     # The forward that accelerate wrapped decides the precision: rollouts are sampled in that of training.
-    rollouts = generate_with_tools(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,
-        conversations,
-        num_samples=group,
-        seed=rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
-        batch_size=trainer.rollout_batch_size,
+    model, form = trainer.accelerator.unwrap_model(trainer.model), trainer.form
+    options = {
+        "num_samples": group,
+        "seed": rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
+        "batch_size": trainer.rollout_batch_size,
         **asdict(trainer.sampling),
-    )
+    }
+    encoded = [form.prompt(messages, tools=form.reads_calls) for messages in conversations]
+    if form.reads_calls:
+        rollouts = generate_with_own_tools(model, form, encoded, **options)
+    else:
+        rollouts = generate_with_tools(model, trainer.processing_class, encoded, **options)
     samples = [rollout for samples in rollouts for rollout in samples]
     return {
         "prompt_ids": [list(rollout.prompt_ids) for rollout in samples],
@@ -163,11 +174,11 @@ def prompt_order(
     Returns:
         Rows `{"prompt": conversation as JSON, "task": int, "index": int}`, and how many prompts were left out.
     """
-    rows, too_long = [], 0
+    rows, too_long, form = [], 0, ChatFormat(tokenizer)
     for number, (task, repeat) in enumerate(tasks):
         for index in range(len(task)):
             messages = task[index]["messages"][:-1]
-            if len(render_prompt(tokenizer, messages)) > max_prompt_length:
+            if len(form.prompt(messages, tools=form.reads_calls)) > max_prompt_length:
                 too_long += 1
                 continue
             prompt = json.dumps(messages, ensure_ascii=False)
@@ -198,10 +209,13 @@ class PassAtK(TrainerCallback):
         self.tasks, self.answers, self.every = tasks, answers, every
         self.trainer: Any = None  # the RolloutTrainer, set once it is built
         self.latest: dict[str, float] = {}
+        self.best: dict[str, float] = {}  # step and mean pass@1 of the best policy so far
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
             self.measure(state)
+        elif (path := Path(args.output_dir, BEST_FILE)).exists():
+            self.best = json.loads(path.read_text(encoding="utf-8"))
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
@@ -213,6 +227,7 @@ class PassAtK(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
         policy = EvaluatedModel("policy", model, self.trainer.processing_class)
+        policy.own_tools = self.trainer.form if self.trainer.form.reads_calls else None
         self.latest = {}
         for task in self.tasks:
             row = evaluate_generative(policy, task, self.answers, num_shown=0).row()
@@ -223,41 +238,92 @@ class PassAtK(TrainerCallback):
         if state.is_world_process_zero:
             shown = ", ".join(f"{name} {value:.1%}" for name, value in self.latest.items())
             print(f"step {state.global_step}: {shown}", flush=True)
+        self.keep_best(state)
+
+    def keep_best(self, state: Any) -> None:
+        """Writes the policy to `best/` where it passes more held-out problems than the start and every one before."""
+        passed = [value for name, value in self.latest.items() if name.startswith("val_pass@1/")]
+        score, folder = sum(passed) / len(passed), Path(self.trainer.args.output_dir, BEST)
+        if self.best and score <= self.best["val_pass@1"]:
+            return
+        if self.best:  # not the policy that training started from
+            self.trainer.save_model(str(folder))
+        self.best = {"step": state.global_step, "val_pass@1": score}
+        if state.is_world_process_zero:
+            settings.write_json(folder.with_name(BEST_FILE), self.best)
 
 
-class EqualScores(TrainerCallback):
-    """Says what it means when in every group all answers score the same, for several steps in a row."""
+class CollapseGuard(TrainerCallback):
+    """Says when a run has stopped learning or learns the wrong thing, and what to change.
+
+    It watches what TRL logs at every step, and compares with the first steps:
+
+    - all answers to each prompt score the same, so nothing is learned;
+    - the entropy has fallen to almost nothing, so that all samples are alike;
+    - most answers reach `max_new_tokens`, or have shrunk to almost nothing, while the reward has not risen.
+
+    Args:
+        patience: steps in a row after which something is said; it is said again after four times as many.
+    """
 
     def __init__(self, patience: int = 5):
-        self.patience, self.steps = patience, 0
+        self.patience, self.rows = patience, list[dict[str, float]]()
+        self.lasting, self.wait = dict[str, int](), dict[str, int]()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        equal = (logs or {}).get("frac_reward_zero_std")  # share of the groups, from TRL
-        if equal is None:
+        if "frac_reward_zero_std" not in (logs or {}):
             return
-        self.steps = self.steps + 1 if equal >= 1.0 else 0
-        if self.steps == self.patience and state.is_world_process_zero:
-            self.patience *= 4  # said again only where it lasts
-            score = logs.get("reward", 0.0)
+        names = ("reward", "entropy", "completions/mean_length")
+        self.rows.append({name: logs.get(name) or 0.0 for name in names})
+        for kind, sentence in self._findings(logs).items():
+            self.lasting[kind] = self.lasting.get(kind, 0) + 1 if sentence else 0
+            if self.lasting[kind] == self.wait.setdefault(kind, self.patience):
+                self.wait[kind] *= 4  # said again only where it lasts
+                if state.is_world_process_zero:
+                    print(f"warning: for {self.lasting[kind]} steps {sentence}", file=sys.stderr, flush=True)
+
+    def _findings(self, logs: dict[str, float]) -> dict[str, str]:
+        """A sentence for each kind of collapse that this step shows, else an empty text."""
+        start = {name: sum(row[name] for row in self.rows[:5]) / len(self.rows[:5]) for name in self.rows[0]}
+        now, score = self.rows[-1], self.rows[-1]["reward"]
+        risen = score > start["reward"] + 0.05
+        found = dict.fromkeys(("equal", "entropy", "long", "short"), "")
+        if logs["frac_reward_zero_std"] >= 1.0:
             if score <= 0.0:
                 cause = "no answer is right: take easier tasks, train SFT longer, or raise --num_generations"
             elif score >= 1.0:
                 cause = "every answer is right: take harder tasks, or stop here"
             else:
                 cause = "the answers to a prompt are too alike: raise --temperature or --num_generations"
-            print(
-                f"warning: for {self.steps} steps all answers to each prompt have had the same score (mean "
-                f"{score:.2f}), so nothing is learned from them; {cause}",
-                file=sys.stderr,
-                flush=True,
+            found["equal"] = (
+                f"all answers to each prompt have had the same score (mean {score:.2f}), so nothing is learned from "
+                f"them; {cause}"
             )
+        elif 0 < now["entropy"] < min(0.02, 0.1 * start["entropy"]) and not risen:
+            found["entropy"] = (
+                f"the entropy of the answers has been below {now['entropy'] + 0.001:.3f} nats per token (at first "
+                f"{start['entropy']:.2f}), so the samples are alike; lower --init_lr_frac, or raise --temperature"
+            )
+        if (logs.get("completions/clipped_ratio") or 0.0) > 0.5 and not risen and score < 1.0:
+            found["long"] = (
+                "more than half of the answers have reached --max_new_tokens without an end; raise it, or add a "
+                "reward for an end in time"
+            )
+        elif now["completions/mean_length"] < 0.25 * start["completions/mean_length"] and not risen:
+            found["short"] = (
+                f"answers have had less than a quarter of their first length ({now['completions/mean_length']:.0f} "
+                "tokens) at no higher reward; see what the reward prefers with --log_completions, and lower "
+                "--init_lr_frac"
+            )
+        return found
 
 
 def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTrainer:
     """Makes the prompts' order and builds the trainer on it."""
     tasks = load_tasks(config.tasks, "train")
     val_tasks = [task for task, _ in load_tasks(config.val_tasks, "validation")] if config.eval_every > 0 else []
-    check_scorers([*(task for task, _ in tasks), *val_tasks])
+    scored = [task for task, _ in tasks] if TASK in dict(check_rewards(config.reward)) else []
+    check_scorers([*scored, *val_tasks])
     check_code_execution([*(task for task, _ in tasks), *val_tasks], config.allow_code_execution)
     state = distributed_state()
     world = state.num_processes
@@ -266,7 +332,7 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
             f"prompts_per_step {config.prompts_per_step} cannot be divided among {world} processes; "
             f"take a multiple of {world}"
         )
-    room = model.config.max_position_embeddings - config.max_new_tokens
+    room = (context_length_of(model) or DEFAULT_CONTEXT_LENGTH) - config.max_new_tokens
     wanted = config.num_iterations * config.prompts_per_step if config.num_iterations > 0 else None
     prompts, too_long = prompt_order(tasks, tokenizer, room, wanted, config.seed)
     steps = len(prompts) // config.prompts_per_step
@@ -282,6 +348,7 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
     if config.num_generations > 1 and config.temperature == 0:
         raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
+    rewards = read_rewards(config.reward, [task for task, _ in tasks])
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k)
     held_out = AnswerSampling(sampling, num_samples=config.val_samples, batch_size=config.rollout_batch_size)
     arguments = chat_arguments(config, steps) | {
@@ -291,7 +358,10 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         "max_completion_length": config.max_new_tokens,
         "temperature": config.temperature,
         "shuffle_dataset": False,  # the prompts are shuffled already
-        "loss_type": "dapo",
+        "loss_type": config.loss_type,
+        "importance_sampling_level": "sequence" if config.loss_type == "luspo" else "token",  # as its paper has it
+        "reward_weights": [reward.weight for reward in rewards],
+        "log_completions": config.log_completions,
         "scale_rewards": "none",
         "beta": 0.0,
         "num_iterations": 1,
@@ -306,13 +376,13 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
         compile_layers=config.compile in ("true", "layers"),
         train_dataset=Dataset.from_list(prompts[: steps * config.prompts_per_step]),
         processing_class=tokenizer,
-        tasks=[task for task, _ in tasks],
+        rewards=rewards,
         sampling=sampling,
         rollout_batch_size=config.rollout_batch_size,
-        hyper=config.hyper() | {"variant": getattr(model.config, "preset", "modern")},
         schedule=config.schedule(steps),
+        **training_method(config, model),
     )
     trainer.pass_at_k = PassAtK(val_tasks, held_out, max(1, config.eval_every))
     trainer.pass_at_k.trainer = trainer
-    add_callbacks(trainer, config.save_minutes, trainer.pass_at_k, EqualScores())
+    add_callbacks(trainer, config.save_minutes, trainer.pass_at_k, CollapseGuard())
     return trainer

@@ -1,5 +1,6 @@
 """`MuonAdamWMixin` gives any transformers `Trainer`, TRL's too, nanochat's optimizer, schedules and checkpoints."""
 
+import copy
 import functools
 import shutil
 import time
@@ -64,6 +65,8 @@ class MuonAdamWMixin(_Base):
         quiet_transformers()
         with fsdp.hidden_from_accelerate():
             super().__init__(*args, **kwargs)
+        if self.uses_fsdp and hasattr(self.model, "peft_config"):
+            raise UserError("LoRA does not work with FSDP here; leave --lora_rank out, or launch without FSDP")
         if self.args.n_gpu > 1:
             raise UserError(
                 f"this process would train on {self.args.n_gpu} GPUs with DataParallel, which MuonAdamW does not "
@@ -151,7 +154,8 @@ class MuonAdamWMixin(_Base):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes weights, configuration and tokenizer, for `from_pretrained`; every process has to call it.
 
-        Trainer calls it first when it writes a checkpoint; then the state of the training goes there too.
+        LoRA's matrices are merged into the weights, and are also written on their own, to `adapter/`. Trainer calls it
+        first when it writes a checkpoint; then the state of the training goes there too.
         """
         folder = Path(output_dir or self.args.output_dir)
         is_checkpoint = _internal_call and output_dir is not None
@@ -160,7 +164,13 @@ class MuonAdamWMixin(_Base):
         model: Any = self.accelerator.unwrap_model(self.model)
         weights = fsdp.full_state_dict(model, keep=self.args.should_save)
         if self.args.should_save:
-            fsdp.unsharded(model).save_pretrained(folder, state_dict=weights)
+            if hasattr(model, "peft_config") and is_checkpoint:
+                model.save_pretrained(folder)  # LoRA's matrices only
+            elif hasattr(model, "peft_config"):
+                model.save_pretrained(folder / "adapter")
+                copy.deepcopy(model).merge_and_unload().save_pretrained(folder)
+            else:
+                fsdp.unsharded(model).save_pretrained(folder, state_dict=weights)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
         if is_checkpoint:

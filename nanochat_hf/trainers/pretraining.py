@@ -24,7 +24,7 @@ step, in order (paths without a library's name are below nanochat_hf/):
    trainers/pretraining.py:NanochatTrainer.log and `evaluate`, and MuonAdamWMixin.save_model for a checkpoint, which
    trainers/mixin.py:Checkpointing completes.
 
-trainers/pretraining_setup.py builds the model and this trainer from the settings of training/pretrain.py.
+trainers/pretraining_setup.py builds the model and this trainer from the stage's settings.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Builds what training/pretrain.py needs from its settings: arguments, depth dial, model and trainer.
+"""Builds what pretraining needs from its settings: arguments, depth dial, model and trainer.
 
 `config` is always that script's `PretrainConfig`.
 """
@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, TrainingArguments
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches
 from nanochat_hf.optim import Schedule, peak_rates
-from nanochat_hf.scaling import depth_dial, fit_dial
+from nanochat_hf.scaling import backout_bound, depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
 from nanochat_hf.trainers import callbacks, checkpoints, compilation, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
@@ -69,7 +69,7 @@ def load_tokenizer(folder: str) -> Any:
         raise UserError(f"the tokenizer in {folder} cannot be loaded ({reason}); make it again") from None
     if tokenizer.bos_token_id is None:
         raise UserError(
-            f"the tokenizer in {folder} has no token that begins a document; make one with training/tokenizer.py"
+            f"the tokenizer in {folder} has no token that begins a document; make one with {program('tokenizer')}"
         )
     return tokenizer
 
@@ -117,7 +117,7 @@ def plan(config: Any, tokenizer: Any, arguments: TrainingArguments) -> tuple[Any
     world = arguments.world_size
     dial, batch = _dial_and_batch(config, len(tokenizer), world)
     if config.auto_device_batch and not config.dry_run:
-        make_model = partial(build_model, config, tokenizer)
+        make_model = partial(build_model, config, tokenizer, arguments.device)
         config.device_batch_size = largest_device_batch(dial, world, arguments.device, make_model, arguments.bf16)
         dial, batch = _dial_and_batch(config, len(tokenizer), world)
     if config.fp8 and not config.dry_run:
@@ -152,16 +152,28 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any,
     return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
 
 
+def largest_backout(config: Any, dial: Any) -> float | None:
+    """The bound on backout's scalar: as asked for, else by batch; None: no bound."""
+    if config.backout_max is not None:
+        return config.backout_max or None
+    return backout_bound(dial.total_batch_size, config.preset)
+
+
 def build_schedule(config: Any, dial: Any) -> Schedule:
     names = ("warmup_steps", "warmdown_ratio", "final_lr_frac", "momentum_warmup_steps")
     return Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
 
 
-def build_model(config: Any, tokenizer: Any) -> NanochatHFForCausalLM:
-    """A newly initialised model whose control tokens are the tokenizer's."""
+def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHFForCausalLM:
+    """A newly initialised model whose control tokens are the tokenizer's.
+
+    It is made on its device: several processes per machine would otherwise each need its memory on the CPU. The same
+    seed gives the same weights in every process, on the same kind of device.
+    """
     try:
         model_config = _model_config(config, tokenizer)
-        model = NanochatHFForCausalLM(model_config)
+        with device:
+            model = NanochatHFForCausalLM(model_config)
     except ValueError as error:
         raise UserError(str(error)) from None
     except (RuntimeError, MemoryError) as error:
@@ -227,7 +239,12 @@ def build_trainer(
         flops_per_token=dial.flops_per_token,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0,
         spike_threshold=config.spike_threshold,
-        hyper={**rates, "weight_decay": dial.weight_decay, "variant": config.preset},
+        hyper={
+            **rates,
+            "weight_decay": dial.weight_decay,
+            "backout_max": largest_backout(config, dial),
+            "variant": config.preset,
+        },
         schedule=schedule,
         compile_layers=compilation.compiles_layers(config.compile, arguments.device),
         processing_class=tokenizer,

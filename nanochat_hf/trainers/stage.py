@@ -17,8 +17,8 @@ import torch
 
 from nanochat_hf import settings, tasks
 from nanochat_hf.generation import load_checkpoint, pick_device
+from nanochat_hf.generation.chat_format import prepare_for_chat
 from nanochat_hf.settings import UserError
-from nanochat_hf.tokenizer import stop_token_ids
 from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
@@ -26,7 +26,16 @@ from nanochat_hf.trainers.stage_settings import StageConfig, check_stage
 
 START_FILE = "started.json"  # the configuration that the checkpoints in a stage folder belong to
 # What a resumed run may have otherwise than the run that wrote its checkpoints.
-MAY_CHANGE = {"model", "output_dir", "save_every", "save_minutes", "save_total_limit", "eval_every", "num_threads"}
+MAY_CHANGE = {
+    "model",
+    "output_dir",
+    "save_every",
+    "save_minutes",
+    "save_total_limit",
+    "eval_every",
+    "num_threads",
+    "report_to",
+}
 
 
 # -- every stage -----------------------------------------------------------------------------------------------------
@@ -211,8 +220,19 @@ def load_tasks(specs: list[str], split: str) -> list[tuple[Any, int]]:
     return [tasks.load(spec, split) for spec in tasks.separate(specs)]
 
 
-def load_model(folder: str) -> tuple[Any, Any]:
-    """Loads the stage before: (model with fp32 weights on the CPU, tokenizer)."""
+def load_model(folder: str, lora: bool = False) -> tuple[Any, Any]:
+    """Loads the stage before, or any causal model, ready for conversations.
+
+    Args:
+        folder: a checkpoint folder or a Hub id.
+        lora: whether only LoRA matrices will be trained.
+
+    Returns:
+        The model with fp32 weights on the CPU, and the tokenizer.
+
+    Raises:
+        UserError: it cannot be loaded, or not be trained so.
+    """
     try:
         model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
     except UserError:
@@ -220,9 +240,7 @@ def load_model(folder: str) -> tuple[Any, Any]:
     except Exception as error:  # of a damaged file; transformers, safetensors and tokenizers raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
-    if "<|assistant_start|>" not in tokenizer.get_vocab():
-        raise UserError(f"the tokenizer of {folder} has no chat tokens; start from a checkpoint of this project")
-    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
+    prepare_for_chat(model, tokenizer, lora)
     # Longer conversations are cut and counted; transformers would warn of "indexing errors".
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
@@ -260,7 +278,25 @@ def chat_arguments(config: StageConfig, num_iterations: int) -> dict[str, Any]:
     )
     own: dict[str, Any] = {"max_steps": num_iterations, "logging_steps": max(1, num_iterations // 100)}
     own["torch_compile"] = config.compile == "model"
-    return shared | own | {"gradient_checkpointing": False}  # TRL's default is True, which slows a small model down
+    own["gradient_checkpointing"] = config.gradient_checkpointing  # TRL's default is True, which slows training down
+    return shared | own | {"report_to": config.report_to}
+
+
+def training_method(config: StageConfig, model: Any) -> dict[str, Any]:
+    """What is trained and how, as the chat stages' trainers take it: LoRA, the optimizer's settings, compilation."""
+    from nanochat_hf import NanochatHFConfig
+
+    ours = isinstance(model.config, NanochatHFConfig)
+    method: dict[str, Any] = {"hyper": config.hyper(ours) | {"variant": getattr(model.config, "preset", "modern")}}
+    if config.lora_rank:
+        from peft import LoraConfig
+
+        targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
+        alpha = config.lora_alpha or 2 * config.lora_rank
+        method["peft_config"] = LoraConfig(
+            r=config.lora_rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM"
+        )
+    return method
 
 
 def distributed_state() -> Any:

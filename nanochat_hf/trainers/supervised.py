@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
 from nanochat_hf.evals.metrics.formulas import bits_per_byte
+from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH
 from nanochat_hf.scaling import BatchPlan, fit_batch
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
@@ -23,6 +24,7 @@ from nanochat_hf.trainers.stage import (
     chat_arguments,
     distributed_state,
     load_tasks,
+    training_method,
 )
 from nanochat_hf.trainers.stage_settings import SupervisedConfig
 
@@ -92,7 +94,7 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
 
 def sequence_length(config: SupervisedConfig, model_config: PretrainedConfig) -> int:
     """Tokens per row. Raises UserError where `max_seq_len` is more than the model's context."""
-    longest = model_config.max_position_embeddings
+    longest = getattr(model_config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT_LENGTH
     if config.max_seq_len > longest:
         raise UserError(f"max_seq_len {config.max_seq_len} is more than the {longest} tokens the model was built for")
     return config.max_seq_len or longest
@@ -127,8 +129,8 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
         train_dataset=train_rows,
         eval_dataset=val_rows,
         processing_class=tokenizer,
-        hyper=config.hyper() | {"variant": getattr(model.config, "preset", "modern")},
         schedule=config.schedule(steps),
+        **training_method(config, model),
         mask_name=f"{train_on}_tokens",
     )
     add_callbacks(trainer, config.save_minutes)
@@ -180,4 +182,5 @@ def load_rows(
 
 
 def hash_of(tokenizer: Any) -> str:
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -219,3 +219,36 @@ def test_serving(script, capsys):
         assert (values["lost"], values["differ"]) == ("0", "0") and number(values["tokens/s"]) > 0
     with pytest.raises(UserError, match="--clients must be at least 1"):
         script("serving", "--clients", 0).parse_arguments()
+
+
+def test_rollouts(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "tests" / "training"))
+    from chat_toy import make_base
+
+    model = make_base(tmp_path / "model", sequence_length=256)
+    sizes = ["--prompts", 2, "--answers", 2, "--max_new_tokens", 8, "--rounds", 1, "--threads", 1]
+    sizes += ["--device_batch_size", 2, "--row_length", 64, "--tasks", "microworld-problems@6"]
+    module = script("rollouts", "--model", model, *sizes, "--sft_tasks", "microworld-chat@40")
+    module.main()
+    shown = capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in rows_of(shown)}
+    for name in ("ours", "GRPOTrainer", "GRPOTrainer, tools=", "GRPOTrainer, environment_factory=", "SFTTrainer"):
+        assert all(number(cell.rstrip(" ×")) > 0 for cell in rows[name] if cell != "–"), name
+    assert rows["whole step"][1] == "100%" and {"sampling", "rewards, loss and update"} <= set(rows)
+    losses = [float(row[-1]) for row in rows_of(shown) if row[0] in ("ours", "SFTTrainer") and "." in row[-1]][-2:]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02), "the same rows and nearly the same steps"
+    assert shown.count("answers have a tool's tokens") == 3
+    with pytest.raises(UserError, match="no checkpoint folder.*--model"):
+        script("rollouts", "--model", tmp_path / "nothing").main()
+
+
+def test_masks_are_written_beside_the_tokens(script, tmp_path):
+    from nanochat_hf.tokenizer import train
+
+    words = train(["It is 36. 12*3"] * 9, 280)
+    ids = words.encode("12*3<|output_start|>36<|output_end|>.", add_special_tokens=False)
+    mask = [0 if words.decode([token])[:2] in ("<|", "36") else 1 for token in ids]
+    text = script("rollouts", "--model", tmp_path).describe_masks(words, [[5], ids], [[1], mask])
+    assert (
+        text.startswith("1 of 2 answers have a tool's tokens") and "'<|output_start|>':0" in text and "'.':1" in text
+    )

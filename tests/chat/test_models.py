@@ -6,8 +6,8 @@ import time
 import pytest
 
 from nanochat_hf.chat import LocalModel, read_message
-from nanochat_hf.chat.models import answer_reserve, clean, find_checkpoint
-from nanochat_hf.settings import UserError
+from nanochat_hf.chat.models import clean
+from nanochat_hf.settings import UserError, find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,6 @@ def test_five_short_turns_fit_in_256_tokens(model):
     assert kept[0] == system and kept[-1] == asked[-1] and len(kept) == len(asked) - dropped
     with pytest.raises(UserError, match="too long"):
         model.fit([{"role": "user", "content": "word " * 400}], 512)
-
-
-def test_the_reserve_follows_the_answers():
-    assert answer_reserve([], 256, 512) == 64
-    assert answer_reserve([], 256, 10) == 10
-    assert answer_reserve(turn("a", "b", 100), 256, 512) == 100
-    assert answer_reserve(turn("a", "b", 200), 256, 512) == 128
 
 
 def test_an_answer_keeps_its_tokens(model):

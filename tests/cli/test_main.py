@@ -72,7 +72,9 @@ def test_every_command_explains_itself_on_one_screen(command, capsys, monkeypatc
         assert f"nanochat-hf {' '.join(command)} " in shown.split("\n", 2)[2], "an example beside the usage"
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "pretrain", "midtrain", "sft", "rl", "train", "evaluate", *ALONE[:3]])
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "train", "evaluate", *ALONE[:3]]
+)
 def test_examples_can_be_pasted(name, capsys):
     """Every option of an example is one of the command's; a line that goes on ends in a backslash."""
     command = [name] if isinstance(name, str) else name
@@ -100,7 +102,7 @@ def test_help_all_shows_every_setting_in_groups(capsys):
     assert f"--help-all shows {left} more options" in short
 
 
-@pytest.mark.parametrize("stage", ["midtrain", "sft", "rl", "tokenizer", "train", "evaluate"])
+@pytest.mark.parametrize("stage", ["midtrain", "sft", "dpo", "rl", "tokenizer", "train", "evaluate"])
 def test_no_setting_is_without_a_group(stage, capsys):
     assert "other options" not in help_of([stage], capsys, "--help-all")
 

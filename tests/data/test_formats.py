@@ -249,7 +249,10 @@ REFUSED = {
     "two.json": (b'[{"text": "a"}]\n[{"text": "b"}]\n', "goes on after the end of its JSON array|line 1 is a list"),
     "number.jsonl": (b"5\n", "line 1 is a number"),
     "list.jsonl": (b'["a"]\n["b"]\n', r'line 1 is a list, not an object such as {"text": "..."}'),
-    "chat.jsonl": (b'{"messages": [{"role": "user", "content": "hi"}]}\n', r"holds conversations .*training/sft.py"),
+    "chat.jsonl": (
+        b'{"messages": [{"role": "user", "content": "hi"}]}\n',
+        r"conversations .*nanochat-hf sft --tasks",
+    ),
     "change.jsonl": (b'{"text": "a"}\n{"content": "b"}\n', "line 2 has no 'text' but 'content'"),
     "type.jsonl": (b'{"text": "a"}\n{"text": ["b"]}\n', "line 2: 'text' is not text but list"),
     "fields.csv": (b"id,text\n1,one\n2,two, and a half\n", "line 3 has 3 fields, where the first line names 2"),

@@ -9,7 +9,7 @@ import torch
 
 from nanochat_hf.generation.row_sampling import RowSettings
 from nanochat_hf.generation.tool_loop import decode_exactly
-from nanochat_hf.serving.engine import Engine, EngineError, Job, called_function
+from nanochat_hf.serving.engine import Busy, Engine, EngineError, Job, called_function
 from nanochat_hf.serving.openai_api import collect
 from nanochat_hf.tools.calculator import calculate
 
@@ -182,6 +182,26 @@ def test_a_request_that_nobody_waits_for_frees_its_place(scripted, tokenizer):
     text, metrics = run(model, tokenizer, work, max_batch=1)
     assert text == "B" and len(model.seen) < 150
     assert "nanochat_requests_cancelled_total 1" in metrics
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(scripted, tokenizer):
+    model = scripted({99: [0] + [65] * 60, 98: [0, *ids(tokenizer, "B"), END]})
+
+    async def work(engine):
+        long = engine.submit(Job([99, 3], 60, GREEDY))
+        events = long.events()
+        await anext(events)  # it is being written: nothing waits
+        waiting = engine.submit_all([Job([98, 3], 60, GREEDY) for _ in range(2)])
+        for refused in (engine.check_room, lambda: engine.submit(Job([98, 3], 60, GREEDY))):
+            with pytest.raises(Busy, match="2 requests wait already") as busy:
+                refused()
+            assert busy.value.retry_after == 1
+        await events.aclose()  # its client goes away
+        assert [answer.text for ticket in waiting for answer in await collect(ticket)] == ["B", "B"]
+        (answer,) = await collect(engine.submit(Job([98, 3], 60, GREEDY)))
+        return answer.text
+
+    assert run(model, tokenizer, work, max_batch=1, max_waiting=2) == "B"
 
 
 def test_stopping_finishes_what_was_submitted(scripted, tokenizer):

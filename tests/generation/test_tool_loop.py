@@ -11,7 +11,7 @@ from nanochat_hf.generation import (
     load_checkpoint,
     stream_chat,
 )
-from nanochat_hf.generation.prompts import prompt_ids
+from nanochat_hf.generation.prompts import answer_reserve, prompt_ids
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import render_conversation
 
@@ -92,6 +92,24 @@ def test_oldest_turns_give_way(tokenizer):
     assert fit_conversation(tokenizer, [system, *turns], 36, 8) == ([system, turns[-1]], 4)
     with pytest.raises(UserError, match="too long.*shorten it"):
         fit_conversation(tokenizer, [user("x" * 200)], 64, 8)
+
+
+def test_the_reserve_follows_the_answers(tokenizer):
+    """Half of the context was once reserved, whatever the answers: then five short turns did not fit in 256 tokens."""
+
+    def turn(tokens):
+        return [user("a"), {**assistant("b"), "token_ids": [5] * tokens}]
+
+    assert answer_reserve(tokenizer, [], 256, 512) == 64
+    assert answer_reserve(tokenizer, [], 256, 10) == 10
+    assert answer_reserve(tokenizer, turn(100), 256, 512) == 100
+    assert answer_reserve(tokenizer, turn(200), 256, 512) == 128
+    assert answer_reserve(tokenizer, [user("a" * 100), assistant("b" * 90)], 256, 512) == 90
+    parts = [{"type": "text", "text": "b" * 40}, {"type": "python", "text": "1+1"}]
+    assert answer_reserve(tokenizer, [assistant("b"), {**assistant(""), "content": parts}], 160, 512) == 43
+    asked = [*(5 * [user("a" * 15), assistant("b" * 10)]), user("a")]
+    rendered = len(prompt_ids(tokenizer, asked))
+    assert 128 < rendered <= 192 and fit_conversation(tokenizer, asked, 256, 512) == (asked, 0)
 
 
 def test_a_long_answer_request_does_not_push_the_question_out(model, tokenizer):

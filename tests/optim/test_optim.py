@@ -243,3 +243,72 @@ def test_rates_follow_the_batch_but_for_smear_and_backout():
         assert rates["matrix_lr"] == pytest.approx(0.02 * scale) and rates["scalar_lr"] == pytest.approx(0.5 * scale)
         assert rates["embedding_lr"] == pytest.approx(0.6 * scale)
     assert peak_rates("classic", 0.125, smear_lr=0.1)["smear_lr"] == 0.1
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_fine_tuning_groups_go_by_meaning_for_any_architecture(muon):
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    from nanochat_hf.optim import MuonAdamW, fine_tuning_groups
+
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2))
+    for model, matrices, outside in (
+        (llama, ("_proj",), ("embed_tokens", "lm_head", "norm")),
+        (gpt2, ("c_attn.weight", "c_proj.weight", "c_fc.weight"), ("wte", "wpe", "ln_", "bias")),
+    ):
+        groups = fine_tuning_groups(model, 1e-4, muon=muon)
+        found = {name: group for group in groups for name, _ in group["params"]}
+        assert found.keys() == dict(model.named_parameters()).keys()
+        inside = {name for name, group in found.items() if group["name"].startswith("matri")}
+        assert inside and all(any(part in name for part in matrices) for name in inside)
+        assert all(any(part in name for part in outside) for name in found.keys() - inside)
+        assert all((found[name]["kind"] == "muon") == muon for name in inside)
+        optimizer, before = MuonAdamW(groups), {name: p.clone() for name, p in model.named_parameters()}
+        model(input_ids=torch.arange(16)[None], labels=torch.arange(16)[None]).loss.backward()
+        optimizer.step()
+        # An entry's update is about as large with Muon as AdamW's usual ones: 0.2 of the rate.
+        for name in inside if muon else ():
+            step = (dict(model.named_parameters())[name] - before[name]).square().mean().sqrt().item()
+            assert 0.5 * 0.2e-4 < step < 2 * 0.2e-4, name
+
+
+def test_backouts_scalar_stops_at_its_bound_and_turns_back():
+    """Its gradient is set by hand: it rises for six steps, then it falls. Without a bound it would pass 1."""
+
+    def values(**options):
+        model = toy()
+        optimizer = build_optimizer(model, **options)
+        seen = []
+        for step in range(12):
+            model.model.backout_lambda.grad = torch.tensor([-1.0 if step < 6 else 1.0])
+            optimizer.step()
+            seen.append(model.model.backout_lambda.item())
+        return seen
+
+    free, bounded = values(), values(backout_max=0.9)
+    assert max(free) > 1.2 and max(bounded) == pytest.approx(0.9)
+    assert bounded[:3] == free[:3], "below the bound nothing changes"
+    assert bounded[-1] < 0.8
+
+
+def test_past_one_backouts_scalar_flips_every_position():
+    """Why there is a bound: at depth 2 the middle state is the last state, x - βx, and the norm keeps its sign only."""
+    model = NanochatHFForCausalLM(
+        NanochatHFConfig.from_depth(2, vocab_size=67, head_dim=16, aspect_ratio=16, sequence_length=32)
+    )
+    ids = torch.arange(32)[None]
+    states = []
+    for value in (0.2, 0.9, 1.018):
+        torch.nn.init.constant_(model.model.backout_lambda, value)
+        states.append(model.model(ids).last_hidden_state)
+    assert torch.allclose(states[0], states[1], atol=1e-4) and torch.allclose(states[0], -states[2], atol=1e-3)

@@ -110,3 +110,21 @@ def test_the_page_says_nothing_twice(run_dir):
     paragraphs = [part for part in text.split("\n\n") if not part.startswith(("```", "Right answers in %"))]
     assert len(set(paragraphs)) == len(paragraphs)
     assert "FLOPs 4.43e+16; tokens 1,234,567; validation bits per byte 1.235" in text and "1 h 06 min" in text
+
+
+def test_pass_at_k_is_drawn_where_it_was_measured_more_than_once(run_dir):
+    from nanochat_hf.report.plots import draw_plots
+    from nanochat_hf.report.stages import load_stage
+
+    measured = [{"step": step, "val_pass@1/sums": step / 20, "val_pass@4/sums": 0.9} for step in (0, 5, 10)]
+    for history, drawn in ((measured[:1], False), (measured, True)):
+        settings.save_run(run_dir / "rl", "rl", {}, seconds=1, history=history, metrics={})
+        names = [name for name, _ in draw_plots([load_stage(run_dir, "rl")], run_dir / "plots")]
+        assert ("pass_at_k.png" in names) == drawn == (run_dir / "plots" / "pass_at_k.png").exists()
+
+
+def test_dpo_has_a_column_where_it_was_run(run_dir):
+    settings.save_run(run_dir / "dpo", "dpo", {}, seconds=1, history=[{"step": 1, "loss": 0.6}], metrics={})
+    path, _ = report.write_report(run_dir)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text().splitlines()]
+    assert ["metric", "BASE", "MID", "SFT", "DPO", "RL"] in rows

@@ -13,7 +13,7 @@ from nanochat_hf.serving.engine import Job, default_settings
 from nanochat_hf.serving.fields import BadRequest, Fields
 from nanochat_hf.serving.openai_api import read_stream
 from nanochat_hf.tokenizer import train
-from nanochat_hf.tools.calculator import calculate
+from nanochat_hf.tools.registry import run_call
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 CALCULATOR = {"type": "function", "function": {"name": "calculator", "parameters": {}}}
@@ -158,7 +158,7 @@ def test_refusals_name_the_field(body, words, engine):
 
 def test_tools_and_choices(engine):
     job = read(engine)
-    assert (job.tool, job.client_tools, job.begin) == (calculate, frozenset(), [])
+    assert (job.tool, job.client_tools, job.begin) == (run_call, frozenset(), [])
     assert read(engine, tools=[CALCULATOR]).client_tools == {"calculator"}
     start = engine.control.call_start
     none = read(engine, tools=[CALCULATOR], tool_choice="none")

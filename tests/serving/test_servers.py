@@ -1,5 +1,6 @@
 """Real servers on this machine: ours, ours with a key, and plain `transformers serve`; through real clients."""
 
+import gc
 import http.client
 import json
 import os
@@ -72,7 +73,17 @@ def servers(checkpoints, tmp_path_factory):
     stock = "from transformers.cli.transformers import main; main()"
     commands = {
         "ours": [*ours, "--device", "cpu"],
-        "guarded": [*ours, "--device", "cpu", "--cors", "https://example.org", "--max-batch", "2"],
+        "guarded": [
+            *ours,
+            "--device",
+            "cpu",
+            "--cors",
+            "https://example.org",
+            "--max-batch",
+            "2",
+            "--max-waiting",
+            "6",
+        ],
         "transformers": [sys.executable, "-c", stock, "serve", str(checkpoints / "export"), "--device", "cpu"],
     }
     logs = tmp_path_factory.mktemp("logs")
@@ -454,6 +465,28 @@ def test_who_goes_away_frees_the_place(servers):
     assert cancelled and float(cancelled[0].split()[1]) >= 4
 
 
+def test_a_full_queue_is_an_error_that_clients_try_again(servers):
+    """Six prompts may wait in the guarded server, whose batch has two rows; a request alone may have more."""
+    address, headers = servers["guarded"], {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    long = json.dumps({"prompt": ["a"] * 60, "max_tokens": 240, "stream": True})
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    connection.request("POST", "/v1/completions", long, headers)
+    connection.getresponse().read(100)  # two are being written, 58 wait
+    body = {"messages": HELLO, "max_tokens": 1}
+    for route, asked in (("/v1/chat/completions", body), ("/v1/completions", {"prompt": [1]}), ("/", {"inputs": "x"})):
+        request = urllib.request.Request(address + route, json.dumps(asked).encode(), headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        answer = json.loads(refused.value.read())
+        assert refused.value.code == 503 and 1 <= int(refused.value.headers["retry-after"]) <= 60
+        error = {"message": answer["error"], "type": answer["error_type"]} if route == "/" else answer["error"]
+        assert "requests wait already" in error["message"] and error["type"].startswith("overloaded")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=8)
+    threading.Timer(0.5, lambda: (connection.sock.shutdown(socket.SHUT_RDWR), connection.close())).start()
+    answer = client.chat.completions.create(model="any", **body)  # OpenAI's client waits and asks again
+    assert answer.usage.completion_tokens == 1
+
+
 def guarded_get(address, route):
     request = urllib.request.Request(address + route, headers={"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -534,8 +567,38 @@ def test_the_terminal_talks_to_a_server(servers, capsys):
         terminal_chat.main(["--url", f"http://127.0.0.1:{free_port()}", "--prompt", "Hello!"])
 
 
+def test_garbage_collections_under_load_leave_the_libraries_alone(checkpoints, monkeypatch):
+    """They once kept /health waiting for seconds: the libraries have hundreds of thousands of objects."""
+    import uvicorn
+
+    left = []
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: left.append(len(gc.get_objects())))
+    before = len(gc.get_objects())
+    try:
+        command.main([str(checkpoints / "modern"), "--device", "cpu"])
+    finally:
+        gc.unfreeze()
+    assert before > 100_000 and left[0] < 5_000
+
+
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
         command.main([str(tmp_path)])
     with pytest.raises(UserError, match="there is no folder"):
         command.main([str(tmp_path / "nothing")])
+
+
+@pytest.mark.parametrize("words", [("serve",), ("chat", "--prompt", "Hi"), ("space",)], ids=" ".join)
+def test_a_mistyped_checkpoint_is_refused_before_torch_is_imported(words):
+    program = (
+        "import sys\n"
+        "from nanochat_hf.cli.main import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    assert not {'torch', 'transformers', 'uvicorn', 'gradio'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, words[0], "no/such/folder", *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: there is no folder no/such/folder") and done.stderr.count("\n") == 1

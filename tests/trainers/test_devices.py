@@ -7,7 +7,8 @@ from transformers.training_args import ParallelMode
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, generation
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainers import mixin, stage
+from nanochat_hf.stages.pretrain import PretrainConfig
+from nanochat_hf.trainers import mixin, pretraining_setup, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 from nanochat_hf.trainers.pretraining_setup import PretrainingArguments
 
@@ -90,3 +91,28 @@ def test_every_trainer_and_every_loaded_checkpoint_allows_tf32(tmp_path, monkeyp
     devices.clear()
     generation.load_checkpoint(tmp_path, device="cpu")
     assert devices == [torch.device("cpu")]
+
+
+class Words:
+    """As much of a tokenizer as a new model needs."""
+
+    bos_token_id, eos_token_id, pad_token_id = 0, 1, 0
+
+    def __len__(self):
+        return 100
+
+    def convert_tokens_to_ids(self, tokens):
+        return [1 for _ in tokens]
+
+
+def test_a_model_is_made_on_the_device_that_trains_it():
+    """Meta stands in for a GPU. On a CPU the weights are those of the seed, as without a device."""
+    config = PretrainConfig(depth=2, aspect_ratio=16, head_dim=16, sequence_length=32)
+    far = pretraining_setup.build_model(config, Words(), torch.device("meta"))
+    assert {tensor.device.type for tensor in [*far.parameters(), *far.buffers()]} == {"meta"}
+    torch.manual_seed(5)
+    near = pretraining_setup.build_model(config, Words(), torch.device("cpu"))
+    torch.manual_seed(5)
+    plain = NanochatHFForCausalLM(far.config)
+    pairs = zip(near.state_dict().values(), plain.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

@@ -9,6 +9,7 @@ STAGES = {
     "pretrain": "PretrainConfig",
     "midtrain": "MidtrainConfig",
     "sft": "SFTStageConfig",
+    "dpo": "DPOStageConfig",
     "rl": "RLConfig",
     "speedrun": "SpeedrunConfig",
     "report": "ReportConfig",

@@ -178,3 +178,154 @@ def test_a_resumed_run_ends_with_the_same_bits(base, tmp_path):
     start, expected, found = weights(base), weights(whole), weights(resumed)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert any(not torch.equal(start[key], expected[key]) for key in expected)
+
+
+# ---- rewards, losses, collapse, the best policy -------------------------------------
+
+
+def history(folder):
+    return json.loads((folder / "run.json").read_text())["history"]
+
+
+@pytest.fixture
+def own_rewards(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def brief(prompts, completions, solution, example, log_metric, **_):\n"
+        "    assert prompts[0][-1]['role'] == 'user' and solution[0] == 'Yes.' and 'messages' in example[0]\n"
+        "    log_metric('seen', float(len(prompts)))\n"
+        "    return [1.0 - len(completion[0]['content']) / 20 for completion in completions]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_rewards_of_ones_own_add_up_with_their_weights(base, tmp_path, own_rewards):
+    rewards = {"reward": ["task*0.5", "my_rewards:brief*2"], "log_completions": "true"}
+    words = stage_arguments(base, tmp_path / "out", num_iterations=2)
+    run_stage("rl", *words, "--reward", *rewards["reward"], "--log_completions")
+    rows = [row for row in history(tmp_path / "out") if "reward" in row]
+    for row in rows:
+        total = 0.5 * row["rewards/reward/mean"] + 2 * row["rewards/brief/mean"]
+        assert row["reward"] == pytest.approx(total, abs=1e-5) and row["seen"] == 16
+    import pandas
+
+    table = pandas.read_parquet(tmp_path / "out" / "completions" / "completions_00001.parquet")
+    assert {"prompt", "completion", "reward", "brief", "advantage"} <= set(table.columns) and len(table) == 16
+
+
+def test_trls_own_reward_functions_take_our_rows():
+    from trl.rewards import think_format_reward  # noqa: F401  the one that is named below
+
+    from nanochat_hf.trainers.rewards import read_rewards
+
+    [reward] = read_rewards(["trl.rewards:think_format_reward*0.1"], [ShortAnswers(range(3))])
+    assert (reward.name, reward.weight, reward.function.__name__) == (
+        "think_format_reward",
+        0.1,
+        "think_format_reward",
+    )
+    prompt = json.dumps([{"role": "user", "content": "Hello!"}])
+    columns = {"prompts": [prompt] * 2, "completions": ["", ""], "task": [0, 0], "index": [0, 1]}
+    found = reward.function(**columns, answer=["<think>\nWell.\n</think>\nYes.", "Yes."], completion_ids=[[1], [2]])
+    assert found == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "reward, words",
+    [
+        ("score", "--reward score is unknown"),
+        ("task*much", "the weight much is no number"),
+        ("no_such_module:score", "cannot import the module no_such_module"),
+        ("json:nothing", "has no function nothing"),
+    ],
+)
+def test_wrong_rewards_are_named(reward, words, base, tmp_path):
+    with pytest.raises(UserError, match=words):
+        run_stage("rl", *stage_arguments(base, tmp_path / "out", reward=reward))
+
+
+def test_math_verify_scores_by_value_or_is_asked_for(monkeypatch):
+    import importlib.util
+
+    from nanochat_hf.trainers.rewards import check_rewards, read_rewards
+
+    if importlib.util.find_spec("math_verify") is None:
+        with pytest.raises(UserError, match="--reward math-verify needs its package: pip install math-verify"):
+            check_rewards(["math-verify"])
+        return
+    [reward] = read_rewards(["math-verify"], [[{"messages": [], "answer": "0.5"}]])
+    columns = {"prompts": ["[]"] * 2, "completions": ["", ""], "task": [0, 0], "index": [0, 0]}
+    assert reward.function(**columns, answer=[r"$\frac{1}{2}$", "$3$"], completion_ids=[[], []]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "bnpo", "cispo", "luspo"])
+def test_other_losses_of_trl_keep_their_divisor(loss_type, base, tmp_path):
+    """Against TRL's loss on all rows, also those whose group scored the same."""
+    from trl import GRPOTrainer
+
+    trainer = make_trainer(
+        base, tmp_path, prompts_per_step=2, num_generations=2, max_new_tokens=6, loss_type=loss_type
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    batch, *_ = rollouts_with_a_tool(trainer.processing_class)
+    from nanochat_hf.trainers.grpo import LeftAligned
+
+    model = trainer.model.train()
+    with torch.no_grad():
+        found = trainer.compute_loss(model, batch)
+        expected = GRPOTrainer.compute_loss(trainer, LeftAligned(model), batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_best_policy_is_kept(base, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    from nanochat_hf.trainers.grpo import PassAtK
+
+    scores = iter([0.2, 0.5, 0.4, 0.5])  # before the first step, and after each of the three
+    seen = {}
+
+    def measure(self, state):
+        self.latest = {"val_pass@1/short-answers": next(scores)}
+        seen[state.global_step] = {k: v.clone() for k, v in self.trainer.model.state_dict().items()}
+        self.keep_best(state)
+
+    monkeypatch.setattr(PassAtK, "measure", measure)
+    run_stage("rl", *stage_arguments(base, tmp_path / "out", num_iterations=3, eval_every=1))
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["best"] == {"step": 1, "val_pass@1": 0.5}
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "best").state_dict()
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert any(not torch.equal(kept[name], seen[3][name]) for name in kept)
+
+
+def guarded(rows):
+    from types import SimpleNamespace
+
+    from nanochat_hf.trainers.grpo import CollapseGuard
+
+    guard, state = CollapseGuard(patience=3), SimpleNamespace(is_world_process_zero=True)
+    usual = {"reward": 0.3, "entropy": 0.5, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.0}
+    for row in rows:
+        guard.on_log(None, state, None, logs=usual | {"frac_reward_zero_std": 0.2} | row)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"frac_reward_zero_std": 1.0, "reward": 0.0}, "no answer is right: take easier tasks"),
+        ({"frac_reward_zero_std": 1.0, "reward": 1.0}, "every answer is right: take harder tasks"),
+        ({"frac_reward_zero_std": 1.0}, "too alike: raise --temperature"),
+        ({"entropy": 0.01}, "the samples are alike; lower --init_lr_frac"),
+        ({"completions/clipped_ratio": 0.9}, "without an end; raise it"),
+        ({"completions/mean_length": 4.0}, "less than a quarter of their first length"),
+    ],
+)
+def test_a_collapse_is_named_with_what_to_change(change, words, capsys):
+    guarded([{}] * 10)
+    assert not capsys.readouterr().err
+    guarded([{}] * 5 + [change] * 2)
+    assert not capsys.readouterr().err
+    guarded([{}] * 5 + [change] * 3)
+    said = capsys.readouterr().err
+    assert words in said and said.count("warning") == 1
+    guarded([{}] * 5 + [change | {"reward": 0.9, "frac_reward_zero_std": 0.2}] * 9)
+    assert not capsys.readouterr().err, "short and sure is right where the reward has risen"

@@ -22,7 +22,19 @@ PLAIN_ZERO = {
 }
 # Texts that the stage itself has to look up: names of files, tasks, columns and kernels.
 LOOKED_UP = {
-    *("model", "output_dir", "tokenizer", "data", "text_column", "tasks", "val_tasks", "core_bundle", "run_dir"),
+    *(
+        "model",
+        "output_dir",
+        "lora_targets",
+        "reward",
+        "tokenizer",
+        "data",
+        "text_column",
+        "tasks",
+        "val_tasks",
+        "core_bundle",
+        "run_dir",
+    ),
     *(
         "window_pattern",
         "attention",
@@ -117,7 +129,7 @@ def test_the_shared_settings_are_those_of_several_stages():
 
 
 def test_every_training_stage_saves_in_time():
-    for stage in ("pretrain", "midtrain", "sft", "rl"):
+    for stage in ("pretrain", "midtrain", "sft", "dpo", "rl"):
         config = config_class(stage)()
         assert config.save_every > 0 and 0 < config.save_minutes <= 15
 
@@ -139,7 +151,7 @@ def test_a_wrong_setting_ends_the_script_before_torch_is_imported(stage):
         assert len(run.stderr.splitlines()) == (status == 2), run.stderr
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl", "tokenizer"])
+@pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "dpo", "rl", "tokenizer"])
 def test_an_output_folder_that_is_a_file_is_found_before_training(stage, tmp_path):
     for name in ("tokenizer.json", "config.json", "file"):
         (tmp_path / name).write_text("{}")

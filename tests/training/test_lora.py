@@ -1,0 +1,83 @@
+"""LoRA in the chat stages: what is trained, what is written, resuming; on our models and on others."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from chat_toy import make_base, run_stage, weights
+from test_any_model import PLAIN_TEMPLATE, arguments, chats, own_model, val_losses  # noqa: F401
+from transformers import AutoModelForCausalLM
+
+from nanochat_hf.settings import UserError
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("run") / "base")
+
+
+@pytest.mark.parametrize("kind", ["ours", "llama"])
+def test_lora_learns_and_is_merged(kind, base, chats, tmp_path):  # noqa: F811
+    start = base if kind == "ours" else own_model(tmp_path / "base", PLAIN_TEMPLATE)
+    lora = {"lora_rank": 4, "learning_rate": 5e-2, "num_iterations": 40}
+    run_stage("sft", *arguments(start, chats, tmp_path / "out", eval_every=20, **lora))
+    losses = val_losses(tmp_path / "out")
+    assert losses[-1] < 0.9 * losses[0]
+    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (start, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("layers." in name for name in changed)
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_adapter_alone_gives_the_same_model(base, chats, tmp_path):  # noqa: F811
+    from peft import PeftModel
+
+    run_stage("sft", *arguments(base, chats, tmp_path / "out", lora_rank=2, lora_targets="q_proj", num_iterations=4))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = PeftModel.from_pretrained(model, tmp_path / "out" / "adapter").merge_and_unload().state_dict()
+    merged = weights(tmp_path / "out")
+    changed = {name for name in merged if not torch.equal(merged[name], weights(base)[name])}
+    assert changed and all(name.endswith("q_proj.weight") for name in changed)
+    for name in merged:
+        torch.testing.assert_close(adapted[name], merged[name], rtol=0, atol=1e-6)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(base, chats, tmp_path):  # noqa: F811
+    options = {"lora_rank": 2, "num_iterations": 6, "save_every": 3, "save_total_limit": 5, "val_tasks": "[]"}
+    run_stage("sft", *arguments(base, chats, tmp_path / "whole", **options))
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    assert (checkpoint / "adapter_model.safetensors").exists() and not (checkpoint / "model.safetensors").exists()
+    (tmp_path / "resumed").mkdir()
+    shutil.copytree(checkpoint, tmp_path / "resumed" / "checkpoint-3")
+    run_stage("sft", *arguments(base, chats, tmp_path / "resumed", **options))
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    history = json.loads((tmp_path / "resumed" / "run.json").read_text())["history"]
+    assert history[-1]["step"] == 6
+
+
+def test_lora_needs_a_model_that_can_chat(chats, tmp_path):  # noqa: F811
+    base = own_model(tmp_path / "base")
+    with pytest.raises(UserError, match="LoRA does not train the embeddings of new control tokens"):
+        run_stage("sft", *arguments(base, chats, tmp_path / "out", lora_rank=4))
+
+
+def test_rl_trains_lora_too(base, tmp_path):
+    options = {"model": base, "output_dir": tmp_path / "out", "tasks": "microworld-identity@8", "num_iterations": 2}
+    options |= {"val_tasks": "[]", "prompts_per_step": 2, "num_generations": 4, "max_new_tokens": 8, "save_every": 0}
+    options |= {"lora_rank": 2, "learning_rate": 1e-2, "init_lr_frac": 1.0, "eval_every": 0}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    import sys
+
+    (tmp_path / "lengths.py").write_text(
+        "def spread(completions, **_):\n    return [float(len(one[0]['content'])) for one in completions]\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    run_stage("rl", *words, "--reward", "lengths:spread")
+    before, after = weights(base), weights(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("layers." in name for name in changed)
