@@ -43,6 +43,7 @@ LOOKED_UP = {
         "first_words",
         "title",
     ),
+    *("facts", "output", "url"),
     *("checkpoints", "core_tasks", "split", "device", "revision", "compare", "files"),
 }
 
