@@ -21,6 +21,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -572,6 +573,18 @@ def find_checkpoint(checkpoint: str | Path, revision: str | None = None) -> None
         raise UserError(f"there is no folder {name}, and the Hub cannot be reached ({reason}); {advice}") from None
     if status in (401, 403, 404):
         raise UserError(f"there is no folder {name}, and no such model on the Hub that you may read; {advice}")
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises UserError where no server can listen on an address: it is in use, or not one of this machine."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot listen on {host}:{port} ({reason}); give another --port or --host") from None
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -17,6 +17,7 @@ from nanochat_hf.settings import (
     Parser,
     UserError,
     as_typed,
+    check_address,
     check_device,
     checked,
     find_checkpoint,
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None, home: Path | None = None) -> None:
     check_device(options.device)
     if options.model and not options.url:
         find_checkpoint(options.model, options.revision)  # before the libraries are imported, which takes seconds
+    check_address(options.host, options.port)
     try:
         import gradio  # noqa: F401
     except ImportError:

@@ -19,7 +19,7 @@ import gc
 import os
 import threading
 
-from nanochat_hf.settings import DTYPES, Parser, UserError, check_device, checked, find_checkpoint
+from nanochat_hf.settings import DTYPES, Parser, UserError, check_address, check_device, checked, find_checkpoint
 
 KEY_VARIABLE = "NANOCHAT_API_KEY"
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     options = _parse(argv)
     check_device(options.device)
     find_checkpoint(options.checkpoint)  # before torch and the packages of the server are imported
+    check_address(options.host, options.port)
     try:
         import uvicorn
 

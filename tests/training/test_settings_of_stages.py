@@ -1,5 +1,6 @@
 """Every setting of every stage: bad input ends in exit status 2 and one sentence, before anything slow is imported."""
 
+import socket
 import subprocess
 import sys
 import typing
@@ -260,3 +261,12 @@ def test_lists_of_words_may_be_joined_by_commas():
 
     config = settings.parse_stage("evaluation", EvaluationConfig, ["--stages", "base,sft", "--core_tasks=a, b"])
     assert config.stages == ["base", "sft"] and config.core_tasks == ["a", "b"]
+
+
+@pytest.mark.parametrize("command", ["serve", "space"])
+def test_an_address_in_use_is_named_before_anything_is_loaded(command, capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = [command, str(tmp_path), "--host", "127.0.0.1", "--port", str(port)]
+        assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in command_error(capsys, words)
