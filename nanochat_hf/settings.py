@@ -505,9 +505,12 @@ def load_run(folder: str | os.PathLike) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged: delete it and run that stage again") from None
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is damaged: delete it and run that stage again")
+    return record
 
 
 def check_checkpoint(checkpoint: str | Path) -> None:

@@ -245,3 +245,10 @@ def test_too_little_memory_is_one_sentence_with_the_remedy(error, capsys):
 def test_large_bounds_are_written_as_people_write_them():
     with pytest.raises(UserError, match="is a whole number from 1 to 16,777,216, not '0'"):
         settings.convert("0", int, {"at_least": 1, "at_most": 2**24}, "--rows")
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[1]", b"null", b"\xff"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / settings.RUN_FILE).write_bytes(content)
+    with pytest.raises(UserError, match="run.json is damaged: delete it and run that stage again"):
+        settings.load_run(tmp_path)
