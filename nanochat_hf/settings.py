@@ -50,7 +50,7 @@ STAGE_FOLDERS = {
 }
 MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage != "tokenizer")
 # What a recipe's sections may be called.
-SECTIONS = ("common", *STAGE_FOLDERS, "evaluation", "tokenizer_evaluation", "speedrun", "report")
+SECTIONS = ("common", *STAGE_FOLDERS, "evaluation", "tokenizer_evaluation", "speedrun", "report", "make_identity")
 # The settings that two or more stages have: what a recipe's section `common` may hold.
 SHARED_SETTINGS = frozenset(
     "allow_code_execution attention compile core_bundle data device_batch_size dtype embedding_lr epochs "
@@ -63,6 +63,7 @@ SHARED_SETTINGS = frozenset(
 MAX_SEED = 2**32 - 1  # NumPy's
 # Far above anything that fits into memory; what is larger is a mistake.
 MAX_DEPTH, MAX_TOKENS, MAX_ROWS = 1024, 2**24, 2**20  # layers; tokens of a row, or of a vocabulary; rows at once
+MAX_STEPS, MAX_RATE = 10**9, 1000.0  # of a run; of a learning rate, a factor on one, or a decay
 DTYPES = ("auto", "float32", "bfloat16", "float16")  # what a model can be loaded in; auto: see the command
 DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -83,7 +84,7 @@ SCRIPTS = {
     "space": "space/app.py",
     **{
         name: f"training/{name}.py"
-        for name in ("tokenizer", "pretrain", "midtrain", "sft", "rl", "miniseries", "scaling_laws", "report")
+        for name in (*STAGE_FOLDERS, "miniseries", "scaling_laws", "report", "make_identity")
     },
     **{f"evaluate {name}": f"evaluation/{name}.py" for name in ("bits_per_byte", "core", "chat", "tokenizer")},
 }
@@ -367,12 +368,16 @@ def _description(kind: Any, rules: typing.Mapping[str, Any]) -> str:
     words = "a whole number" if kind is int else "a number"
     at_least, above, at_most = (rules.get(rule) for rule in ("at_least", "above", "at_most"))
     if at_least is not None and at_most is not None:
-        words += f" from {at_least:g} to {at_most:g}"
+        words += f" from {_digits(at_least)} to {_digits(at_most)}"
     elif at_least is not None:
-        words += f" of at least {at_least:g}"
+        words += f" of at least {_digits(at_least)}"
     elif above is not None:
-        words += f" above {above:g}" + (f" and at most {at_most:g}" if at_most is not None else "")
-    return words + "".join(f", or {number:g}" for number in rules.get("also", ()))
+        words += f" above {_digits(above)}" + (f" and at most {_digits(at_most)}" if at_most is not None else "")
+    return words + "".join(f", or {_digits(number)}" for number in rules.get("also", ()))
+
+
+def _digits(number: float) -> str:
+    return f"{int(number):,}" if 1e6 <= abs(number) < 1e15 and number == int(number) else f"{number:g}"
 
 
 # -- command lines ---------------------------------------------------------------------------------------------------
@@ -609,8 +614,8 @@ def peak_memory_mb() -> float:
 def run_main(main: Callable[[], Any]) -> None:
     """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130.
 
-    A package that an extra brings and that is not installed is a `UserError`, too. Before torch is imported, it
-    bounds how long OpenMP's threads spin (`openmp`).
+    A package that an extra brings and that is not installed is a `UserError`, and so is too little memory. Before
+    torch is imported, it bounds how long OpenMP's threads spin (`openmp`).
     """
     bound_spinning()
     try:
@@ -619,12 +624,30 @@ def run_main(main: Callable[[], Any]) -> None:
         except ModuleNotFoundError as error:
             check_extra(error.name)
             raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+                raise UserError(
+                    f"not enough memory ({reason}); make the batches, the rows or the model smaller, for example with "
+                    "--device_batch_size (evaluations: --max_tokens and --batch_size)"
+                ) from None
+            raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of Python, NumPy or torch means that there is too little memory."""
+    words = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )
 
 
 def load_module(name: str, option: str) -> Any:

@@ -222,3 +222,26 @@ def test_each_script_of_a_clone_exists():
     root = Path(__file__).parents[1]
     scripts = {str(path.relative_to(root)) for name in settings.SCRIPT_FOLDERS for path in root.glob(f"{name}/*.py")}
     assert set(settings.SCRIPTS.values()) == scripts
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_too_little_memory_is_one_sentence_with_the_remedy(error, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        settings.run_main(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: not enough memory (") and "--device_batch_size" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_large_bounds_are_written_as_people_write_them():
+    with pytest.raises(UserError, match="is a whole number from 1 to 16,777,216, not '0'"):
+        settings.convert("0", int, {"at_least": 1, "at_most": 2**24}, "--rows")

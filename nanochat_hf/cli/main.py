@@ -29,7 +29,18 @@ from nanochat_hf.settings import (
 )
 
 # Commands that run the stage of the same name.
-STAGES = ("tokenizer", "pretrain", "midtrain", "sft", "dpo", "rl", "evaluate", "miniseries", "scaling_laws")
+STAGES = (
+    "tokenizer",
+    "pretrain",
+    "midtrain",
+    "sft",
+    "dpo",
+    "rl",
+    "evaluate",
+    "make_identity",
+    "miniseries",
+    "scaling_laws",
+)
 
 USAGE = """\
 usage: nanochat-hf COMMAND [OPTIONS]
@@ -45,6 +56,7 @@ train
   rl                              one stage: rewards
   evaluate                        bits per byte, CORE and chat tasks of a run; evaluate core|chat|... for one
   data shards SOURCE FOLDER       any text as shuffled shards; data show SOURCE says what would be read
+  make_identity                   conversations about who the model is, from a file of facts
   miniseries                      one model per depth, compared
   scaling_laws                    FLOP budgets × depths, fitted and drawn
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.settings import StageHelp, setting
+from nanochat_hf.settings import MAX_RATE, MAX_ROWS, MAX_STEPS, MAX_TOKENS, StageHelp, setting
 from nanochat_hf.stages.option_groups import CHECKPOINTS
 from nanochat_hf.trainers.stage_settings import COMPILE, check_pretraining
 
@@ -53,47 +53,65 @@ class PretrainConfig:
         64, "width = depth · aspect_ratio, rounded up to whole heads", at_least=1, at_most=4096
     )
     head_dim: int = setting(128, "channels per attention head", at_least=2, at_most=4096)
-    num_key_value_heads: int | None = setting(None, "default: as many as query heads", at_least=1)
-    sequence_length: int = setting(2048, "tokens per training row", at_least=1)
-    context_length: int | None = setting(None, "longest input in tokens; default: sequence_length", at_least=1)
+    num_key_value_heads: int | None = setting(None, "default: as many as query heads", at_least=1, at_most=65536)
+    sequence_length: int = setting(2048, "tokens per training row", at_least=1, at_most=MAX_TOKENS)
+    context_length: int | None = setting(
+        None, "longest input in tokens; default: sequence_length", at_least=1, at_most=MAX_TOKENS
+    )
     window_pattern: str | None = setting(
         None, "attention window per layer, repeated: S quarter, L full context; default by preset"
     )
     # length of the run: the first that is given counts
     num_iterations: int = setting(
-        -1, "optimizer steps; -1: as target_flops or param_data_ratio says", at_least=1, also=[-1]
+        -1, "optimizer steps; -1: as target_flops or param_data_ratio says", at_least=1, at_most=MAX_STEPS, also=[-1]
     )
     target_flops: float = setting(
-        -1.0, "floating point operations of the whole run; -1: as param_data_ratio says", above=0, also=[-1]
+        -1.0,
+        "floating point operations of the whole run; -1: as param_data_ratio says",
+        above=0,
+        at_most=1e30,
+        also=[-1],
     )
     param_data_ratio: float | None = setting(
-        None, "tokens per scaling parameter; default 12 (classic: 20 per parameter)", above=0
+        None, "tokens per scaling parameter; default 12 (classic: 20 per parameter)", at_least=1e-6, at_most=1e6
     )
     # batch
-    total_batch_size: int = setting(-1, "tokens per step over all processes; -1: by depth", at_least=1, also=[-1])
-    device_batch_size: int = setting(32, "largest number of rows per process at once", at_least=1)
+    total_batch_size: int = setting(
+        -1, "tokens per step over all processes; -1: by depth", at_least=1, at_most=2**40, also=[-1]
+    )
+    device_batch_size: int = setting(32, "largest number of rows per process at once", at_least=1, at_most=MAX_ROWS)
     auto_device_batch: bool = setting(False, "try out how many rows fit into memory")
     # optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens
-    unembedding_lr: float | None = setting(None, "AdamW, head; default 0.008 (classic 0.004)", at_least=0)
-    embedding_lr: float | None = setting(None, "AdamW, embeddings; default 0.3 (classic 0.2)", at_least=0)
-    matrix_lr: float = setting(0.02, "Muon, matrices of the blocks", at_least=0)
-    scalar_lr: float = setting(0.5, "AdamW, scalars of the residual stream", at_least=0)
-    smear_lr: float = setting(0.2, "AdamW, smear; the same for every batch", at_least=0)
-    backout_lr: float = setting(0.2, "AdamW, backout; the same for every batch", at_least=0)
+    unembedding_lr: float | None = setting(
+        None, "AdamW, head; default 0.008 (classic 0.004)", at_least=0, at_most=MAX_RATE
+    )
+    embedding_lr: float | None = setting(
+        None, "AdamW, embeddings; default 0.3 (classic 0.2)", at_least=0, at_most=MAX_RATE
+    )
+    matrix_lr: float = setting(0.02, "Muon, matrices of the blocks", at_least=0, at_most=MAX_RATE)
+    scalar_lr: float = setting(0.5, "AdamW, scalars of the residual stream", at_least=0, at_most=MAX_RATE)
+    smear_lr: float = setting(0.2, "AdamW, smear; the same for every batch", at_least=0, at_most=MAX_RATE)
+    backout_lr: float = setting(0.2, "AdamW, backout; the same for every batch", at_least=0, at_most=MAX_RATE)
     backout_max: float | None = setting(
         None,
         "largest value of backout's scalar; default 0.9 below 2^17 tokens per step, else no bound; 0: no bound",
         at_least=0,
         off=0,
     )
-    weight_decay: float | None = setting(None, "Muon, at depth 12; default 0.28 (classic 0)", at_least=0)
-    lr_scale: float | None = setting(
-        None, "factor on the others; default √(max(batch, 2^17) / 2^19), classic 1", at_least=0
+    weight_decay: float | None = setting(
+        None, "Muon, at depth 12; default 0.28 (classic 0)", at_least=0, at_most=MAX_RATE
     )
-    warmup_steps: int | None = setting(None, "steps; default 40 (classic 0)", at_least=0)
+    lr_scale: float | None = setting(
+        None, "factor on the others; default √(max(batch, 2^17) / 2^19), classic 1", at_least=0, at_most=MAX_RATE
+    )
+    warmup_steps: int | None = setting(None, "steps; default 40 (classic 0)", at_least=0, at_most=MAX_STEPS)
     warmdown_ratio: float | None = setting(None, "share of the run; default 0.65 (classic 0.2)", at_least=0, at_most=1)
-    final_lr_frac: float | None = setting(None, "end of the warmdown; default 0.05 (classic 0)", at_least=0)
-    momentum_warmup_steps: int | None = setting(None, "steps; default 400 (classic 300)", at_least=0)
+    final_lr_frac: float | None = setting(
+        None, "end of the warmdown; default 0.05 (classic 0)", at_least=0, at_most=MAX_RATE
+    )
+    momentum_warmup_steps: int | None = setting(
+        None, "steps; default 400 (classic 300)", at_least=0, at_most=MAX_STEPS
+    )
     # during the run
     eval_every: int = setting(
         250, "steps between measurements of bits per byte on validation text; 0: never", at_least=0, also=[-1], off=0

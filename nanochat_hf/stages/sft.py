@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanochat_hf import settings
-from nanochat_hf.settings import StageHelp, setting
+from nanochat_hf.settings import MAX_RATE, StageHelp, setting
 from nanochat_hf.stages.option_groups import CHAT_GROUPS
 from nanochat_hf.trainers.stage_settings import TASKS_HELP, SupervisedConfig, check_stage
 
@@ -27,9 +27,9 @@ class SFTStageConfig(SupervisedConfig):
     """Defaults: upstream's learning rates of July 2026 (base → SFT); see SupervisedConfig and StageConfig."""
 
     tasks: list[str] = setting(["smoltalk", "mmlu*3", "gsm8k*4"], TASKS_HELP)
-    embedding_lr: float = setting(0.3, "AdamW's rate for the embeddings, at width 768", at_least=0)
-    unembedding_lr: float = setting(0.008, "AdamW's rate for the head, at width 768", at_least=0)
-    init_lr_frac: float = setting(0.8, "factor on all learning rates", at_least=0)
+    embedding_lr: float = setting(0.3, "AdamW's rate for the embeddings, at width 768", at_least=0, at_most=MAX_RATE)
+    unembedding_lr: float = setting(0.008, "AdamW's rate for the head, at width 768", at_least=0, at_most=MAX_RATE)
+    init_lr_frac: float = setting(0.8, "factor on all learning rates", at_least=0, at_most=MAX_RATE)
     warmdown_ratio: float = setting(0.5, "share of the steps in which the rates fall", at_least=0, at_most=1)
     eval_every: int = setting(
         200, "steps between measurements on held-out data; 0: never", at_least=0, also=[-1], off=0

@@ -33,6 +33,7 @@ CONFIGS = {
     "pretrain": "PretrainConfig",
     "midtrain": "MidtrainConfig",
     "sft": "SFTStageConfig",
+    "dpo": "DPOStageConfig",
     "rl": "RLConfig",
 }
 PACKAGES = ("accelerate", "datasets", "pyarrow", "trl")  # what an install without the extra `train` lacks

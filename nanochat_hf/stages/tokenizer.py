@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.settings import StageHelp, UserError, setting
+from nanochat_hf.settings import MAX_TOKENS, StageHelp, UserError, setting
 
 UNFINISHED = "tokenizer-unfinished.json"  # lies beside a tokenizer until its `run.json` is written
 
@@ -29,8 +29,10 @@ class TokenizerConfig:
         ["karpathy/climbmix-400b-shuffle"], "text: Hub ids, folders, files or microworld; several as NAME:WEIGHT"
     )
     text_column: str | None = setting(None, "column or key with the text; found if not given")
-    vocab_size: int = setting(32768, "number of tokens, control tokens included", at_least=1)
-    sequence_length: int = setting(2048, "context length in tokens that the tokenizer states", at_least=1)
+    vocab_size: int = setting(32768, "number of tokens, control tokens included", at_least=1, at_most=MAX_TOKENS)
+    sequence_length: int = setting(
+        2048, "context length in tokens that the tokenizer states", at_least=1, at_most=MAX_TOKENS
+    )
     max_chars: int = setting(2_000_000_000, "train on the first so many characters", at_least=1)
     doc_cap: int = setting(
         10_000, "characters used per document; what follows them is used after all others", at_least=1

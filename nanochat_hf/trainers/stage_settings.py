@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_hf.settings import MAX_SEED, UserError, check_extra, check_output_dir, program, setting
+from nanochat_hf.settings import (
+    MAX_RATE,
+    MAX_ROWS,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_TOKENS,
+    UserError,
+    check_extra,
+    check_output_dir,
+    program,
+    setting,
+)
 
 if TYPE_CHECKING:
     from nanochat_hf.optim.schedules import Schedule
@@ -32,13 +43,17 @@ class StageConfig:
     model: str = setting("", "checkpoint folder of the stage before; or any causal model: folder or Hub id", path=True)
     output_dir: str = setting("", "folder that receives the checkpoint", path=True)
     tasks: list[str] = setting([], TASKS_HELP)
-    device_batch_size: int = setting(32, "largest number of rows per process at once", at_least=1)
-    num_iterations: int = setting(-1, "optimizer steps; -1: one pass over the tasks", at_least=1, also=[-1])
-    embedding_lr: float = setting(0.2, "AdamW's rate for the embeddings, at width 768", at_least=0)
-    unembedding_lr: float = setting(0.004, "AdamW's rate for the head, at width 768", at_least=0)
-    matrix_lr: float = setting(0.02, "Muon's rate for the matrices of the blocks", at_least=0)
-    scalar_lr: float = setting(0.5, "AdamW's rate for the scalars of the residual stream", at_least=0)
-    weight_decay: float = setting(0.0, "Muon's weight decay", at_least=0)
+    device_batch_size: int = setting(32, "largest number of rows per process at once", at_least=1, at_most=MAX_ROWS)
+    num_iterations: int = setting(
+        -1, "optimizer steps; -1: one pass over the tasks", at_least=1, at_most=MAX_STEPS, also=[-1]
+    )
+    embedding_lr: float = setting(0.2, "AdamW's rate for the embeddings, at width 768", at_least=0, at_most=MAX_RATE)
+    unembedding_lr: float = setting(0.004, "AdamW's rate for the head, at width 768", at_least=0, at_most=MAX_RATE)
+    matrix_lr: float = setting(0.02, "Muon's rate for the matrices of the blocks", at_least=0, at_most=MAX_RATE)
+    scalar_lr: float = setting(
+        0.5, "AdamW's rate for the scalars of the residual stream", at_least=0, at_most=MAX_RATE
+    )
+    weight_decay: float = setting(0.0, "Muon's weight decay", at_least=0, at_most=MAX_RATE)
     optimizer: str = setting(
         "muon", "muon: Muon for the matrices of the blocks; adamw: AdamW for everything", choices=("muon", "adamw")
     )
@@ -46,21 +61,28 @@ class StageConfig:
         None,
         "AdamW's rate in place of the four above, for other models, LoRA and adamw; default 2e-5, with LoRA 2e-4",
         above=0,
+        at_most=MAX_RATE,
     )
     lora_rank: int = setting(
-        0, "train LoRA matrices of this rank, and merge them at the end; 0: train all", at_least=0
+        0, "train LoRA matrices of this rank, and merge them at the end; 0: train all", at_least=0, at_most=65536
     )
-    lora_alpha: float | None = setting(None, "LoRA's scale, divided by the rank; default: twice the rank", above=0)
+    lora_alpha: float | None = setting(
+        None, "LoRA's scale, divided by the rank; default: twice the rank", above=0, at_most=MAX_RATE
+    )
     lora_targets: list[str] = setting(
         ["all-linear"], "layers that LoRA changes: names such as q_proj v_proj, or all-linear"
     )
-    init_lr_frac: float = setting(1.0, "factor on all learning rates", at_least=0)
+    init_lr_frac: float = setting(1.0, "factor on all learning rates", at_least=0, at_most=MAX_RATE)
     warmup_ratio: float = setting(0.0, "share of the steps in which the rates rise", at_least=0, at_most=1)
     warmdown_ratio: float = setting(0.2, "share of the steps in which the rates fall", at_least=0, at_most=1)
-    final_lr_frac: float = setting(0.0, "rate after the last step, as a share of the peak", at_least=0)
+    final_lr_frac: float = setting(
+        0.0, "rate after the last step, as a share of the peak", at_least=0, at_most=MAX_RATE
+    )
     momentum_start: float = setting(0.85, "Muon's momentum at the first step", at_least=0, at_most=1)
     momentum_peak: float = setting(0.95, "Muon's momentum after its warmup", at_least=0, at_most=1)
-    momentum_warmup_steps: int = setting(300, "steps in which the momentum rises to its peak", at_least=0)
+    momentum_warmup_steps: int = setting(
+        300, "steps in which the momentum rises to its peak", at_least=0, at_most=MAX_STEPS
+    )
     eval_every: int = setting(
         150, "steps between measurements on held-out data; 0: never", at_least=0, also=[-1], off=0
     )
@@ -121,9 +143,9 @@ class StageConfig:
 class SupervisedConfig(StageConfig):
     """The settings of midtraining and SFT."""
 
-    max_seq_len: int = setting(0, "tokens per row; 0: the model's context length", at_least=0)
-    total_batch_size: int = setting(524288, "tokens per optimizer step, over all processes", at_least=1)
-    epochs: int = setting(1, "passes over the tasks, where num_iterations is not given", at_least=1)
+    max_seq_len: int = setting(0, "tokens per row; 0: the model's context length", at_least=0, at_most=MAX_TOKENS)
+    total_batch_size: int = setting(524288, "tokens per optimizer step, over all processes", at_least=1, at_most=2**40)
+    epochs: int = setting(1, "passes over the tasks, where num_iterations is not given", at_least=1, at_most=1_000_000)
     val_tasks: list[str] = setting([], "held-out tasks for the validation loss, written like tasks")
 
 
@@ -131,25 +153,29 @@ class SupervisedConfig(StageConfig):
 class RolloutConfig(StageConfig):
     """The settings of RL."""
 
-    prompts_per_step: int = setting(16, "prompts per optimizer step, over all processes", at_least=1)
-    num_generations: int = setting(16, "answers sampled per prompt", at_least=2)
-    max_new_tokens: int = setting(256, "longest answer, tool results included", at_least=1)
-    rollout_batch_size: int = setting(256, "answers that a process samples at the same time", at_least=1)
-    temperature: float = setting(1.0, "sampling temperature", above=0)
+    prompts_per_step: int = setting(16, "prompts per optimizer step, over all processes", at_least=1, at_most=MAX_ROWS)
+    num_generations: int = setting(16, "answers sampled per prompt", at_least=2, at_most=65536)
+    max_new_tokens: int = setting(256, "longest answer, tool results included", at_least=1, at_most=MAX_TOKENS)
+    rollout_batch_size: int = setting(
+        256, "answers that a process samples at the same time", at_least=1, at_most=MAX_ROWS
+    )
+    temperature: float = setting(1.0, "sampling temperature", at_least=0.01, at_most=100)
     top_k: int = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
     val_tasks: list[str] = setting(["gsm8k/test@400"], "held-out problems for pass@k; []: none")
-    val_samples: int = setting(8, "answers per held-out problem: the k of pass@k", at_least=1)
+    val_samples: int = setting(8, "answers per held-out problem: the k of pass@k", at_least=1, at_most=65536)
     reward: list[str] = setting(
         ["task"], "what answers are worth: task, math-verify or module:function, each with *weight where that is not 1"
     )
     loss_type: str = setting("dapo", "TRL's loss", choices=LOSS_TYPES)
     log_completions: bool = setting(False, "print samples with rewards at every step, and write them to completions/")
     allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
-    device_batch_size: int = setting(8, "largest number of rows per process at once", at_least=1)
-    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0)
+    device_batch_size: int = setting(8, "largest number of rows per process at once", at_least=1, at_most=MAX_ROWS)
+    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0, at_most=MAX_RATE)
     warmdown_ratio: float = setting(1.0, "share of the steps in which the rates fall", at_least=0, at_most=1)
     momentum_start: float = setting(0.95, "Muon's momentum at the first step", at_least=0, at_most=1)
-    momentum_warmup_steps: int = setting(0, "steps in which the momentum rises to its peak", at_least=0)
+    momentum_warmup_steps: int = setting(
+        0, "steps in which the momentum rises to its peak", at_least=0, at_most=MAX_STEPS
+    )
     eval_every: int = setting(
         60, "steps between measurements on held-out data; 0: never", at_least=0, also=[-1], off=0
     )
@@ -162,25 +188,35 @@ class RolloutConfig(StageConfig):
 class PreferenceConfig(StageConfig):
     """The settings of DPO."""
 
-    max_seq_len: int = setting(0, "longest conversation in tokens; 0: the model's context length", at_least=0)
-    pairs_per_step: int = setting(32, "pairs per optimizer step, over all processes", at_least=1)
-    epochs: int = setting(1, "passes over the pairs", at_least=1)
-    num_samples: int = setting(
-        0, "make pairs of the model's own answers, so many per problem; 0: the tasks hold pairs", at_least=0, off=0
+    max_seq_len: int = setting(
+        0, "longest conversation in tokens; 0: the model's context length", at_least=0, at_most=MAX_TOKENS
     )
-    max_new_tokens: int = setting(256, "longest of these answers, tool results included", at_least=1)
-    rollout_batch_size: int = setting(256, "answers that are sampled at the same time", at_least=1)
-    temperature: float = setting(1.0, "sampling temperature", above=0)
+    pairs_per_step: int = setting(32, "pairs per optimizer step, over all processes", at_least=1, at_most=MAX_ROWS)
+    epochs: int = setting(1, "passes over the pairs", at_least=1, at_most=1_000_000)
+    num_samples: int = setting(
+        0,
+        "make pairs of the model's own answers, so many per problem; 0: the tasks hold pairs",
+        at_least=0,
+        at_most=65536,
+        off=0,
+    )
+    max_new_tokens: int = setting(
+        256, "longest of these answers, tool results included", at_least=1, at_most=MAX_TOKENS
+    )
+    rollout_batch_size: int = setting(256, "answers that are sampled at the same time", at_least=1, at_most=MAX_ROWS)
+    temperature: float = setting(1.0, "sampling temperature", at_least=0.01, at_most=100)
     top_k: int = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
-    beta: float = setting(0.1, "how much a change of an answer's log-probability counts", above=0)
+    beta: float = setting(0.1, "how much a change of an answer's log-probability counts", above=0, at_most=MAX_RATE)
     loss_type: list[str] = setting(["sigmoid"], "TRL's losses, added up", choices=PREFERENCE_LOSSES)
     val_tasks: list[str] = setting([], "held-out pairs, written like tasks")
     allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
-    device_batch_size: int = setting(8, "largest number of pairs per process at once", at_least=1)
-    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0)
+    device_batch_size: int = setting(8, "largest number of pairs per process at once", at_least=1, at_most=MAX_ROWS)
+    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0, at_most=MAX_RATE)
     warmdown_ratio: float = setting(1.0, "share of the steps in which the rates fall", at_least=0, at_most=1)
     momentum_start: float = setting(0.95, "Muon's momentum at the first step", at_least=0, at_most=1)
-    momentum_warmup_steps: int = setting(0, "steps in which the momentum rises to its peak", at_least=0)
+    momentum_warmup_steps: int = setting(
+        0, "steps in which the momentum rises to its peak", at_least=0, at_most=MAX_STEPS
+    )
 
 
 def check_stage(config: StageConfig) -> None:

@@ -216,7 +216,7 @@ def test_settings_come_from_the_file_the_environment_and_the_command_line(monkey
     options = command._parse(["from/line", "--seconds", "9"], given)
     assert (options.model, options.seconds, options.per_minute) == ("from/line", 9, Limits().per_minute)
     monkeypatch.setenv("NANOCHAT_SECONDS", "soon")
-    with pytest.raises(UserError, match="NANOCHAT_SECONDS: a number from 1 to 1e.09 is expected"):
+    with pytest.raises(UserError, match="NANOCHAT_SECONDS: a number from 1 to 1,000,000,000 is expected"):
         command._parse([], given)
     (tmp_path / "space.json").write_text("{")
     with pytest.raises(UserError, match="space.json is damaged"):

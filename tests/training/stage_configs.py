@@ -13,6 +13,7 @@ STAGES = {
     "rl": "RLConfig",
     "speedrun": "SpeedrunConfig",
     "report": "ReportConfig",
+    "make_identity": "IdentityConfig",
 }
 
 # What is no training stage: the section of a recipe → module and dataclass.

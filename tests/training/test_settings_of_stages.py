@@ -43,6 +43,7 @@ LOOKED_UP = {
         "first_words",
         "title",
     ),
+    *("facts", "output", "url"),
     *("checkpoints", "core_tasks", "split", "device", "revision", "compare", "files"),
 }
 
@@ -118,7 +119,7 @@ def test_paths_know_the_home_folder(monkeypatch):
     found = [(stage, name) for stage, name in SETTINGS if parts_of(stage, name)[2]["path"]]
     assert {name for _, name in found} >= {"output_dir", "model", "tokenizer", "run_dir", "core_bundle"}
     for stage, name in found:
-        assert parse(stage, name, "~/x") == "/home/me/x"
+        assert parse(stage, name, "~/x") in ("/home/me/x", ["/home/me/x"])
 
 
 def test_the_shared_settings_are_those_of_several_stages():
@@ -200,7 +201,6 @@ WORDS = [
     (["evaluate", "core", "--checkpoints", "a/b", "--dtype"], "--dtype banana is not known; use auto, float32"),
     (["evaluate", "core", "--checkpoints", "a/b", "--device"], "there is no device 'banana'"),
     (["evaluate", "core", "--checkpoints", "a/b", "--core_bundle"], "banana is not a CORE bundle"),
-    (["evaluate", "core", "--checkpoints"], "there is no folder banana"),
     (["evaluate", "--evaluations"], "--evaluations banana is not known; use bits_per_byte, core, chat"),
     (["evaluate", "chat", "--checkpoints", "a/b", "--tasks"], "there is no task 'banana'; known are smoltalk"),
     (["sft", "--model", "none", "--output_dir", "x", "--tasks"], "none is no checkpoint folder"),
@@ -220,14 +220,14 @@ def command_error(capsys, words):
 
 @pytest.mark.parametrize(("before", "option", "kind"), NUMBERS, ids=lambda value: str(value))
 def test_numbers_of_every_command_are_refused_in_one_sentence(before, option, kind, capsys):
-    wrong = ["banana", "", "true", "1,5", "nan", "inf", "1e999", "[]", "-2", "-0.5", str(-(2**60)), str(2**70)]
+    wrong = ["banana", "", "true", "1,5", "nan", "inf", "1e999", "[]", "-2", "-0.5", str(-(2**60))]
     if option in ("--depths", "--budgets"):
         wrong.remove("1,5")  # two numbers
-    wrong += ["1.5"] if kind is int else ["1e40"]
+    wrong += ["1.5", str(2**70)] if kind is int else ["1e40"]
     wrong += [] if option in MAY_BE_ZERO else ["0"]
     for value in wrong:
         said = command_error(capsys, [*before, f"{option}={value}"])
-        assert option.strip("-").split("_")[0] in said or "depth" in said, (value, said)
+        assert option in said or "error: DEPTH: " in said, (value, said)
 
 
 @pytest.mark.parametrize(("words", "says"), WORDS, ids=lambda value: str(value))
