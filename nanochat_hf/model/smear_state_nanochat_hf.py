@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticCache, StaticSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
 
-
 # Engines that load models through transformers and put their own paged attention in. They name it in the configuration
 # (`attn_implementation`) and pass its layers to `forward`. Their memory holds keys and values, not smear's state.
 PAGED_ENGINES = {"vllm": "vLLM", "vllm_mla": "vLLM", "sglang": "SGLang", "tgi": "text-generation-inference"}
