@@ -101,11 +101,17 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_named(script):
 def test_dataloader(script, shards, capsys):
     sizes = ["--batch_size", 2, "--sequence_length", 64, "--seconds", 0.1, "--documents", 200, "--vocab_size", 400]
     script("dataloader", "--data", shards, *sizes).main()
-    rows = rows_of(capsys.readouterr().out)
+    output = capsys.readouterr().out
+    rows = rows_of(output)
     assert {row[0] for row in rows if len(row) == 3} >= {"best_fit", "keep_tails"}
     kept = {(row[0], row[1]): number(row[2]) for row in rows if len(row) == 5 and row[0].isdigit()}
     assert len(kept) == 6 and all(0 < share <= 100 for share in kept.values())
     assert kept["64", "keep_tails"] > kept["64", "best_fit"], "short rows crop, unless tails are kept"
+    assert "all readers give the same texts" in output
+    readers = {row[0]: row for row in rows if len(row) == 4 and row[0].startswith(("ours", "datasets"))}
+    assert set(readers) == {"ours", "datasets, row by row", "datasets, 128 rows at a time"}
+    assert all(number(row[1]) > 0 and number(row[2]) > 0 for row in readers.values())
+    assert readers["ours"][3] == "1.00×"
 
 
 def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, capsys):
@@ -128,20 +134,35 @@ def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, caps
         "        scores.append(core.SpanScore(losses.mean().item(), best == span.ids[span.start :]))\n"
         "    return core.is_correct(task, data[index], scores)\n"
     )
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__init__.py").touch()
+    (tmp_path / "scripts" / "chat_eval.py").write_text(
+        "import torch\n\n"
+        "def run_categorical_eval(task, tokenizer, model, batch_size):\n"
+        "    for index in range(len(task)):\n"
+        "        ids = torch.tensor([tokenizer.render_for_completion(task[index])], device=model.get_device())\n"
+        "        letters = task[index]['letters']\n"
+        "        scores = model(ids)[0, -1, [tokenizer.encode(letter)[0] for letter in letters]]\n"
+        "        task.evaluate(task[index], letters[scores.argmax().item()])\n"
+        "    print('Final')\n"
+    )
     sizes = ["--depth", 2, "--width", 64, "--max_per_task", 6, "--device", "cpu"]
     try:
-        script("evaluation", "--upstream", tmp_path, *sizes).main()
+        script("evaluation", "--upstream", tmp_path, *sizes, "--exams", "microworld-exam").main()
         with pytest.raises(UserError, match="give --max_per_task 3 or more"):
             script("evaluation", "--upstream", tmp_path, "--max_per_task", 2).main()
     finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "nanochat"]:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("nanochat", "scripts")]:
             del sys.modules[name]
     lines = capsys.readouterr().out.splitlines()
+    (exam,) = [line.split() for line in lines if line.startswith("microworld-exam")]
+    assert exam[1] == "6" and float(exam[2]) >= 1 and exam[-1] == "6/6"
     tasks = [line.split() for line in lines if line.startswith("microworld_")]
     assert len(tasks) == 4 and all(row[-1] == "6/6" for row in tasks), "\n".join(lines)
     bounds = {row[0]: float(row[2]) for row in tasks}
     assert bounds["microworld_recall"] == 1.0 and bounds["microworld_passages"] > 1.5, "few-shot prompts are shared"
-    assert lines[-1].split()[0] == "all" and min(bounds.values()) < float(lines[-1].split()[1]) < max(bounds.values())
+    assert lines[-1].startswith("all of CORE ")
+    assert min(bounds.values()) < float(lines[-1].split()[3]) < max(bounds.values())
 
 
 def test_generation(script, capsys):
