@@ -262,7 +262,8 @@ def load_pairs(
     config: PreferenceConfig, model: Any, tokenizer: Any, length: int, state: Any
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Makes or opens the pairs: those to train on, and the held-out ones or None."""
-    form, found = ChatFormat(tokenizer), []
+    form = ChatFormat(tokenizer)
+    found: list[Any] = []
     settings = {name: getattr(config, name) for name in ("model", "num_samples", "max_new_tokens", "temperature")}
     settings |= {"top_k": config.top_k, "seed": config.seed, "length": length, "tokenizer": hash_of(tokenizer)}
     for specs, split, epochs in ((config.tasks, "train", config.epochs), (config.val_tasks, "validation", 1)):
