@@ -82,8 +82,8 @@ class PairCollator:
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns `input_ids`, `attention_mask` and `completion_mask`, int64 [2 · pairs, T], and references."""
-        ids = [torch.as_tensor(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
-        masks = [torch.as_tensor(pair[f"{side}_mask"]) for side in ("chosen", "rejected") for pair in pairs]
+        ids = [torch.tensor(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
+        masks = [torch.tensor(pair[f"{side}_mask"]) for side in ("chosen", "rejected") for pair in pairs]
         pad = torch.nn.utils.rnn.pad_sequence
         batch = {
             "input_ids": pad(ids, batch_first=True, padding_value=self.pad_token_id).long(),
