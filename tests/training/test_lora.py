@@ -23,7 +23,7 @@ def test_lora_learns_and_is_merged(kind, base, chats, tmp_path):  # noqa: F811
     lora = {"lora_rank": 4, "learning_rate": 5e-2, "num_iterations": 40}
     run_stage("sft", *arguments(start, chats, tmp_path / "out", eval_every=20, **lora))
     losses = val_losses(tmp_path / "out")
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.05
     before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (start, tmp_path / "out"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
