@@ -109,23 +109,24 @@ def training_arguments(config: Any) -> TrainingArguments:
     return arguments
 
 
-def plan(config: Any, tokenizer: Any, arguments: TrainingArguments) -> tuple[Any, Any]:
+def plan(config: Any, tokenizer: Any, arguments: TrainingArguments, text_tokens: int | None = None) -> tuple[Any, Any]:
     """The depth dial, with the batch that this many processes can make: (dial, batch plan).
 
-    With `auto_device_batch` it tries out the largest batch first and writes it into the settings.
+    `text_tokens` as in `depth_dial`. With `auto_device_batch` it tries out the largest batch first and writes it into
+    the settings.
     """
     world = arguments.world_size
-    dial, batch = _dial_and_batch(config, len(tokenizer), world)
+    dial, batch = _dial_and_batch(config, len(tokenizer), world, text_tokens)
     if config.auto_device_batch and not config.dry_run:
         make_model = partial(build_model, config, tokenizer, arguments.device)
         config.device_batch_size = largest_device_batch(dial, world, arguments.device, make_model, arguments.bf16)
-        dial, batch = _dial_and_batch(config, len(tokenizer), world)
+        dial, batch = _dial_and_batch(config, len(tokenizer), world, text_tokens)
     if config.fp8 and not config.dry_run:
         fp8.check_rows(batch.device_batch_size, config.sequence_length)
     return dial, batch
 
 
-def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any, Any]:
+def _dial_and_batch(config: Any, vocab_size: int, world_size: int, text_tokens: int | None) -> tuple[Any, Any]:
     try:
         dial = depth_dial(
             config.depth,
@@ -141,6 +142,7 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any,
             total_batch_size=config.total_batch_size,
             base_weight_decay=config.weight_decay,
             window_pattern=config.window_pattern or None,
+            text_tokens=text_tokens,
         )
         dial, batch = fit_dial(dial, world_size, config.device_batch_size, keep_steps=config.num_iterations > 0)
     except (ValueError, ArithmeticError) as error:
@@ -150,6 +152,16 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any,
             ) from None
         raise UserError(str(error)) from None
     return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
+
+
+def describe_limit(dial: Any, text_tokens: int) -> str:
+    """A sentence that says why a run is shorter than its depth asks for, and what can be done."""
+    wanted = int(dial.ratio * dial.scaling_params)
+    return (
+        f"the text fills {text_tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it "
+        f"{wanted / text_tokens:,.0f} times. The run reads it {dial.total_tokens / text_tokens:.1f} times. Give more "
+        f"text or a smaller --depth, or ask for all of it with --param_data_ratio {dial.ratio:g}"
+    )
 
 
 def largest_backout(config: Any, dial: Any) -> float | None:
