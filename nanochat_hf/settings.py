@@ -281,7 +281,7 @@ def convert(value: Any, annotation: Any, rules: typing.Mapping[str, Any], name: 
     if typing.get_origin(kind) is list:
         items = value if isinstance(value, list) else [value]
         if rules.get("commas") or rules.get("choices"):
-            items = [part for item in items for part in _split_at_commas(item)]
+            items = [part for item in items for part in split_at_commas(item)]
         return [convert(item, typing.get_args(kind)[0], rules, name) for item in items]
     if isinstance(value, dict) and len(value) == 1 and kind is str:
         (key, inner), *_ = value.items()
@@ -296,8 +296,8 @@ def convert(value: Any, annotation: Any, rules: typing.Mapping[str, Any], name: 
     return _to_text(value, rules, name)
 
 
-def _split_at_commas(item: Any) -> list[Any]:
-    """Splits `a,b`. What exists on disk stays whole, and what is no text stays as it is."""
+def split_at_commas(item: Any) -> list[Any]:
+    """Splits `a,b`. A name that exists on disk stays whole, and what is no text stays as it is."""
     if not isinstance(item, str) or "," not in item or os.path.exists(os.path.expanduser(item)):
         return [item]
     return [part.strip() for part in item.split(",")]

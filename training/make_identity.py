@@ -1,8 +1,8 @@
 """Makes conversations about who the model is, from a file of facts that you edit.
 
-    python training/make_identity.py --example > facts.yaml
-    python training/make_identity.py --facts facts.yaml --output identity.jsonl
-    python training/make_identity.py --facts facts.yaml --output identity.jsonl --url http://localhost:8000/v1
+    python training/make_identity.py --example > facts.yml
+    python training/make_identity.py --facts facts.yml --output identity.jsonl
+    python training/make_identity.py --facts facts.yml --output identity.jsonl --url http://localhost:8000/v1
 
 Without --url they come from templates; with it a model behind any OpenAI-compatible server writes them.
 """

@@ -1,8 +1,8 @@
 """Makes conversations about who the model is, from a file of facts that you edit.
 
-    nanochat-hf make_identity --example > facts.yaml              # then write your own facts into it
-    nanochat-hf make_identity --facts facts.yaml --output identity.jsonl
-    nanochat-hf make_identity --facts facts.yaml --output identity.jsonl --url http://localhost:8000/v1 --model NAME
+    nanochat-hf make_identity --example > facts.yml              # then write your own facts into it
+    nanochat-hf make_identity --facts facts.yml --output identity.jsonl
+    nanochat-hf make_identity --facts facts.yml --output identity.jsonl --url http://localhost:8000/v1 --model NAME
     nanochat-hf sft --model runs/mine/base --output_dir runs/mine/sft --tasks conversations=identity.jsonl*2
 
 Without --url they come from templates: the same seed gives the same file. With --url a model behind any

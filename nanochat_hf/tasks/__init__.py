@@ -19,6 +19,7 @@ Several are a list, or joined by commas.
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -75,7 +76,7 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
         UserError: `spec` has another form, or names a task that does not exist or a source that cannot be read.
     """
     found = _parse(spec)
-    name, source = found["name"], found["source"]
+    name, source = str(found["name"]), found["source"]
     limits = [number for number in (limit, int(found["limit"]) if found["limit"] else None) if number is not None]
     options: dict[str, Any] = {"split": found["split"] or split, "limit": min(limits, default=None)}
     if found["shuffle"]:
@@ -87,14 +88,25 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     return TASKS[name](**options), int(found["repeat"] or 1)
 
 
-def _parse(spec: str) -> re.Match[str]:
-    """Returns the parts of a task's string; raises `UserError` where it is not of that form or names no task."""
-    found = SPEC.fullmatch(spec.strip())
-    if found is None:
+def _parse(spec: str) -> dict[str, str | None]:
+    """Returns the parts of a task's string; raises `UserError` where it is not of that form or names no task.
+
+    A source that exists on disk is taken as it is, with an `@2024` or `*2` at its end.
+    """
+    match = SPEC.fullmatch(spec.strip())
+    if match is None:
         raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@[~]limit][*repeat]")
-    if any(found[part] is not None and int(found[part]) == 0 for part in ("limit", "repeat")):
+    found = match.groupdict()
+    if found["source"]:
+        whole = spec.strip().partition("=")[2]
+        without_repeat = whole.removesuffix(f"*{found['repeat']}")
+        if os.path.exists(os.path.expanduser(whole)):
+            found |= {"source": whole, "shuffle": None, "limit": None, "repeat": None}
+        elif os.path.exists(os.path.expanduser(without_repeat)):
+            found |= {"source": without_repeat, "shuffle": None, "limit": None}
+    if any(int(found[part] or 1) == 0 for part in ("limit", "repeat")):
         raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
-    if found["repeat"] and int(found["repeat"]) > MAX_REPEAT:
+    if int(found["repeat"] or 1) > MAX_REPEAT:
         raise UserError(f"the task '{spec}' repeats its examples more than {MAX_REPEAT:,} times; repeat them less")
     if found["name"] not in TASKS:
         raise UserError(f"there is no task '{found['name']}'; known are {', '.join(TASKS)}")

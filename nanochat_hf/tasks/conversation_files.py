@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nanochat_hf.data.files import file_format
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, split_at_commas
 from nanochat_hf.tasks.base import Task, message_text
 from nanochat_hf.tasks.formats import NotAConversation, Notes, rows_of_value, to_conversation, to_preference
 from nanochat_hf.tasks.reading import Numbered, read_source, shuffled
@@ -28,7 +28,7 @@ class ConversationFiles(Task):
     What was read is printed: the format, the number of conversations, and what the rules changed or left out.
 
     Args:
-        source: see `reading.read_source`.
+        source: see `reading.read_source`; several are joined by commas.
         split: which split to read, where the source has splits; a single file is read whole.
         limit: use only the first so many conversations.
         shuffle: takes them from a fixed random order instead of the file's.
@@ -48,12 +48,14 @@ class ConversationFiles(Task):
     ):
         if source is None:
             raise UserError("the task 'conversations' needs a file: conversations=PATH.jsonl")
-        files, note = read_source(source, split)
-        notes = Notes()
-        conversations = [row for name, rows in files for row in read_conversations(name, rows, notes)]
+        notes, said, conversations = Notes(), [], []
+        for one in split_at_commas(str(source)):
+            files, note = read_source(one, split)
+            conversations += [row for name, rows in files for row in read_conversations(name, rows, notes)]
+            said += [note] if note else []
         if not conversations:
             raise UserError(f"{source} holds no conversation to train on: {_why_none(notes)}")
-        _report(str(source), len(conversations), notes, note)
+        _report(str(source), len(conversations), notes, "; ".join(said))
         super().__init__(shuffled(conversations) if shuffle else conversations, limit)
 
     def example(self, row: list[dict[str, Any]]) -> dict[str, Any]:

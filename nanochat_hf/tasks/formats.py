@@ -158,7 +158,7 @@ def _recognise(row: Any, notes: Notes) -> tuple[str, list[Any], bool]:
             value = _rows_of_columns(row[key])
             turns = _turns(value, f"'{key}'")
             return _named(value), [*({"role": "system", "content": row[one]} for one in system), *turns], False
-    if _is_turn(row) and not _pair_keys(row) and "parent_id" not in row:
+    if _is_turn(row) and not _pair_keys(row) and "parent_id" not in whole:
         raise NotAConversation(
             "is a single message where a whole conversation is due; put the messages of a conversation into one list"
         )

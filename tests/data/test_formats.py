@@ -261,7 +261,7 @@ REFUSED = {
     "columns.csv": (b"url,title\na,b\n", "cannot tell which column"),
     "headless.csv": (b"It was a dark and stormy night\nand so on\n", "looks like text, not like names of columns"),
     "rows.tsv": (b"0\tIt was, once, a dark night\n1\tand so on\n", "looks like text, not like names of columns"),
-    "lists.json": (b'[{"text": ["a", "b"]}, {"text": ["c"]}]', "no column holds text .it has: text."),
+    "lists.jsonl": (b'{"text": ["a", "b"]}\n{"text": ["c"]}\n', "no column holds text .it has: text."),
     "by_id.json": (json.dumps({f"id{i}": {"text": "a"} for i in range(99)}).encode(), "id7 and 91 more"),
     "deep.json": (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
     "books.zip": (b"PK\x03\x04", "is an archive; unpack it"),

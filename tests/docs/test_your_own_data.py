@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ SMALLER = {
     "--depth": "1",
     "--sequence_length": "64",
     "--num_iterations": "3",
+    "--number": "60",
     "--total_batch_size": "256",
     "--device_batch_size": "4",
 }
@@ -31,9 +33,14 @@ def run_section(anchor: str, folder: Path, more: dict[str, list[str]]) -> list[s
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     said = []
     for command in commands(section(PAGE, anchor)):
-        argv = [sys.executable, str(ROOT / command.program), *smaller(command.words), *more[command.program]]
+        words, into = command.words, None
+        if ">" in words:
+            words, into = words[: words.index(">")], words[-1]
+        argv = [sys.executable, str(ROOT / command.program), *smaller(words), *more.get(command.program, [])]
         run = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+        if into:
+            (folder / into).write_text(run.stdout)
         said.append(run.stdout)
     return said
 
@@ -78,3 +85,23 @@ def test_a_file_of_chats_becomes_a_chat_model(pretrained):
     sft = folder / "runs/mine/sft"
     assert json.loads((sft / "run.json").read_text())["config"]["epochs"] == 3
     assert json.loads((sft / "eval/chat.json").read_text())["details"]["tasks"][0]["items"] == 1
+
+
+def test_a_model_learns_who_it_is(pretrained):
+    folder, _ = pretrained
+    sft = folder / "runs/mine/sft"
+    if not sft.exists():  # this test alone: any chat model will do
+        shutil.copytree(folder / "runs/mine/base", sft)
+        (folder / "my_chats.jsonl").write_text(json.dumps({"question": "Who?", "answer": "Me."}) + "\n")
+    _, made, trained = run_section("who-the-model-is", folder, {"training/sft.py": ["--num_threads", "1"]})
+    assert "60 conversations written to identity.jsonl" in made
+    assert "identity.jsonl: 60 conversations, format messages" in trained and "my_chats.jsonl: " in trained
+    assert "Pip" in (folder / "identity.jsonl").read_text() and (folder / "runs/mine/named/run.json").exists()
+
+
+def test_large_or_unsorted_text_becomes_shards_and_a_model(pretrained):
+    folder, _ = pretrained
+    more = {"training/pretrain.py": "--num_threads 1 --aspect_ratio 32 --head_dim 32 --eval_tokens 512".split()}
+    sharded, trained = run_section("large-or-unsorted-text", folder, more)
+    assert "training shards and 1 validation shard" in sharded and "shards" in trained
+    assert (folder / "runs/mine/base-shards/run.json").exists()

@@ -245,3 +245,26 @@ def test_a_file_that_is_no_data_is_told_what_is(tmp_path):
     (tmp_path / "deep.jsonl").write_text('{"messages":' * 3000 + "1" + "}" * 3000)
     with pytest.raises(UserError, match="deep.jsonl, line 1: not valid JSON .it is nested too deeply."):
         answers(tmp_path / "deep.jsonl")
+
+
+@pytest.mark.parametrize("name", ["chats@2024", "chats*2", "chats@2024*3", "a=b@7", "my, chats"])
+def test_a_name_that_exists_is_taken_as_it_is(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.jsonl").write_text(LINES)
+    assert answers(tmp_path / name) == ["Yes.", "No.", "Bücher?\u2028Ja."]
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats" / "a.jsonl").write_text(LINES)
+    task, repeat = load(f"conversations={tmp_path / 'chats'}@2*3", "train")
+    assert (len(task), repeat) == (2, 3), "without such a name the marks count"
+    task, repeat = load(f"conversations={tmp_path / name}@2*3", "train")
+    assert (len(task), repeat) == (2, 3), "and they count behind such a name"
+
+
+def test_several_files_are_joined_by_commas(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(json.dumps(CHATS[0]) + "\n")
+    (tmp_path / "b.csv").write_text("question,answer\nWell?,Good.\n")
+    both = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.csv'}"
+    assert answers(both) == ["Yes.", "Good."]
+    assert f"{both}: 2 conversations, format messages (role, content) (1), question and" in capsys.readouterr().out
+    with pytest.raises(UserError, match="there are no conversations at .*c.jsonl"):
+        answers(f"{tmp_path / 'a.jsonl'},{tmp_path / 'c.jsonl'}")

@@ -81,8 +81,8 @@ def test_bad_values_are_refused_in_one_sentence(stage, name):
         if kind is int:
             assert refused(stage, name, "1.5") and refused(stage, name, str(2**70))
         assert refused(stage, name, "-2") and refused(stage, name, "-1e9")
-        for huge in (2**60, -(2**60)) if metadata["at_most"] is not None else ():
-            assert refused(stage, name, str(huge))
+        if metadata["at_most"] is not None:
+            assert refused(stage, name, str(2**60) if kind is int else "1e31")
         if not refused(stage, name, "-1"):
             assert "-1:" in metadata["help"] or "0: " in metadata["help"], "the help says what -1 means"
         if not refused(stage, name, "0"):
