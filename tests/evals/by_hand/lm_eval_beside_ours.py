@@ -87,7 +87,7 @@ def main() -> None:
             Path(folder, f"{name}.json").write_text(json.dumps(items))
             form = CHOICES if len(items[0]["choices"]) > 1 else GREEDY
             source = f"dataset_path: json\ndataset_kwargs: {{data_files: {folder}/{name}.json}}\ntest_split: train"
-            text = f'doc_to_text: "{{{{text}}}}"\ntarget_delimiter: ""\nmetric_list: [{{metric: acc}}]'
+            text = 'doc_to_text: "{{text}}"\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]'
             Path(folder, f"{name}.yaml").write_text(f"task: {name}\n{source}\n{text}\n{form}\n")
         manager = TaskManager(include_path=folder, include_defaults=False)
         made = simple_evaluate(
@@ -99,12 +99,8 @@ def main() -> None:
         samples = sorted(made["samples"][name], key=lambda sample: sample["doc_id"])
         ours = our_scores(evaluated, items)
         theirs = [[response[0] for response in sample["resps"]] for sample in samples]
-        differences = [
-            abs(one[0] - float(other[0]))
-            for a, b in zip(ours, theirs, strict=True)
-            for one, other in zip(a, b, strict=True)
-        ]
-        worst = max(worst, *differences)
+        for one, other in zip(sum(ours, []), sum(theirs, []), strict=True):
+            worst = max(worst, abs(one[0] - float(other[0])))
         if len(items[0]["choices"]) > 1:  # by the sum of the log-likelihoods, which is lm-eval's rule
             best = [max(range(len(group)), key=lambda option, group=group: group[option][0]) for group in ours]
             by_sum = [float(one == item["gold"]) for one, item in zip(best, items, strict=True)]
@@ -114,8 +110,8 @@ def main() -> None:
         same = sum(a == b for a, b in zip(by_sum, acc, strict=True))
         own = sum(a == b for a, b in zip(verdicts[name], acc, strict=True))
         print(
-            f"{name:26} {len(items):4} items  lm-eval acc {sum(acc) / len(acc):.4f}  same verdicts by its rule: {same}, "
-            f"by ours: {own}  (ours {sum(verdicts[name]) / len(acc):.4f})"
+            f"{name:26} {len(items):4} items: lm-eval {sum(acc) / len(acc):.4f}, ours {sum(verdicts[name]) / len(acc):.4f};"
+            f" the same verdict on {same} by its rule, on {own} by ours"
         )
         assert same == len(items), name
         if items[0]["choices"][0] in ("A", "B") or len(items[0]["choices"]) == 1:
