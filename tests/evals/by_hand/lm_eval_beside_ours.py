@@ -25,20 +25,26 @@ from nanochat_hf.evals.scoring import Span, score_groups
 from nanochat_hf.evals.tasks import evaluate_choice
 
 BOS = "<|bos|>"
-CHOICES = 'output_type: multiple_choice\ndoc_to_choice: "{{choices}}"\ndoc_to_target: "{{gold}}"'
+CHOICES = "output_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: gold"
 GREEDY = 'output_type: loglikelihood\ndoc_to_target: "{{choices[0]}}"'
 
 
 def completion_rows(task: core.CoreTask) -> list[dict]:
-    """Context, options and the right one's index of every item."""
-    rows, join = [], task.delimiter
+    """Context, options and the right one's index of every item.
+
+    The space before an option is the option's, as lm-eval has it. Where the text between them were a token of both,
+    lm-eval would read half of it.
+    """
+    rows = []
     for index, item in enumerate(task.items):
         texts = core.render(task, item, core.fewshot_examples(task, index))
         if task.kind == "multiple_choice":
-            options = [join + choice for choice in item["choices"]]
-            rows.append({"text": BOS + texts[0].removesuffix(options[0]), "choices": options, "gold": item["gold"]})
+            context = texts[0].removesuffix(item["choices"][0]).rstrip()
+            options, gold = [text.removeprefix(context) for text in texts], item["gold"]
         else:
-            rows.append({"text": BOS + texts[0], "choices": [texts[1].removeprefix(texts[0])], "gold": 0})
+            context, gold = texts[0], 0
+            options = [texts[1].removeprefix(context)]
+        rows.append({"text": BOS + context, "choices": options, "gold": gold})
     return rows
 
 
@@ -87,13 +93,20 @@ def main() -> None:
             Path(folder, f"{name}.json").write_text(json.dumps(items))
             form = CHOICES if len(items[0]["choices"]) > 1 else GREEDY
             source = f"dataset_path: json\ndataset_kwargs: {{data_files: {folder}/{name}.json}}\ntest_split: train"
-            text = 'doc_to_text: "{{text}}"\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]'
+            text = 'doc_to_text: text\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]'
             Path(folder, f"{name}.yaml").write_text(f"task: {name}\n{source}\n{text}\n{form}\n")
         manager = TaskManager(include_path=folder, include_defaults=False)
+        # Without a limit, as `evaluate_task` above: few-shot examples may be longer than the trained context.
         made = simple_evaluate(
-            model="hf", model_args=f"pretrained={checkpoint},dtype=float32", device="cpu", batch_size=1,
-            tasks=[*rows], task_manager=manager, bootstrap_iters=0, log_samples=True,
-        )  # fmt: skip
+            model="hf",
+            model_args=f"pretrained={checkpoint},dtype=float32,max_length=2048",
+            device="cpu",
+            batch_size=1,
+            tasks=[*rows],
+            task_manager=manager,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
     worst = 0.0
     for name, items in rows.items():
         samples = sorted(made["samples"][name], key=lambda sample: sample["doc_id"])
@@ -109,10 +122,9 @@ def main() -> None:
         acc = [float(sample["acc"]) for sample in samples]
         same = sum(a == b for a, b in zip(by_sum, acc, strict=True))
         own = sum(a == b for a, b in zip(verdicts[name], acc, strict=True))
-        print(
-            f"{name:26} {len(items):4} items: lm-eval {sum(acc) / len(acc):.4f}, ours {sum(verdicts[name]) / len(acc):.4f};"
-            f" the same verdict on {same} by its rule, on {own} by ours"
-        )
+        count, mine = len(items), sum(verdicts[name]) / len(items)
+        print(f"{name:26} {count:4} items: lm-eval {sum(acc) / count:.4f}, ours {mine:.4f}; ", end="")
+        print(f"the same verdict on {same} by its rule, on {own} by ours", flush=True)
         assert same == len(items), name
         if items[0]["choices"][0] in ("A", "B") or len(items[0]["choices"]) == 1:
             assert own == len(items), name  # one token per option, or greedy: the rules are the same
