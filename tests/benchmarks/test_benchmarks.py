@@ -256,7 +256,7 @@ def test_rollouts(script, tmp_path, capsys, monkeypatch):
     for name in ("ours", "GRPOTrainer", "GRPOTrainer, tools=", "GRPOTrainer, environment_factory=", "SFTTrainer"):
         assert all(number(cell.rstrip(" ×")) > 0 for cell in rows[name] if cell != "–"), name
     assert rows["whole step"][1] == "100%" and {"sampling", "rewards, loss and update"} <= set(rows)
-    losses = [float(row[-1]) for row in rows_of(shown) if row[0] in ("ours", "SFTTrainer") and "." in row[-1]][-2:]
+    losses = [float(rows[name][-1]) for name in ("ours", "SFTTrainer")]
     assert losses[0] == pytest.approx(losses[1], rel=0.02), "the same rows and nearly the same steps"
     assert shown.count("answers have a tool's tokens") == 3
     with pytest.raises(UserError, match="no checkpoint folder.*--model"):
@@ -266,7 +266,7 @@ def test_rollouts(script, tmp_path, capsys, monkeypatch):
 def test_masks_are_written_beside_the_tokens(script, tmp_path):
     from nanochat_hf.tokenizer import train
 
-    words = train(["It is 36. 12*3"] * 9, 280)
+    words = train(["It is 36. 12*3"] * 9, 268)
     ids = words.encode("12*3<|output_start|>36<|output_end|>.", add_special_tokens=False)
     mask = [0 if words.decode([token])[:2] in ("<|", "36") else 1 for token in ids]
     text = script("rollouts", "--model", tmp_path).describe_masks(words, [[5], ids], [[1], mask])
