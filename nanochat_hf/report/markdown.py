@@ -22,6 +22,7 @@ SAMPLES_PER_TASK = 2
 METRIC_NAMES = {
     "flops": "FLOPs",
     "val_bpb": "validation bits per byte",
+    "document_bpb": "bits per byte of whole documents",
     "min_val_bpb": "lowest validation bits per byte",
     "val_loss_all_tokens": "validation loss, all tokens",
     "val_bpb_all_tokens": "validation bits per byte, all tokens",

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
-from nanochat_hf.data.loader import PackedLoader, ValidationBatches
+from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import backout_bound, depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
@@ -25,11 +25,20 @@ from nanochat_hf.trainers.pretraining import NanochatTrainer
 # measured, saved and computed. `record_start` compares the tokenizer and the length of the run by content.
 MAY_CHANGE = {
     *("output_dir", "num_threads", "on_bad_file", "device_batch_size", "auto_device_batch"),
-    *("eval_every", "eval_tokens", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
+    *("eval_every", "eval_tokens", "eval_documents", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
     *("save_every", "save_minutes", "save_total_limit", "log_every", "log_norms", "spike_threshold", "report_to"),
     *("dtype", "attention", "fp8", "compile"),
 }
-CHANGES_NUMBERS = {"dtype", "attention", "fp8", "compile", "eval_tokens", "core_max_per_task", "on_bad_file"}
+CHANGES_NUMBERS = {
+    "dtype",
+    "attention",
+    "fp8",
+    "compile",
+    "eval_tokens",
+    "eval_documents",
+    "core_max_per_task",
+    "on_bad_file",
+}
 
 
 def record_start(config: Any, tokenizer: Any, dial: Any, write: bool) -> list[str]:
@@ -237,9 +246,11 @@ def build_trainer(
     loader = PackedLoader(
         config.data, tokenizer, **shared, packing=config.packing, seed=config.data_seed, pin_memory=True
     )
-    validation = None
+    validation = whole = None
     if config.eval_every > 0:
         validation = ValidationBatches(config.data, tokenizer, tokens=config.eval_tokens, **shared)
+        if config.eval_documents > 0:
+            whole = ValidationDocuments(config.data, tokenizer, documents=config.eval_documents, **shared)
     names = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
     rates = peak_rates(config.preset, dial.lr_scale, **{name: getattr(config, name) for name in names})
     trainer = NanochatTrainer(
@@ -247,6 +258,7 @@ def build_trainer(
         args=arguments,
         loader=loader,
         validation=validation,
+        validation_documents=whole,
         byte_lengths=token_byte_lengths(tokenizer),
         flops_per_token=dial.flops_per_token,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0,

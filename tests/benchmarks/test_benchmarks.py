@@ -221,12 +221,29 @@ def test_quality(script, shards, tmp_path, capsys):
     sizes = [*SHAPE[:-2], "--vocab_size", 400, "--batch_size", 2, "--tokens", 128, "--eval_tokens", 128]
     command = ["--data", shards, "--output_dir", tmp_path, "--arms", "ours", "--seeds", 1, *sizes]
     script("quality", *command).main()
-    first = rows_of(capsys.readouterr().out)[-1]
+    said = capsys.readouterr().out
+    first = rows_of(said)[-1]
     assert first[0] == "ours" and 0 < number(first[1]) < 10
+    assert "bits per byte of packed rows" in said and "bits per byte of whole documents" in said
     written = (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns
     script("quality", *command).main()
     assert rows_of(capsys.readouterr().out)[-1] == first
     assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written, "a finished run is kept"
+
+
+def test_busy(script, capsys):
+    """Real processes beside a real neighbour, so only two of them."""
+    small = ["--seconds", 0.01, "--rounds", 1, "--neighbours", 0, 1, "--threads", 1]
+    module = script("busy", *small, "--settings", "product", "--parts", "training", "evaluation", "chat")
+    module.main()
+    said = capsys.readouterr()
+    rows = [row for row in rows_of(said.out) if row[0] == "product"]
+    assert len(rows) == 3 and all(len(row) == 5 and number(row[1]) > 0 and number(row[3]) > 0 for row in rows)
+    assert said.err.count("neighbours, product") == 2
+    options = module.parse_arguments()
+    assert module.all_settings(options)["product"].keys() == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    with pytest.raises(UserError, match="there is no setting 'odd'; choose from torch's, product, spin 1000"):
+        script("busy", "--settings", "odd").parse_arguments()
 
 
 def test_serving(script, capsys):
