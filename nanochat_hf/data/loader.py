@@ -134,8 +134,8 @@ class PackedLoader:
 
     def _rows_of(self, documents: DocumentStream, stream: int, source: int) -> RowStream:
         length, seed = self.sequence_length + 1, self.document_options["seed"] or 0
-        options = {"buffer_documents": self.buffer_documents, "seed": (seed, stream, source)}
-        return RowStream(documents, self.encoder, length, self.packing, **options)
+        own_seed = (seed, stream, source)
+        return RowStream(documents, self.encoder, length, self.packing, self.buffer_documents, own_seed)
 
     @property
     def epoch(self) -> int:

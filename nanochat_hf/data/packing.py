@@ -217,7 +217,7 @@ def pack_pass(
     packer = BestFitPacker(row_length, packing)
     order = rng.permutation(len(documents)).tolist()
     buffer, entered = max(1, len(order) // SMALL_BUFFER_SHARE), 0
-    rows = []
+    rows: list[np.ndarray] = []
     while entered < len(order) or packer:
         row, filled, inside = np.full(row_length, PADDING, dtype=np.int32), 0, set()
         while filled < row_length:
