@@ -1,4 +1,4 @@
-"""Tokens per second of the pretraining loader beside upstream's, and how many tokens each packing keeps.
+"""Tokens per second of the pretraining loader beside upstream's and `datasets`; how many each packing keeps.
 
     python benchmarks/dataloader.py                 # the microworld, without upstream
     python benchmarks/dataloader.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT
@@ -9,14 +9,19 @@ threads. So other load on the machine does not count. Upstream's loader is its o
 Its first ten batches are compared with those of `best_fit`.
 
 Table 2: a fixed number of documents is packed into rows, and the share of tokens that end up in rows is printed.
+
+Table 3: the same --documents are read from parquet files, once and again, by our reader and by `datasets`, streamed:
+row by row, and 128 rows at a time. Then each reader feeds the same encoder and packer. Counted are megabytes of text
+and tokens in rows, per second of processor time. All readers must give the same texts.
 """
 
 import argparse
+import hashlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,10 +29,12 @@ from typing import Any
 import numpy as np
 from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer, vocab_size_for
 
+from nanochat_hf.data.files import read_documents
 from nanochat_hf.data.loader import PackedLoader
-from nanochat_hf.data.packing import pack_best_fit
+from nanochat_hf.data.packing import REFILL_DOCUMENTS, pack_best_fit
+from nanochat_hf.data.row_stream import RowStream
 from nanochat_hf.data.sources import open_documents
-from nanochat_hf.settings import run_main
+from nanochat_hf.settings import UserError, run_main
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -149,6 +156,87 @@ def compare_packing(arguments: argparse.Namespace, tokenizer: Any) -> None:
             print(f"| {length} | {packing} | {share:.1%} | {pieces / rows:.2f} | {speed:,.0f} |")
 
 
+class Texts:
+    """Texts of any iterable, again and again, as the documents that [`RowStream`] reads."""
+
+    def __init__(self, open_texts: Callable[[], Iterator[str]]):
+        self.open_texts, self.texts = open_texts, open_texts()
+        self.epoch = self.whole_epochs = 0
+
+    def next_batch(self, size: int = REFILL_DOCUMENTS) -> list[str]:
+        """The next texts, at most `size`; a batch ends where the source does."""
+        batch = list(islice(self.texts, size))
+        if not batch:
+            self.texts, self.epoch, self.whole_epochs = self.open_texts(), self.epoch + 1, self.whole_epochs + 1
+            batch = list(islice(self.texts, size))
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def readers_of(data: str, folder: Path) -> dict[str, Callable[[], Iterator[str]]]:
+    """Name → a function that reads all texts of `data` once.
+
+    Args:
+        data: a folder of parquet files, or "microworld", whose texts are then written into `folder`.
+    """
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if data == "microworld":
+        data = str(folder)
+        texts = list(open_documents("microworld").next_batch(4000))
+        pq.write_table(pa.table({"text": texts}), folder / "texts.parquet", row_group_size=500)
+    files = sorted(str(path) for path in Path(data).rglob("*.parquet"))
+    if not files:
+        raise UserError(f"{data} has no parquet files; `datasets` is compared on such files only")
+    streamed = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, columns=["text"])
+
+    def by_row() -> Iterator[str]:
+        return (row["text"] for row in streamed)
+
+    def by_batch() -> Iterator[str]:
+        return (text for batch in streamed.iter(REFILL_DOCUMENTS) for text in batch["text"])
+
+    def ours() -> Iterator[str]:
+        return read_documents(files, "text")
+
+    return {"ours": ours, "datasets, row by row": by_row, f"datasets, {REFILL_DOCUMENTS} rows at a time": by_batch}
+
+
+def compare_readers(arguments: argparse.Namespace, tokenizer: Any) -> None:
+    """Prints table 3."""
+    from nanochat_hf.tokenizer import CorpusEncoder
+
+    encoder, length = CorpusEncoder(tokenizer, num_threads=1), arguments.sequence_length + 1
+    speeds: dict[str, tuple[float, float]] = {}
+    digests = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, open_texts in readers_of(arguments.data, Path(folder)).items():
+            size, seconds = 0, 0.0
+            while seconds < arguments.seconds:
+                start = time.process_time()
+                texts = list(islice(open_texts(), arguments.documents))
+                seconds += time.process_time() - start
+                encoded = [text.encode() for text in texts]
+                size += sum(map(len, encoded))
+            digests.add(hashlib.sha256(b"\0".join(encoded)).hexdigest())
+            rows, out = RowStream(Texts(open_texts), encoder, length), np.empty(length, np.int64)
+            rows.next_row(out)
+            start, count = time.process_time(), 0
+            while (passed := time.process_time() - start) < arguments.seconds:
+                rows.next_row(out)
+                count += 1
+            speeds[name] = size / seconds / 1e6, count * arguments.sequence_length / passed
+    print(f"\nall readers give {'the same' if len(digests) == 1 else 'DIFFERENT'} texts")
+    print("\n| reader | text alone, MB per second | packed rows, tokens per second | times ours |")
+    print("|---|--:|--:|--:|")
+    for name, (megabytes, tokens) in speeds.items():
+        print(f"| {name} | {megabytes:,.1f} | {tokens:,.0f} | {tokens / speeds['ours'][1]:.2f}× |")
+
+
 def main() -> None:
     arguments = parse_arguments()
     if hasattr(os, "sched_setaffinity"):
@@ -159,6 +247,7 @@ def main() -> None:
     tokenizer = make_tokenizer(arguments)
     compare_speed(arguments, tokenizer)
     compare_packing(arguments, tokenizer)
+    compare_readers(arguments, tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,27 @@
-"""Seconds that CORE takes: our evaluation beside upstream's, which reads all rows of one item per forward pass.
+"""Seconds that CORE and exams take: our evaluation beside upstream's.
 
     python benchmarks/evaluation.py                                          # the microworld's bundle, ours alone
+    python benchmarks/evaluation.py --exams microworld-exam --tasks --upstream NANOCHAT_CHECKOUT   # exams alone
     python benchmarks/evaluation.py --core_bundle eval_bundle --upstream NANOCHAT_CHECKOUT
     python benchmarks/evaluation.py --core_bundle eval_bundle --upstream NANOCHAT_CHECKOUT --max_per_task 50 \\
         --tasks hellaswag piqa
+
+Upstream's CORE reads all rows of one item per forward pass. Its exams (ARC, MMLU) read batches of --exam_batch items
+in their order, and compute the logits of every position. --exams takes the tasks of `nanochat-hf evaluate chat`.
 
 Both evaluate the same items with the same weights: those of one random model (--depth, --width), or of a checkpoint
 folder of ours (--checkpoint). The random model's tokenizer is trained on the bundle's own text. The table has seconds
 per task and the number of items on which the two agree. All must agree, except for ties within rounding.
 
 The bound is the number of tokens in all rows, divided by the number of tokens when each beginning that the options of
-an item share is read once. Logits at unscored positions, which only upstream computes, come on top of the bound.
+an item share is read once. Logits at unscored positions, which only upstream computes, come on top of the bound. The
+items of an exam share nothing; its bound is upstream's tokens with their padding, divided by those without.
 --clock processor counts the processor seconds of this process, for machines that are busy with other work.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import sys
 import tempfile
@@ -27,11 +34,13 @@ import torch
 from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer, vocab_size_for
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf import tasks as chat_tasks
 from nanochat_hf.evals import core
 from nanochat_hf.evals.bundle import CoreTask, load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.microworld_bundle import write_bundle
 from nanochat_hf.evals.scoring import common_prefix
+from nanochat_hf.evals.tasks import evaluate_choice
 from nanochat_hf.generation import pick_device
 from nanochat_hf.settings import UserError, run_main
 
@@ -46,6 +55,12 @@ class UpstreamTokenizer:
 
     def get_bos_token_id(self) -> int:
         return self.evaluated.tokenizer.bos_token_id
+
+    def encode(self, letter: str) -> list[int]:
+        return [self.evaluated.letter_id(letter)]
+
+    def render_for_completion(self, example: dict[str, Any]) -> list[int]:
+        return self.evaluated.prompt_ids(example["messages"][:-1])
 
     def __call__(self, texts: list[str], prepend: int) -> list[list[int]]:
         rows = self.evaluated.encode(texts)
@@ -86,21 +101,53 @@ def make_model(args: argparse.Namespace) -> EvaluatedModel:
     return EvaluatedModel("random", model.to(pick_device(args.device)), tokenizer)
 
 
+class UpstreamModel:
+    """The model as upstream's evaluations call it."""
+
+    def __init__(self, evaluated: EvaluatedModel, max_length: int):
+        self.evaluated, self.max_seq_len = evaluated, max_length
+
+    def get_device(self) -> torch.device:
+        return self.evaluated.model.device
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.evaluated.model(input_ids=ids, use_cache=False).logits
+
+
 def upstream_outcomes(
     evaluated: EvaluatedModel, task: CoreTask, evaluate_example: Callable, max_length: int
 ) -> list[float]:
     """Outcomes of the same items by upstream's code, which does all but tokenizing and the forward pass."""
 
-    class Model:
-        max_seq_len = max_length
-
-        def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-            return evaluated.model(input_ids=ids, use_cache=False).logits
-
     meta = {"task_type": task.kind, "num_fewshot": task.num_fewshot, "continuation_delimiter": task.delimiter}
     device, tokenizer = evaluated.model.device, UpstreamTokenizer(evaluated)
     count = range(len(task.items))
-    return [float(evaluate_example(i, Model(), tokenizer, task.items, device, meta)) for i in count]
+    model = UpstreamModel(evaluated, max_length)
+    return [float(evaluate_example(i, model, tokenizer, task.items, device, meta)) for i in count]
+
+
+class UpstreamExam:
+    """A task of ours as upstream's evaluation of exams takes it. It keeps the outcomes."""
+
+    def __init__(self, task: Any):
+        self.task, self.outcomes = task, list[float]()
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.task[index]
+
+    def evaluate(self, example: dict[str, Any], letter: str) -> bool:
+        self.outcomes.append(float(self.task.score(example, letter)))
+        return bool(self.outcomes[-1])
+
+
+def exam_bound(evaluated: EvaluatedModel, task: Any, batch: int) -> float:
+    """Tokens of a task's prompts in batches of so many, padding included, divided by the tokens of the prompts."""
+    lengths = [len(evaluated.prompt_ids(task[index]["messages"][:-1])) for index in range(len(task))]
+    groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    return sum(len(group) * max(group) for group in groups) / sum(lengths)
 
 
 def tokens_of(evaluated: EvaluatedModel, task: CoreTask, max_length: int) -> tuple[int, int]:
@@ -119,7 +166,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--core_bundle", default="microworld", help="folder of nanochat's unpacked eval_bundle")
     parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
     parser.add_argument("--checkpoint", help="checkpoint folder; without it a random model")
-    parser.add_argument("--tasks", nargs="+", help="labels of the bundle's tasks; without it all")
+    parser.add_argument("--tasks", nargs="*", help="labels of the bundle's tasks; without it all; alone: none")
+    parser.add_argument("--exams", nargs="+", default=[], help="exams, such as microworld-exam or mmlu=DIR")
+    parser.add_argument("--exam_batch", type=int, default=8, help="items per forward pass of upstream's exams")
     parser.add_argument("--max_per_task", type=int, default=20, help="items per task; -1 for all")
     parser.add_argument("--max_length", type=int, default=2048, help="context in tokens")
     parser.add_argument("--max_tokens", type=int, default=16384, help="padded tokens per forward pass, ours")
@@ -135,6 +184,32 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def measure_exams(args: argparse.Namespace, evaluated: EvaluatedModel, clock: Callable[[], float]) -> None:
+    """Prints a line per exam."""
+    run_exam = None
+    if args.upstream and args.exams:
+        from scripts.chat_eval import run_categorical_eval as run_exam
+    limit = None if args.max_per_task < 0 else args.max_per_task
+    for spec in args.exams:
+        task, _ = chat_tasks.load(spec, "test", limit)
+        bound = exam_bound(evaluated, task, args.exam_batch)
+        started = clock()
+        ours = evaluate_choice(evaluated, task, max_tokens=args.max_tokens).outcomes
+        seconds = clock() - started
+        line = f"{task.name:34} {len(ours):5d} {bound:6.2f} {seconds:8.2f}"
+        if run_exam:
+            exam = UpstreamExam(task)
+            started = clock()
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints its own accuracy
+                run_exam(
+                    exam, UpstreamTokenizer(evaluated), UpstreamModel(evaluated, args.max_length), args.exam_batch
+                )
+            peer = clock() - started
+            agree = sum(a == b for a, b in zip(ours, exam.outcomes, strict=True))
+            line += f" {peer:12.2f} {peer / seconds:13.2f} {agree:5d}/{len(ours)}"
+        print(line, flush=True)
+
+
 def main() -> None:
     args = parse_arguments()
     evaluate_example = None
@@ -144,9 +219,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         built_in = args.core_bundle == "microworld"
         args.core_bundle = write_bundle(folder) if built_in else Path(args.core_bundle)
-        tasks = load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks)
-        needed = max(task.num_fewshot for task in tasks) + 1
-        if args.upstream and min(len(task.items) for task in tasks) < needed:
+        tasks = []
+        if args.tasks != []:
+            tasks = load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks)
+        elif not args.exams:
+            raise UserError("--tasks without labels measures no task of the bundle: give --exams, or leave it out")
+        needed = max((task.num_fewshot for task in tasks), default=0) + 1
+        if args.upstream and tasks and min(len(task.items) for task in tasks) < needed:
             raise UserError(
                 f"upstream draws its few-shot examples from the items: give --max_per_task {needed} or more"
             )
@@ -175,7 +254,10 @@ def main() -> None:
             agree = sum(a == b for a, b in zip(ours, theirs, strict=True))
             line += f" {peer:12.2f} {peer / seconds:13.2f} {agree:5d}/{len(ours)}"
         print(line, flush=True)
-    line = f"{'all':34} {'':5} {totals['whole'] / totals['once']:6.2f} {totals['ours']:8.2f}"
+    measure_exams(args, evaluated, clock)
+    if not tasks:
+        return
+    line = f"{'all of CORE':34} {'':5} {totals['whole'] / totals['once']:6.2f} {totals['ours']:8.2f}"
     if evaluate_example:
         line += f" {totals['upstream']:12.2f} {totals['upstream'] / totals['ours']:13.2f}"
     print(line)

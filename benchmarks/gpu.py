@@ -799,6 +799,45 @@ def generation(results: Results) -> None:
                 results.measure(name, lambda m=model, r=rows, s=steps: decoding_speed(results, m, r, s))
 
 
+@check(60, "H100: batches several times as fast as items one by one; bf16 differs from fp32 by ties only")
+def evaluation(results: Results) -> None:
+    """CORE's code on the microworld's completion tasks, d12: batches in bf16 and fp32, and items one by one."""
+    import torch
+
+    from nanochat_hf.evals import core
+    from nanochat_hf.evals.bundle import load_bundle
+    from nanochat_hf.evals.microworld_bundle import write_bundle
+
+    model = new_model(results, 12).eval()
+    scatter_zeros(model)
+    folder = write_bundle(results.scratch / "bundle", items=6 if results.dry else 100)
+    tasks = load_bundle(folder)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [[0, *text.encode()] for text in texts]
+
+    def outcomes(max_tokens: int) -> list[float]:
+        done = [core.evaluate_task(model, encode, task, max_tokens=max_tokens) for task in tasks]
+        return [outcome for result in done for outcome in result.outcomes]
+
+    found: dict[str, list[float]] = {}
+    for name, dtype, max_tokens in (
+        ("fp32, batches", torch.float32, 65536),
+        ("bf16, batches", torch.bfloat16, 65536),
+        ("bf16, one by one", torch.bfloat16, 1),
+    ):
+        model.to(dtype)
+        outcomes(max_tokens)  # kernels are loaded
+        start = time.perf_counter()
+        found[name] = outcomes(max_tokens)
+        synchronize(results)
+        results[name] = f"{len(found[name]) / (time.perf_counter() - start):,.1f} items/s"
+    exact, *others = found.values()
+    changed = max(sum(a != b for a, b in zip(exact, other, strict=True)) for other in others)
+    results["items_that_differ_from_fp32"] = f"{changed} of {len(exact)}"
+    results.expect(changed <= 0.1 * len(exact), "more than a tenth of the items differ from fp32")
+
+
 @check(600, "the loss falls throughout; samples turn into words", ["accelerate", "psutil"])
 def text(results: Results) -> None:
     """Trains on real text for the seconds that are left: d12 where there are more than 240, else d8."""

@@ -2,6 +2,12 @@
 
     python benchmarks/quality.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT --output_dir runs/quality
     python benchmarks/quality.py --data DATA_FOLDER --output_dir runs/quality --arms ours "keep tails" --seeds 1
+    python benchmarks/quality.py --data DATA_FOLDER --output_dir runs/rows-1024 --sequence_length 1024 --batch_size 8 \
+        --arms ours "best fit" "keep tails"                          # which packing, for rows of one length
+
+There are two tables. The first has upstream's figure: bits per byte of packed rows, which are beginnings of
+documents. The second has whole documents, each token once, from its document's beginning. It decides defaults, because
+readers read whole documents; upstream's script does not measure it.
 
 Every arm is a whole run of a training script with the same tokenizer, tokens, batch, context and validation rows.
 Validation rows are those of upstream's packing of the last shard, whatever packing the arm trains on. Models are not
@@ -21,6 +27,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer
 from pretrain import ROOT, prepare_upstream
@@ -32,6 +39,7 @@ from nanochat_hf.settings import UserError, load_run, run_main
 ARMS: dict[str, list[str]] = {
     "ours": [],
     "upstream": [],
+    "best fit": ["--packing", "best_fit"],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],
     "upstream's rates": ["--lr_scale", "{scale}"],
@@ -58,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
         "--compile", action="store_true", help="compile models, which takes minutes and then saves time"
     )
     parser.add_argument("--eval_tokens", type=int, default=262_144, help="validation tokens")
+    parser.add_argument("--eval_documents", type=int, default=300, help="whole validation documents")
     options = parser.parse_args()
     options.output_dir = options.output_dir.resolve()
     if not Path(options.data).is_dir():
@@ -101,13 +110,16 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--output_dir", str(output), "--data", options.data, "--seed", str(seed)]
     command += ["--compile", str(options.compile).lower()]
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
+    command += ["--eval_documents", str(options.eval_documents)]
     values = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
     values["scale"] = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on the learning rates
     command += [part.format(**values) for part in ARMS[arm]]
     if not load_run(output):
         follow(command, output.with_suffix(".log"), {})
     run = load_run(output)
-    return {"bpb": run["metrics"]["val_bpb"], "tokens_per_second": run["metrics"].get("tokens_per_second", 0.0)}
+    metrics = run["metrics"]
+    found = {"bpb": metrics["val_bpb"], "tokens_per_second": metrics.get("tokens_per_second", 0.0)}
+    return found | ({"document_bpb": metrics["document_bpb"]} if "document_bpb" in metrics else {})
 
 
 def train_upstream(options: argparse.Namespace, seed: int, tokenizer: Path) -> dict[str, float]:
@@ -156,13 +168,21 @@ def follow(command: list[str], log: Path, environment: dict[str, str], folder: P
 
 def print_table(options: argparse.Namespace, found: dict[str, dict[int, dict[str, float]]]) -> None:
     """Prints the finished runs: bits per byte by seed, the mean difference to ours, and the speed."""
-    tokens = options.steps * options.batch_tokens
+    shape = f"d{options.depth}, rows of {options.sequence_length}, {options.steps * options.batch_tokens:,} tokens"
+    for measure, name in (("bpb", "packed rows"), ("document_bpb", "whole documents")):
+        if any(measure in run for runs in found.values() for run in runs.values()):
+            print_measure(options, found, measure, f"{shape}, bits per byte of {name}")
+
+
+def print_measure(options: argparse.Namespace, found: dict[str, Any], measure: str, title: str) -> None:
+    """Prints one table."""
     seeds = " | ".join(f"seed {seed}" for seed in options.seeds)
-    print(f"\n| d{options.depth}, {tokens:,} tokens, bits per byte | {seeds} | mean − ours | tokens per second |")
+    print(f"\n| {title} | {seeds} | mean − ours | tokens per second |")
     print("|---|" + "--:|" * (len(options.seeds) + 2))
+    ours = found.get("ours", {})
     for arm, runs in found.items():
-        cells = [f"{runs[seed]['bpb']:.4f}" if seed in runs else "–" for seed in options.seeds]
-        pairs = [runs[seed]["bpb"] - found["ours"][seed]["bpb"] for seed in runs if seed in found.get("ours", {})]
+        cells = [f"{runs[seed][measure]:.4f}" if measure in runs.get(seed, {}) else "–" for seed in options.seeds]
+        pairs = [run[measure] - ours[seed][measure] for seed, run in runs.items() if measure in run and seed in ours]
         cells.append(f"{statistics.mean(pairs):+.4f}" if pairs else "–")
         cells.append(f"{statistics.median(run['tokens_per_second'] for run in runs.values()):,.0f}")
         print(f"| {arm} | {' | '.join(cells)} |", flush=True)

@@ -22,10 +22,11 @@ from typing import Any
 
 from nanochat_hf import settings
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
-from nanochat_hf.report.markdown import answer_text, content_text, fenced
+from nanochat_hf.report.markdown import answer_text, fenced
 from nanochat_hf.report.plots import draw_plots
 from nanochat_hf.report.stages import Stage, describe_machine, load_stage
 from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError
+from nanochat_hf.tools.presentation import plain_text
 
 REQUIRED = ("config.json", "tokenizer.json")
 PUBLISHED = (
@@ -380,7 +381,7 @@ def _sample(stage: Stage) -> list[str]:
     if not shown:
         return []
     best = max(shown, key=lambda sample: (sample["score"] > 0, "parts" in sample))
-    turns = [*((message["role"], content_text(message["content"])) for message in best["prompt"])]
+    turns = [*((message["role"], plain_text(message["content"])) for message in best["prompt"])]
     lines = [f"[{role}] {text}" for role, text in [*turns, ("assistant", answer_text(best))]]
     verdict = "right" if best["score"] > 0 else "wrong"
     tool = " ⟨expression = result⟩ is a call of the calculator, which the model makes." if "parts" in best else ""

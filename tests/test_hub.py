@@ -72,7 +72,7 @@ def test_card_has_front_matter_usage_results_and_no_paths(checkpoint):
 def test_card_shows_a_conversation_with_a_tool_call(checkpoint):
     card = hub.model_card(checkpoint, "me/tiny")
     conversation = card.split("## A conversation")[1].split("## Results")[0]
-    assert "[user] What is 2+3?" in conversation and "[assistant] It is ⟨2+3 = 5⟩5." in conversation
+    assert "[user] What is 2+3?" in conversation and "[assistant] It is ⟨2+3 = 5⟩." in conversation
     assert "the answer is right" in conversation and "a call of the calculator" in conversation
 
 

@@ -11,15 +11,16 @@ does by default, no row is made by two processes.
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nanochat_hf.data.packing import BUFFER_DOCUMENTS, IGNORED, REFILL_DOCUMENTS, Packing, pack_best_fit
+from nanochat_hf.data.packing import BUFFER_DOCUMENTS, IGNORED, PADDING, REFILL_DOCUMENTS, Packing, pack_best_fit
 from nanochat_hf.data.row_stream import Encoder, MixedRows, MixedSnapshot, RowStream, StreamSnapshot, as_encoder
 from nanochat_hf.data.sources import DocumentStream, MixedStream, OnBadFile, open_documents
 from nanochat_hf.settings import UserError
@@ -133,8 +134,8 @@ class PackedLoader:
 
     def _rows_of(self, documents: DocumentStream, stream: int, source: int) -> RowStream:
         length, seed = self.sequence_length + 1, self.document_options["seed"] or 0
-        options = {"buffer_documents": self.buffer_documents, "seed": (seed, stream, source)}
-        return RowStream(documents, self.encoder, length, self.packing, **options)
+        own_seed = (seed, stream, source)
+        return RowStream(documents, self.encoder, length, self.packing, self.buffer_documents, own_seed)
 
     @property
     def epoch(self) -> int:
@@ -309,14 +310,17 @@ class ValidationBatches:
         encoder = as_encoder(self.tokenizer, self.num_threads)
         documents = open_documents(self.source, "validation", **self.document_options)
         wanted = max(1, -(-self.tokens // self.sequence_length))
+        packed = pack_best_fit(_encoded(documents, encoder), self.sequence_length + 1)
+        return self._own(islice(packed, wanted))
+
+    def _own(self, everything: Iterable[np.ndarray]) -> np.ndarray:
+        """Returns this process's rows of all of them, with as many on each process."""
         rows: list[np.ndarray] = []
         total = 0
-        for row in pack_best_fit(_encoded(documents, encoder), self.sequence_length + 1):
+        for row in everything:
             if total % self.world_size == self.rank:
                 rows.append(row.astype(np.int32))
             total += 1
-            if total == wanted:
-                break
         if not total:
             raise UserError(
                 f"the validation split of {self.source} does not fill one row of {self.sequence_length + 1} tokens; "
@@ -340,6 +344,40 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.rows), self.batch_size):
             yield make_batch(self.rows[start : start + self.batch_size].astype(np.int64))
+
+
+class ValidationDocuments(ValidationBatches):
+    """Whole documents of the validation split, in batches of one shape.
+
+    Every token is scored once, from its document's beginning. A document longer than a row is cut into windows of
+    `sequence_length` targets, as in `evals.bits_per_byte.bits_per_byte`; the rest of its last window is padding. So
+    these batches measure what a reader of whole documents gets, whatever training packs.
+
+    Args:
+        documents: how many documents all processes together score; fewer where the split has fewer.
+        others: see `ValidationBatches`.
+
+    Raises:
+        UserError: on first use, where the split cannot be read or is empty.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str], tokenizer: Any, *, documents: int, **others: Any):
+        super().__init__(source, tokenizer, tokens=0, **others)
+        self.documents = documents
+
+    def _make_rows(self) -> np.ndarray:
+        encoder = as_encoder(self.tokenizer, self.num_threads)
+        documents = open_documents(self.source, "validation", **self.document_options)
+        return self._own(self._windows(islice(_encoded(documents, encoder), self.documents)))
+
+    def _windows(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        length = self.sequence_length
+        for ids in documents:
+            for start in range(0, max(1, len(ids) - 1), length):
+                row = np.full(length + 1, PADDING, dtype=np.int64)
+                window = ids[start : start + length + 1]
+                row[: len(window)] = window
+                yield row
 
 
 def _encoded(documents: DocumentStream | MixedStream, encoder: Encoder) -> Iterator[np.ndarray]:

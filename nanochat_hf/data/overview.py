@@ -4,6 +4,7 @@ A small source on disk (below `COUNTED_BYTES`) is read once for it: its document
 tokenizer, also its rows. Of a larger source, and of one on the Hub, only names and sizes are known.
 """
 
+import glob
 import json
 import os
 import warnings
@@ -15,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from nanochat_hf.data.files import file_format
-from nanochat_hf.data.found import VALIDATION_EVERY, DataFile, FoundSource, LocalFile, SplitOfFile, find_source
+from nanochat_hf.data.found import (
+    MICROWORLD,
+    VALIDATION_EVERY,
+    DataFile,
+    FoundSource,
+    LocalFile,
+    SplitOfFile,
+    find_source,
+)
 from nanochat_hf.data.packing import (
     BUFFER_DOCUMENTS,
     REFILL_DOCUMENTS,
@@ -29,6 +38,9 @@ from nanochat_hf.settings import UserError
 COUNTED_BYTES = 1 << 26  # a source of more bytes, or of more characters, is not counted
 # Text that is seen up to four times teaches almost as much as new text (Muennighoff et al., arXiv:2305.16264).
 FEW_TIMES = 4
+BYTES_PER_TOKEN = 4  # about; only for sources that are not counted
+COMPRESSED = (".parquet", ".gz", ".zst", ".bz2", ".xz", ".lz4")
+COMPRESSION = 2.5  # about; bytes of text per byte of such a file
 FULL_SHARE = 0.95  # rows that hold a smaller share of the tokens are said
 CHECKED_FILES = 100  # of plain text, whose first line is looked at
 NAMED_FILES = 5  # files that are left out are named up to this number for each reason
@@ -51,63 +63,146 @@ class SplitCount:
     documents: list[str] | None
 
 
-def describe_data(
+@dataclass(frozen=True)
+class SurveyedSource:
+    """One source of a run.
+
+    Attributes:
+        found: its files.
+        share: its share of the training rows.
+        counts: its training and its validation split.
+        rows: rows that one pass over its training split fills; None where that is not known.
+        kept: share of its training tokens in these rows.
+    """
+
+    found: FoundSource
+    share: float
+    counts: tuple[SplitCount, SplitCount]
+    rows: int | None
+    kept: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run would read, counted before it starts; see `survey`."""
+
+    sources: list[SurveyedSource]
+    tokenizer: Any
+    sequence_length: int
+    packing: Packing
+
+    @property
+    def text_tokens(self) -> int | None:
+        """Tokens of the rows that one pass over the training text fills; None where they are not known.
+
+        Of several sources it is what can be read until the first of them begins again.
+        """
+        known = [one.rows / one.share for one in self.sources if one.rows is not None]
+        return round(max(1, min(known)) * self.sequence_length) if known else None
+
+    def describe(self, rows: int = 0, validate: bool = False) -> str:
+        """Returns the table of files and splits, and a warning for each source that is read too often.
+
+        Args:
+            rows: rows that the whole run asks for; 0: not known.
+            validate: the run measures its loss on the validation split.
+
+        Raises:
+            UserError: a source has too little text for validation.
+        """
+        table: list[tuple[str, ...]] = [("source", "split", "files", "documents", "bytes", "share")]
+        notes: list[str] = []
+        for one in self.sources:
+            table += _table_rows(one.found.name, one.counts)
+            notes += _left_out(one.found)
+            notes += _rows_named_as_text(one.found)
+            if len(self.sources) > 1:
+                notes.append(f"{one.found.name}: {one.share:.0%} of the training text")
+            where = f"{one.found.name}: " if len(self.sources) > 1 else ""
+            notes += self._notes(one, rows * one.share, validate, where)
+        return "\n".join([*_aligned(table), *notes])
+
+    def _notes(self, one: SurveyedSource, wanted: float, validate: bool, where: str) -> Iterator[str]:
+        train, validation = one.counts
+        if self.tokenizer is None:
+            return
+        if train.documents is None or validation.documents is None or one.rows is None:
+            if note := _estimated_repetition(one, wanted * self.sequence_length):
+                yield f"warning: {where}{note}"
+            return
+        length = self.sequence_length + 1
+        if validate and not _fills_row(validation.documents, self.tokenizer, length):
+            raise UserError(
+                f"the validation split of {one.found.name} does not fill one row of {length} tokens; give "
+                "more text, a shorter --sequence_length, or --eval_every -1"
+            )
+        if self.packing == "best_fit" and one.kept < FULL_SHARE:
+            yield (
+                f"{where}left out by --packing best_fit: {1 - one.kept:.0%} of the training tokens, the ends of texts "
+                f"that do not fit into rows of {length}; --packing keep_tails keeps them"
+            )
+        for note in _repetition(train.documents, self.tokenizer, length, one.rows, wanted, self.packing):
+            yield f"warning: {where}{note}"
+
+
+def survey(
     source: str | Path | Sequence[str],
     tokenizer: Any = None,
     *,
     sequence_length: int = 0,
-    rows: int = 0,
     packing: Packing = "best_fit",
-    validate: bool = False,
     text_column: str | None = None,
     on_bad_file: OnBadFile = "stop",
-) -> str:
-    """Returns the table of a run's data, and a warning for each source whose rows repeat more than `FEW_TIMES`.
+) -> Survey:
+    """Finds the files of a run and counts those that are small.
 
     Args:
         source: one source or several, see `nanochat_hf.data.sources`.
         tokenizer: a tokenizer of `nanochat_hf.tokenizer`, or its encoder; None where only the table is wanted.
         sequence_length: tokens of a row that the model sees.
-        rows: rows that the whole run asks for.
         packing: see `nanochat_hf.data.packing`.
-        validate: the run measures its loss on the validation split.
         text_column, on_bad_file: see `open_documents`.
+
+    Raises:
+        UserError: there is no such source, or a small one cannot be read.
+    """
+    check_on_bad_file(on_bad_file)
+    named = parse_sources(source)
+    total = sum(weight for _, weight in named)
+    surveyed = []
+    for name, weight in named:
+        found = find_source(name, text_column)
+        counts = _count(found, on_bad_file)
+        train, rows, kept = counts[0].documents, None, 1.0
+        if train is not None and tokenizer is not None:
+            rows, kept = _rows_and_share(train, tokenizer, sequence_length + 1, packing)
+        surveyed.append(SurveyedSource(found, weight / total, counts, rows, kept))
+    return Survey(surveyed, tokenizer, sequence_length, packing)
+
+
+def is_on_disk(source: str | Path | Sequence[str]) -> bool:
+    """Whether all of a run's text is on this machine, so that `survey` fetches nothing."""
+    return all(name == MICROWORLD or os.path.exists(name) or glob.has_magic(name) for name, _ in parse_sources(source))
+
+
+def describe_data(
+    source: str | Path | Sequence[str],
+    tokenizer: Any = None,
+    *,
+    rows: int = 0,
+    validate: bool = False,
+    **reading: Any,
+) -> str:
+    """Returns the table of a run's data, and a warning for each source whose rows repeat more than `FEW_TIMES`.
+
+    Args:
+        source, tokenizer, reading: see `survey`.
+        rows, validate: see `Survey.describe`.
 
     Raises:
         UserError: there is no such source; or a small one cannot be read, or has too little text for validation.
     """
-    check_on_bad_file(on_bad_file)
-    table: list[tuple[str, ...]] = [("source", "split", "files", "documents", "bytes", "share")]
-    notes: list[str] = []
-    named = parse_sources(source)
-    total = sum(weight for _, weight in named)
-    for name, weight in named:
-        found = find_source(name, text_column)
-        counts = _count(found, on_bad_file)
-        table += _table_rows(found.name, counts)
-        notes += _left_out(found)
-        notes += _rows_named_as_text(found)
-        if len(named) > 1:
-            notes.append(f"{found.name}: {weight / total:.0%} of the training text")
-        train, validation = counts
-        if train.documents is None or validation.documents is None or tokenizer is None:
-            continue
-        if validate and not _fills_row(validation.documents, tokenizer, sequence_length + 1):
-            raise UserError(
-                f"the validation split of {found.name} does not fill one row of {sequence_length + 1} tokens; give "
-                "more text, a shorter --sequence_length, or --eval_every -1"
-            )
-        where = f"{found.name}: " if len(named) > 1 else ""
-        distinct, share = _rows_and_share(train.documents, tokenizer, sequence_length + 1, packing)
-        if packing == "best_fit" and share < FULL_SHARE:
-            notes.append(
-                f"{where}left out by --packing best_fit: {1 - share:.0%} of the training tokens, the ends of texts "
-                f"that do not fit into rows of {sequence_length + 1}; --packing keep_tails keeps them"
-            )
-        wanted = rows * weight / total
-        for note in _repetition(train.documents, tokenizer, sequence_length + 1, distinct, wanted, packing):
-            notes.append(f"warning: {where}{note}")
-    return "\n".join([*_aligned(table), *notes])
+    return survey(source, tokenizer, **reading).describe(rows, validate)
 
 
 def _count(found: FoundSource, on_bad_file: OnBadFile) -> tuple[SplitCount, SplitCount]:
@@ -214,13 +309,28 @@ def _repetition(
         return
     line = (
         f"{len(documents):,} documents give {distinct:,} distinct rows; {wanted:,.0f} are asked for: each is "
-        f"seen {times:,.0f} times. Give more text or fewer --num_iterations"
+        f"seen {times:,.0f} times. Give more text, fewer --num_iterations or a smaller --depth"
     )
     if packing == "best_fit":
         others = _num_rows(documents, tokenizer, row_length, "keep_tails")
         if others >= 2 * distinct:
             line += f", or --packing keep_tails, which gives {others:,} rows because it drops no ends of documents"
     yield line
+
+
+def _estimated_repetition(one: SurveyedSource, wanted: float) -> str | None:
+    """A sentence if `wanted` tokens are more than `FEW_TIMES` over a source that was not read, by its size."""
+    size = one.counts[0].size
+    if not size:
+        return None
+    packed = any(Path(file.name).suffix in COMPRESSED for file in one.found.train)
+    tokens = size * (COMPRESSION if packed else 1) / BYTES_PER_TOKEN
+    if wanted <= FEW_TIMES * tokens:
+        return None
+    return (
+        f"{size:,} bytes of text have about {tokens:.2g} tokens; {wanted:.2g} are asked for: each is seen about "
+        f"{wanted / tokens:,.0f} times. Give more text, fewer --num_iterations or a smaller --depth"
+    )
 
 
 def _num_rows(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> int:

@@ -27,7 +27,7 @@ from nanochat_hf.data.packing import (
     Packing,
     pack_pass,
 )
-from nanochat_hf.data.sources import DocumentStream, MixedStream
+from nanochat_hf.data.sources import DocumentStream
 from nanochat_hf.settings import UserError
 
 REFILLS_AT_ONCE = 8  # refills of the packing buffer that one call tokenizes; faster than one by one

@@ -159,7 +159,8 @@ class ChatFormat:
     # -- the tool loop of other templates ----------------------------------------------------------------------------
 
     def calls(self, ids: list[int], prompt: list[int]) -> tuple[str, list[Message]]:
-        """Reads an answer back: (text, tool calls), as the template writes them."""
+        """Reads an answer back: (text, tool calls), as the template writes them; only where `reads_calls` is true."""
+        assert self.reads_calls
         from trl.chat_template_utils import parse_response
 
         read = parse_response(self.tokenizer, ids, prefix=prompt, tools=schemas())

@@ -141,8 +141,8 @@ def build_param_groups(
         unembedding_lr, embedding_lr, scalar_lr, smear_lr, backout_lr: peak AdamW rates; those of head, embeddings and
             value embeddings are multiplied here by (hidden_size / 768)^-0.5.
         matrix_lr, weight_decay: Muon's peak rate and weight decay, already scaled for the batch size.
-        backout_max: largest value of backout's scalar β; None (upstream): no bound. The final state is x - β·x_mid, and
-            x is mostly x_mid: when β passes 1, the direction of every position flips. See docs/log.md.
+        backout_max: largest value of backout's scalar β; None (upstream): no bound. The final state is x - β·x_mid,
+            and x is mostly x_mid: when β passes 1, the direction of every position flips. See docs/log.md.
         variant: "modern" (July 2026) or "classic" (October 2025).
         hidden_size: width for that factor; default the model's own.
         eps: AdamW's.

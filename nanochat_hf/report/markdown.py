@@ -6,7 +6,7 @@ as "–", so a report can be written at any time.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.plots import draw_plots
 from nanochat_hf.report.stages import Stage, describe_machine, load_stage
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
+from nanochat_hf.tools.presentation import plain_text
 
 MISSING = "–"
 SAMPLES_PER_TASK = 2
@@ -21,6 +22,7 @@ SAMPLES_PER_TASK = 2
 METRIC_NAMES = {
     "flops": "FLOPs",
     "val_bpb": "validation bits per byte",
+    "document_bpb": "bits per byte of whole documents",
     "min_val_bpb": "lowest validation bits per byte",
     "val_loss_all_tokens": "validation loss, all tokens",
     "val_bpb_all_tokens": "validation bits per byte, all tokens",
@@ -152,7 +154,7 @@ def samples_section(models: list[Stage]) -> Iterator[str]:
     per_task: dict[str, list[str]] = {}
     for (task, _), answers in asked.items():
         prompt = answers[0][1]["prompt"]
-        question = "\n".join(f"[{message['role']}] {content_text(message['content'])}" for message in prompt)
+        question = "\n".join(f"[{message['role']}] {plain_text(message['content'])}" for message in prompt)
         stages_of: dict[tuple[str, bool], list[str]] = {}  # an answer that several stages gave stands here once
         for stage_name, sample in answers:
             stages_of.setdefault((answer_text(sample), sample["score"] > 0), []).append(stage_name)
@@ -249,16 +251,8 @@ def settings_section(stages: list[Stage]) -> Iterator[str]:
 
 
 def answer_text(sample: dict[str, Any]) -> str:
-    """The answer of a sample; a tool call stands as ⟨expression = result⟩ where the model made it."""
-    if "parts" not in sample:
-        return sample["answer"]
-    shown = []
-    for part in sample["parts"]:
-        if part["type"] == "python_output" and shown:
-            shown[-1] = shown[-1].removesuffix("⟩") + f" = {part['text']}⟩"
-        else:
-            shown.append(f"⟨{part['text']}⟩" if part["type"] == "python" else part["text"])
-    return "".join(shown)
+    """The answer of a sample, as the terminal shows it; `parts` are there where the model called a tool."""
+    return plain_text(sample["parts"] if "parts" in sample else sample["answer"])
 
 
 # ---- text --------------------------------------------------------------------------
@@ -304,11 +298,6 @@ def _number(value: Any) -> str:
 
 def _metric_name(name: str) -> str:
     return METRIC_NAMES.get(name, name.replace("_", " "))
-
-
-def content_text(content: str | Iterable[dict[str, str]]) -> str:
-    """A message's content as text; parts are joined."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def fenced(text: str, language: str = "text") -> str:

@@ -26,6 +26,13 @@ BACKOUT_BOUND = 0.9  # of backout's scalar, where batches are smaller than that
 REFERENCE_WIDTH = 768  # hidden size of the reference depth
 BATCH_EXPONENT = 0.383  # best batch ∝ tokens^0.383: "Power Lines", arXiv 2505.13738
 BASE_WEIGHT_DECAY = 0.28  # Muon's decay at the reference depth
+# Largest share of a weight that Muon's decay takes in a step at the full rate. Its time scale, 25 steps, is then about
+# that of Muon's momentum (0.95 to 0.97: 20 to 33 steps). Upstream's depths from 4 on are below 0.027.
+LARGEST_DECAY_STEP = 0.04
+MUON_RATE = 0.02  # Muon's learning rate at the reference batch
+# Text that is seen up to four times teaches almost as much as new text (Muennighoff et al., arXiv:2305.16264).
+MAX_PASSES = 4
+MIN_STEPS = 200  # of a run that the text limits; its batch is made smaller for them. The warm-up alone takes 40
 VOCAB_MULTIPLE = 64  # tables are padded to it, for tensor cores and for sharding
 DEFAULT_RATIO = {"modern": 12, "classic": 20}  # tokens per (scaling) parameter
 
@@ -60,6 +67,19 @@ def backout_bound(total_batch_size: int, preset: str = "modern") -> float | None
         preset: "modern" or "classic", which has no backout.
     """
     return None if preset == "classic" or total_batch_size >= SMALLEST_RATE_BATCH else BACKOUT_BOUND
+
+
+def bound_decay(weight_decay: float, rate_scale: float) -> float:
+    """Returns Muon's decay, or the largest that takes `LARGEST_DECAY_STEP` of a weight in a step at the full rate.
+
+    The rule of `depth_dial` keeps the decay over the whole run, so a run of few steps gets a large one: 13 at depth 2
+    with a vocabulary of 2,048, which takes an eighth of each weight in every step.
+
+    Args:
+        weight_decay: by that rule.
+        rate_scale: factor on the learning rates, see `lr_scale`.
+    """
+    return min(weight_decay, LARGEST_DECAY_STEP / (MUON_RATE * rate_scale))
 
 
 @dataclass(frozen=True)
@@ -183,6 +203,9 @@ class DepthDial:
         weight_decay: Muon's, at the start of its schedule; it follows √batch at every size, as upstream.
         flops_per_token: floating point operations of forward and backward per token.
         shape: the model's shape.
+        text_limited: the text is too short for `ratio`: target_tokens is `MAX_PASSES` passes over it.
+        rule_decay: weight_decay by the rule alone.
+        decay_bounded: weight_decay is bounded by `bound_decay`, because nobody has asked for another.
     """
 
     depth: int
@@ -199,6 +222,9 @@ class DepthDial:
     weight_decay: float
     flops_per_token: int
     shape: Shape
+    text_limited: bool = False
+    rule_decay: float = 0.0
+    decay_bounded: bool = False
 
     @property
     def total_tokens(self) -> int:
@@ -232,12 +258,15 @@ class DepthDial:
             return self
         classic = self.shape.preset == "classic"
         factor = total_batch_size / self.total_batch_size
+        rate_scale = lr_scale(total_batch_size, self.shape.preset)
+        rule_decay = self.rule_decay if classic else self.rule_decay * factor**0.5
         return replace(
             self,
             total_batch_size=total_batch_size,
             num_iterations=max(1, round(self.total_tokens / total_batch_size)),
-            lr_scale=lr_scale(total_batch_size, self.shape.preset),
-            weight_decay=self.weight_decay if classic else self.weight_decay * factor**0.5,
+            lr_scale=rate_scale,
+            weight_decay=bound_decay(rule_decay, rate_scale) if self.decay_bounded else rule_decay,
+            rule_decay=rule_decay,
         )
 
 
@@ -256,6 +285,7 @@ def depth_dial(
     target_flops: float = -1.0,
     total_batch_size: int = -1,
     base_weight_decay: float | None = None,
+    text_tokens: int | None = None,
 ) -> DepthDial:
     """Returns every number of a run, from the depth of its model.
 
@@ -272,7 +302,11 @@ def depth_dial(
         num_iterations: optimizer steps; -1 leaves them to the others.
         target_flops: floating point operations of the whole run; -1 leaves them to the ratio.
         total_batch_size: tokens per step; -1 chooses a power of two.
-        base_weight_decay: Muon's decay at the reference depth; default 0.28 (classic: 0).
+        base_weight_decay: Muon's decay at the reference depth; default 0.28, with the bound of `bound_decay` (classic:
+            0).
+        text_tokens: tokens of the rows that one pass over the training text fills; None: not known, or enough. Where
+            none of the three lengths is given, the modern preset reads a short text `MAX_PASSES` times and takes a
+            batch with which the run has `MIN_STEPS` steps.
 
     Raises:
         ValueError: the preset is unknown, nothing says how long to train, or the depth has no shape.
@@ -298,19 +332,26 @@ def depth_dial(
     counts = shape.parameter_counts()
     horizon_ratio = ratio if ratio > 0 else DEFAULT_RATIO[preset]  # only to place batch size and decay
 
+    text_limited = False
     if preset == "classic":
         target_tokens = int(horizon_ratio * counts["total"])
         batch = total_batch_size if total_batch_size > 0 else REFERENCE_BATCH
-        weight_decay = base_weight_decay or 0.0
+        rule_decay = base_weight_decay or 0.0
     else:
         target_tokens = int(horizon_ratio * counts["scaling"])
         reference_tokens = horizon_ratio * shape_at(REFERENCE_DEPTH).parameter_counts()["scaling"]
+        by_ratio = param_data_ratio is None and num_iterations <= 0 and target_flops <= 0
+        if by_ratio and text_tokens is not None and MAX_PASSES * text_tokens < target_tokens:
+            text_limited, target_tokens = True, max(sequence_length, MAX_PASSES * text_tokens)
         batch = total_batch_size
         if batch <= 0:  # the nearest power of two
             batch = 2 ** round(math.log2(REFERENCE_BATCH * (target_tokens / reference_tokens) ** BATCH_EXPONENT))
+            if text_limited:
+                batch = min(batch, max(sequence_length, 2 ** int(math.log2(max(1, target_tokens / MIN_STEPS)))))
         # Keeps batch / (lr · decay · tokens) constant, AdamW's time scale of forgetting: arXiv 2405.13698.
         base = BASE_WEIGHT_DECAY if base_weight_decay is None else base_weight_decay
-        weight_decay = base * math.sqrt(batch / REFERENCE_BATCH) * (reference_tokens / target_tokens)
+        rule_decay = base * math.sqrt(batch / REFERENCE_BATCH) * (reference_tokens / target_tokens)
+    decay_bounded = preset == "modern" and base_weight_decay is None
 
     flops = shape.flops_per_token()
     if num_iterations > 0:
@@ -331,9 +372,12 @@ def depth_dial(
         num_iterations=iterations,
         lr_scale=lr_scale(batch, preset),
         adam_dim_scale=(shape.hidden_size / REFERENCE_WIDTH) ** -0.5,
-        weight_decay=weight_decay,
+        weight_decay=bound_decay(rule_decay, lr_scale(batch)) if decay_bounded else rule_decay,
         flops_per_token=flops,
         shape=shape,
+        text_limited=text_limited,
+        rule_decay=rule_decay,
+        decay_bounded=decay_bounded,
     )
 
 

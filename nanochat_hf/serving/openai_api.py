@@ -132,8 +132,8 @@ class OpenAIRoutes:
         answers = [Answer() for _ in job.settings]
 
         def chunk(index: int, delta: dict[str, Any], reason: str | None = None, scores: Any = None) -> str:
-            # The role stands in each piece, because text-generation-inference's client asks for it.
-            delta = {"role": "assistant", **delta}
+            # Role and calls stand in each piece, because text-generation-inference's client asks for them.
+            delta = {"role": "assistant", "tool_calls": None, **delta}
             choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
             choice["logprobs"] = self._chat_logprobs(scores) if job.logprobs is not None and scores else None
             return event({**head, "choices": [choice]})

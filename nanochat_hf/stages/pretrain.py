@@ -35,9 +35,9 @@ class PretrainConfig:
     text_column: str | None = setting(None, "column that holds the text; default: found")
     on_bad_file: str = setting("stop", "what a file that cannot be read does", choices=("stop", "skip"))
     packing: str = setting(
-        "best_fit",
-        "how documents fill rows, see nanochat_hf/data/packing.py",
-        choices=("best_fit", "keep_tails"),
+        "auto",
+        "how documents fill rows, see nanochat_hf/data/packing.py; auto: keep_tails up to 512 tokens per row",
+        choices=("auto", "best_fit", "keep_tails"),
     )
     data_seed: int | None = setting(
         None,
@@ -117,6 +117,9 @@ class PretrainConfig:
         250, "steps between measurements of bits per byte on validation text; 0: never", at_least=0, also=[-1], off=0
     )
     eval_tokens: int = setting(80 * 524288, "validation tokens per measurement", at_least=1)
+    eval_documents: int = setting(
+        100, "whole validation documents, each measured from its beginning, too; 0: none", at_least=0, off=0
+    )
     core_every: int = setting(-1, "steps between CORE evaluations; 0: never", at_least=0, also=[-1], off=0)
     core_bundle: str | None = setting(None, "folder of the CORE evaluation bundle", path=True)
     core_max_per_task: int = setting(500, "examples per CORE task during the run; -1: all", at_least=1, also=[-1])
@@ -166,10 +169,10 @@ HELP = StageHelp(
         "shape": "preset aspect_ratio head_dim num_key_value_heads context_length window_pattern",
         "length of the run: num_iterations counts first, then target_flops": "target_flops",
         "optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens": "unembedding_lr "
-        "embedding_lr matrix_lr scalar_lr smear_lr backout_lr backout_max weight_decay lr_scale warmup_steps warmdown_ratio "
-        "final_lr_frac momentum_warmup_steps",
-        "measurements during the run": "eval_tokens core_every core_bundle core_max_per_task sample_every log_every "
-        "log_norms report_to spike_threshold",
+        "embedding_lr matrix_lr scalar_lr smear_lr backout_lr backout_max weight_decay lr_scale warmup_steps "
+        "warmdown_ratio final_lr_frac momentum_warmup_steps",
+        "measurements during the run": "eval_tokens eval_documents core_every core_bundle core_max_per_task "
+        "sample_every log_every log_norms report_to spike_threshold",
         "checkpoints": f"{CHECKPOINTS} resume",
         "hardware": "dtype attention compile seed",
     },
@@ -184,19 +187,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from transformers import set_seed
 
-    from nanochat_hf.data.overview import describe_data
+    from nanochat_hf.data.overview import is_on_disk, survey
+    from nanochat_hf.data.packing import default_packing
     from nanochat_hf.report.plots import draw_schedules
     from nanochat_hf.trainers import pretraining_setup, stage
 
+    if config.packing == "auto":
+        config.packing = default_packing(config.sequence_length)
     arguments = pretraining_setup.training_arguments(config)  # joins the other processes, if there are any
     tokenizer = pretraining_setup.load_tokenizer(config.tokenizer)
-    dial, batch = pretraining_setup.plan(config, tokenizer, arguments)
+    reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file, "packing": config.packing}
+    # Every process needs the length of the text. A dry run does not reach out for data that may not be here.
+    text = (
+        None
+        if config.dry_run and not is_on_disk(config.data)
+        else survey(config.data, tokenizer, sequence_length=config.sequence_length, **reading)
+    )
+    dial, batch = pretraining_setup.plan(config, tokenizer, arguments, text and text.text_tokens)
     schedule = pretraining_setup.build_schedule(config, dial)
     leader = arguments.process_index == 0
     if leader:
         print(dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", sep="\n", flush=True)
+        print(f"packing: {config.packing}", flush=True)
         if largest := pretraining_setup.largest_backout(config, dial):
             print(f"backout's scalar is at most {largest}", flush=True)
+        if dial.text_limited:
+            print(pretraining_setup.describe_limit(dial, text.text_tokens), flush=True)
     if config.dry_run:
         if leader:
             path = Path(config.output_dir or ".") / "schedules.png"
@@ -208,9 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if leader:
         print("".join(f"{note}\n" for note in notes), end="")
         rows = dial.total_tokens // config.sequence_length
-        reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file, "packing": config.packing}
-        reading |= {"sequence_length": config.sequence_length, "rows": rows, "validate": config.eval_every > 0}
-        print(describe_data(config.data, tokenizer, **reading), flush=True)
+        print(text.describe(rows, validate=config.eval_every > 0), flush=True)
     set_seed(config.seed)
     model = pretraining_setup.build_model(config, tokenizer, arguments.device)
     trainer = pretraining_setup.build_trainer(config, arguments, model, tokenizer, dial, batch, schedule)

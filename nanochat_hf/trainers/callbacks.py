@@ -31,6 +31,7 @@ class TrainingProgress(TrainerCallback):
     FIGURES = {
         "loss": ("loss", "{:.3f}"),
         "val_bpb": ("val bpb", "{:.4f}"),
+        "document_bpb": ("whole documents", "{:.4f}"),
         "tokens_per_second": ("tok/s", "{:,.0f}"),
         "mfu": ("MFU", "{:.1%}"),
         "reward": ("reward", "{:.3f}"),

@@ -82,8 +82,8 @@ class PairCollator:
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns `input_ids`, `attention_mask` and `completion_mask`, int64 [2 · pairs, T], and references."""
-        ids = [torch.as_tensor(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
-        masks = [torch.as_tensor(pair[f"{side}_mask"]) for side in ("chosen", "rejected") for pair in pairs]
+        ids = [torch.tensor(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
+        masks = [torch.tensor(pair[f"{side}_mask"]) for side in ("chosen", "rejected") for pair in pairs]
         pad = torch.nn.utils.rnn.pad_sequence
         batch = {
             "input_ids": pad(ids, batch_first=True, padding_value=self.pad_token_id).long(),
@@ -147,7 +147,6 @@ def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFor
     model.to(pick_device())
     check_scorers([task])
     check_code_execution([task], config.allow_code_execution)
-    sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k}
     examples = [task[index] for index in range(len(task))]
     encoded = [form.prompt(example["messages"][:-1]) for example in examples]
     fitting = [index for index, ids in enumerate(encoded) if len(ids) + config.max_new_tokens <= max_length]
@@ -162,7 +161,9 @@ def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFor
         seed=config.seed,
         batch_size=config.rollout_batch_size,
         progress=bar.update,
-        **sampling,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
     )
     bar.close()
     pairs, right, total = [], 0.0, 0
@@ -262,7 +263,8 @@ def load_pairs(
     config: PreferenceConfig, model: Any, tokenizer: Any, length: int, state: Any
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Makes or opens the pairs: those to train on, and the held-out ones or None."""
-    form, found = ChatFormat(tokenizer), []
+    form = ChatFormat(tokenizer)
+    found: list[Any] = []
     settings = {name: getattr(config, name) for name in ("model", "num_samples", "max_new_tokens", "temperature")}
     settings |= {"top_k": config.top_k, "seed": config.seed, "length": length, "tokenizer": hash_of(tokenizer)}
     for specs, split, epochs in ((config.tasks, "train", config.epochs), (config.val_tasks, "validation", 1)):

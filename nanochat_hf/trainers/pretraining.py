@@ -112,6 +112,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         loader: an endless iterator of batches with `state_dict` and `load_state_dict` (`PackedLoader`). A batch holds
             `input_ids` and `shift_labels`, int64 [rows, tokens].
         validation: batches to measure bits per byte on, an iterable that can be read again; None: no evaluation.
+        validation_documents: the same, of whole documents; None: not measured.
         byte_lengths: bytes of each token of the vocabulary, [tokens].
         flops_per_token: of forward and backward pass, for MFU.
         peak_flops: per second, of one device, in the dtype of the matrix products; 0: unknown, MFU is not logged.
@@ -123,13 +124,14 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         *args,
         loader: Any,
         validation: Any = None,
+        validation_documents: Any = None,
         byte_lengths: Any = None,
         flops_per_token: float = 0.0,
         peak_flops: float = 0.0,
         spike_threshold: float = 0.0,
         **kwargs,
     ):
-        self.loader, self.validation = loader, validation
+        self.loader, self.validation, self.validation_documents = loader, validation, validation_documents
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.spike_threshold = spike_threshold
         super().__init__(*args, eval_dataset=validation, **kwargs)  # Trainer insists on it; `evaluate` is our own
@@ -212,16 +214,20 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
     # -- measuring -----------------------------------------------------------------------------------------------
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Bits per byte on the validation batches. The time it takes does not count as training time."""
+        """Bits per byte on packed rows (`val_bpb`, upstream's figure) and on whole documents (`document_bpb`).
+
+        The time it takes does not count as training time.
+        """
         from nanochat_hf.evals.bits_per_byte import packed_bits_per_byte
 
         started = time.perf_counter()
         model = self.model_wrapped if self.is_in_train else self.model
         model.eval()
         with self.compute_loss_context_manager(), fp8.full_precision(self.model), fsdp.gathered_weights(self.model):
-            value = packed_bits_per_byte(model, self.validation, self.byte_lengths)
+            metrics = {"val_bpb": packed_bits_per_byte(model, self.validation, self.byte_lengths)}
+            if self.validation_documents is not None:
+                metrics["document_bpb"] = packed_bits_per_byte(model, self.validation_documents, self.byte_lengths)
         model.train()
-        metrics = {"val_bpb": value}
         self._paused += time.perf_counter() - started
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -266,7 +272,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         """The run's results: last loss, last and best bits per byte, last CORE, median speed; what was measured."""
         found: dict[str, list[float]] = {}
         for row in self.history():
-            for name in ("loss", "val_bpb", "core", "tokens_per_second"):
+            for name in ("loss", "val_bpb", "document_bpb", "core", "tokens_per_second"):
                 if name in row:
                     found.setdefault(name, []).append(row[name])
         scores = {name: values[-1] for name, values in found.items() if name != "tokens_per_second"}

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
-from nanochat_hf.data.loader import PackedLoader, ValidationBatches
+from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import backout_bound, depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
@@ -25,11 +25,20 @@ from nanochat_hf.trainers.pretraining import NanochatTrainer
 # measured, saved and computed. `record_start` compares the tokenizer and the length of the run by content.
 MAY_CHANGE = {
     *("output_dir", "num_threads", "on_bad_file", "device_batch_size", "auto_device_batch"),
-    *("eval_every", "eval_tokens", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
+    *("eval_every", "eval_tokens", "eval_documents", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
     *("save_every", "save_minutes", "save_total_limit", "log_every", "log_norms", "spike_threshold", "report_to"),
     *("dtype", "attention", "fp8", "compile"),
 }
-CHANGES_NUMBERS = {"dtype", "attention", "fp8", "compile", "eval_tokens", "core_max_per_task", "on_bad_file"}
+CHANGES_NUMBERS = {
+    "dtype",
+    "attention",
+    "fp8",
+    "compile",
+    "eval_tokens",
+    "eval_documents",
+    "core_max_per_task",
+    "on_bad_file",
+}
 
 
 def record_start(config: Any, tokenizer: Any, dial: Any, write: bool) -> list[str]:
@@ -109,23 +118,24 @@ def training_arguments(config: Any) -> TrainingArguments:
     return arguments
 
 
-def plan(config: Any, tokenizer: Any, arguments: TrainingArguments) -> tuple[Any, Any]:
+def plan(config: Any, tokenizer: Any, arguments: TrainingArguments, text_tokens: int | None = None) -> tuple[Any, Any]:
     """The depth dial, with the batch that this many processes can make: (dial, batch plan).
 
-    With `auto_device_batch` it tries out the largest batch first and writes it into the settings.
+    `text_tokens` as in `depth_dial`. With `auto_device_batch` it tries out the largest batch first and writes it into
+    the settings.
     """
     world = arguments.world_size
-    dial, batch = _dial_and_batch(config, len(tokenizer), world)
+    dial, batch = _dial_and_batch(config, len(tokenizer), world, text_tokens)
     if config.auto_device_batch and not config.dry_run:
         make_model = partial(build_model, config, tokenizer, arguments.device)
         config.device_batch_size = largest_device_batch(dial, world, arguments.device, make_model, arguments.bf16)
-        dial, batch = _dial_and_batch(config, len(tokenizer), world)
+        dial, batch = _dial_and_batch(config, len(tokenizer), world, text_tokens)
     if config.fp8 and not config.dry_run:
         fp8.check_rows(batch.device_batch_size, config.sequence_length)
     return dial, batch
 
 
-def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any, Any]:
+def _dial_and_batch(config: Any, vocab_size: int, world_size: int, text_tokens: int | None) -> tuple[Any, Any]:
     try:
         dial = depth_dial(
             config.depth,
@@ -141,6 +151,7 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any,
             total_batch_size=config.total_batch_size,
             base_weight_decay=config.weight_decay,
             window_pattern=config.window_pattern or None,
+            text_tokens=text_tokens,
         )
         dial, batch = fit_dial(dial, world_size, config.device_batch_size, keep_steps=config.num_iterations > 0)
     except (ValueError, ArithmeticError) as error:
@@ -150,6 +161,16 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int) -> tuple[Any,
             ) from None
         raise UserError(str(error)) from None
     return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
+
+
+def describe_limit(dial: Any, text_tokens: int) -> str:
+    """A sentence that says why a run is shorter than its depth asks for, and what can be done."""
+    wanted = int(dial.ratio * dial.scaling_params)
+    return (
+        f"the text fills {text_tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it "
+        f"{wanted / text_tokens:,.0f} times. The run reads it {dial.total_tokens / text_tokens:.1f} times. Give more "
+        f"text or a smaller --depth, or ask for all of it with --param_data_ratio {dial.ratio:g}"
+    )
 
 
 def largest_backout(config: Any, dial: Any) -> float | None:
@@ -225,9 +246,11 @@ def build_trainer(
     loader = PackedLoader(
         config.data, tokenizer, **shared, packing=config.packing, seed=config.data_seed, pin_memory=True
     )
-    validation = None
+    validation = whole = None
     if config.eval_every > 0:
         validation = ValidationBatches(config.data, tokenizer, tokens=config.eval_tokens, **shared)
+        if config.eval_documents > 0:
+            whole = ValidationDocuments(config.data, tokenizer, documents=config.eval_documents, **shared)
     names = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
     rates = peak_rates(config.preset, dial.lr_scale, **{name: getattr(config, name) for name in names})
     trainer = NanochatTrainer(
@@ -235,6 +258,7 @@ def build_trainer(
         args=arguments,
         loader=loader,
         validation=validation,
+        validation_documents=whole,
         byte_lengths=token_byte_lengths(tokenizer),
         flops_per_token=dial.flops_per_token,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0,

@@ -291,10 +291,13 @@ def training_method(config: StageConfig, model: Any) -> dict[str, Any]:
     if config.lora_rank:
         from peft import LoraConfig
 
-        targets = config.lora_targets[0] if config.lora_targets == ["all-linear"] else config.lora_targets
-        alpha = config.lora_alpha or 2 * config.lora_rank
+        everything = config.lora_targets == ["all-linear"]
         method["peft_config"] = LoraConfig(
-            r=config.lora_rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM"
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+            target_modules="all-linear" if everything else config.lora_targets,
+            exclude_modules=["smear_gate", "ve_gate"] if everything and ours else None,  # a few numbers per token
+            task_type="CAUSAL_LM",
         )
     return method
 

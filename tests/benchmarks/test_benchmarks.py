@@ -101,11 +101,17 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_named(script):
 def test_dataloader(script, shards, capsys):
     sizes = ["--batch_size", 2, "--sequence_length", 64, "--seconds", 0.1, "--documents", 200, "--vocab_size", 400]
     script("dataloader", "--data", shards, *sizes).main()
-    rows = rows_of(capsys.readouterr().out)
+    output = capsys.readouterr().out
+    rows = rows_of(output)
     assert {row[0] for row in rows if len(row) == 3} >= {"best_fit", "keep_tails"}
     kept = {(row[0], row[1]): number(row[2]) for row in rows if len(row) == 5 and row[0].isdigit()}
     assert len(kept) == 6 and all(0 < share <= 100 for share in kept.values())
     assert kept["64", "keep_tails"] > kept["64", "best_fit"], "short rows crop, unless tails are kept"
+    assert "all readers give the same texts" in output
+    readers = {row[0]: row for row in rows if len(row) == 4 and row[0].startswith(("ours", "datasets"))}
+    assert set(readers) == {"ours", "datasets, row by row", "datasets, 128 rows at a time"}
+    assert all(number(row[1]) > 0 and number(row[2]) > 0 for row in readers.values())
+    assert readers["ours"][3] == "1.00×"
 
 
 def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, capsys):
@@ -128,20 +134,35 @@ def test_evaluation_agrees_with_one_item_per_forward_pass(script, tmp_path, caps
         "        scores.append(core.SpanScore(losses.mean().item(), best == span.ids[span.start :]))\n"
         "    return core.is_correct(task, data[index], scores)\n"
     )
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__init__.py").touch()
+    (tmp_path / "scripts" / "chat_eval.py").write_text(
+        "import torch\n\n"
+        "def run_categorical_eval(task, tokenizer, model, batch_size):\n"
+        "    for index in range(len(task)):\n"
+        "        ids = torch.tensor([tokenizer.render_for_completion(task[index])], device=model.get_device())\n"
+        "        letters = task[index]['letters']\n"
+        "        scores = model(ids)[0, -1, [tokenizer.encode(letter)[0] for letter in letters]]\n"
+        "        task.evaluate(task[index], letters[scores.argmax().item()])\n"
+        "    print('Final')\n"
+    )
     sizes = ["--depth", 2, "--width", 64, "--max_per_task", 6, "--device", "cpu"]
     try:
-        script("evaluation", "--upstream", tmp_path, *sizes).main()
+        script("evaluation", "--upstream", tmp_path, *sizes, "--exams", "microworld-exam").main()
         with pytest.raises(UserError, match="give --max_per_task 3 or more"):
             script("evaluation", "--upstream", tmp_path, "--max_per_task", 2).main()
     finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "nanochat"]:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("nanochat", "scripts")]:
             del sys.modules[name]
     lines = capsys.readouterr().out.splitlines()
+    (exam,) = [line.split() for line in lines if line.startswith("microworld-exam")]
+    assert exam[1] == "6" and float(exam[2]) >= 1 and exam[-1] == "6/6"
     tasks = [line.split() for line in lines if line.startswith("microworld_")]
     assert len(tasks) == 4 and all(row[-1] == "6/6" for row in tasks), "\n".join(lines)
     bounds = {row[0]: float(row[2]) for row in tasks}
     assert bounds["microworld_recall"] == 1.0 and bounds["microworld_passages"] > 1.5, "few-shot prompts are shared"
-    assert lines[-1].split()[0] == "all" and min(bounds.values()) < float(lines[-1].split()[1]) < max(bounds.values())
+    assert lines[-1].startswith("all of CORE ")
+    assert min(bounds.values()) < float(lines[-1].split()[3]) < max(bounds.values())
 
 
 def test_generation(script, capsys):
@@ -200,12 +221,29 @@ def test_quality(script, shards, tmp_path, capsys):
     sizes = [*SHAPE[:-2], "--vocab_size", 400, "--batch_size", 2, "--tokens", 128, "--eval_tokens", 128]
     command = ["--data", shards, "--output_dir", tmp_path, "--arms", "ours", "--seeds", 1, *sizes]
     script("quality", *command).main()
-    first = rows_of(capsys.readouterr().out)[-1]
+    said = capsys.readouterr().out
+    first = rows_of(said)[-1]
     assert first[0] == "ours" and 0 < number(first[1]) < 10
+    assert "bits per byte of packed rows" in said and "bits per byte of whole documents" in said
     written = (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns
     script("quality", *command).main()
     assert rows_of(capsys.readouterr().out)[-1] == first
     assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written, "a finished run is kept"
+
+
+def test_busy(script, capsys):
+    """Real processes beside a real neighbour, so only two of them."""
+    small = ["--seconds", 0.01, "--rounds", 1, "--neighbours", 0, 1, "--threads", 1]
+    module = script("busy", *small, "--settings", "product", "--parts", "training", "evaluation", "chat")
+    module.main()
+    said = capsys.readouterr()
+    rows = [row for row in rows_of(said.out) if row[0] == "product"]
+    assert len(rows) == 3 and all(len(row) == 5 and number(row[1]) > 0 and number(row[3]) > 0 for row in rows)
+    assert said.err.count("neighbours, product") == 2
+    options = module.parse_arguments()
+    assert module.all_settings(options)["product"].keys() == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    with pytest.raises(UserError, match="there is no setting 'odd'; choose from torch's, product, spin 1000"):
+        script("busy", "--settings", "odd").parse_arguments()
 
 
 def test_serving(script, capsys):
@@ -235,7 +273,7 @@ def test_rollouts(script, tmp_path, capsys, monkeypatch):
     for name in ("ours", "GRPOTrainer", "GRPOTrainer, tools=", "GRPOTrainer, environment_factory=", "SFTTrainer"):
         assert all(number(cell.rstrip(" ×")) > 0 for cell in rows[name] if cell != "–"), name
     assert rows["whole step"][1] == "100%" and {"sampling", "rewards, loss and update"} <= set(rows)
-    losses = [float(row[-1]) for row in rows_of(shown) if row[0] in ("ours", "SFTTrainer") and "." in row[-1]][-2:]
+    losses = [float(rows[name][-1]) for name in ("ours", "SFTTrainer")]
     assert losses[0] == pytest.approx(losses[1], rel=0.02), "the same rows and nearly the same steps"
     assert shown.count("answers have a tool's tokens") == 3
     with pytest.raises(UserError, match="no checkpoint folder.*--model"):
@@ -245,7 +283,7 @@ def test_rollouts(script, tmp_path, capsys, monkeypatch):
 def test_masks_are_written_beside_the_tokens(script, tmp_path):
     from nanochat_hf.tokenizer import train
 
-    words = train(["It is 36. 12*3"] * 9, 280)
+    words = train(["It is 36. 12*3"] * 9, 268)
     ids = words.encode("12*3<|output_start|>36<|output_end|>.", add_special_tokens=False)
     mask = [0 if words.decode([token])[:2] in ("<|", "36") else 1 for token in ids]
     text = script("rollouts", "--model", tmp_path).describe_masks(words, [[5], ids], [[1], mask])

@@ -41,7 +41,7 @@ def test_a_large_source_is_not_read(tmp_path, monkeypatch):
     write_shards(tmp_path, shards=3)
     monkeypatch.setattr(overview, "COUNTED_BYTES", 1000)
     monkeypatch.setattr(overview, "_read", None)
-    table = cells(describe_data(str(tmp_path), ByteEncoder(), sequence_length=32, rows=10**9))
+    table = cells(describe_data(str(tmp_path), ByteEncoder(), sequence_length=32, rows=100))
     sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
     assert table[1][1:4] == ["train", "2", f"{sum(sizes[:2]):,}"] and len(table) == 3
 
@@ -126,3 +126,26 @@ def test_json_lines_that_are_named_as_text_are_warned_of(tmp_path):
     assert "warning" not in describe_data(str(tmp_path))
     (tmp_path / "b.txt").write_text('"Once", she said.\n' * 300)
     assert "warning" not in describe_data(str(tmp_path / "b.txt"))
+
+
+def test_of_a_source_that_is_not_read_the_passes_are_estimated_by_its_size(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("word " * 20_000)
+    (tmp_path / "b.txt").write_text("held out")
+    monkeypatch.setattr(overview, "COUNTED_BYTES", 1000)
+    options = {"tokenizer": ByteEncoder(), "sequence_length": 100}
+    said = describe_data(str(tmp_path), rows=3000, **options)  # 300,000 tokens
+    assert "100,000 bytes of text have about 2.5e+04 tokens" in said and "each is seen about 12 times. Give" in said
+    assert "warning" not in describe_data(str(tmp_path), rows=900, **options)
+
+
+def test_the_text_of_a_pass_is_known_where_it_was_counted(tmp_path):
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"{name}.jsonl", make_documents(100, name))
+    options = {"tokenizer": ByteEncoder(), "sequence_length": 64, "packing": "keep_tails"}
+    one = overview.survey(f"{tmp_path}/a.jsonl", **options).text_tokens
+    tokens = sum(len(text) + 1 for i, text in enumerate(make_documents(100, "a")) if i % 20)
+    assert one == pytest.approx(tokens, rel=0.1)
+    mixed = overview.survey([f"{tmp_path}/a.jsonl:0.1", f"{tmp_path}/b.jsonl:0.9"], **options).text_tokens
+    two = overview.survey(f"{tmp_path}/b.jsonl", **options).text_tokens
+    assert mixed == pytest.approx(two / 0.9, rel=0.01), "b begins again first"
+    assert overview.survey("microworld", **options).text_tokens is None

@@ -7,7 +7,7 @@ from pathlib import Path
 from pages import ROOT, section, tables
 
 PACKAGE = ROOT / "nanochat_hf"
-SHARED = {"settings", "progress"}  # single files that every package but `model` may import
+SHARED = {"settings", "progress", "openmp"}  # single files that every package but `model` may import
 
 
 def allowed_imports() -> dict[str, set[str]]:

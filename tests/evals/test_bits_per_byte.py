@@ -1,9 +1,12 @@
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from byte_tokens import BOS, encode_bytes
 
+from nanochat_hf.data.loader import ValidationDocuments
 from nanochat_hf.evals.bits_per_byte import bits_per_byte, packed_bits_per_byte
 
 
@@ -93,3 +96,33 @@ def test_steps_limit_an_endless_loader(tiny_model):
     lengths = torch.tensor([1] * 256 + [0] * 4)
     once = packed_bits_per_byte(tiny_model, endless(), lengths, steps=1)
     assert packed_bits_per_byte(tiny_model, endless(), lengths, steps=3) == pytest.approx(once)
+
+
+class ByteEncoder:
+    """The encoder's interface: a token per byte, after BOS."""
+
+    def encode_batch(self, texts):
+        documents = [[BOS, *text.encode()] for text in texts]
+        return np.array(sum(documents, [])), np.cumsum([0, *map(len, documents)])
+
+
+def test_whole_documents_in_batches_of_one_shape_give_the_same_number(tiny_model, tmp_path):
+    """What training prints is what the evaluation of a finished model prints, for short and long documents."""
+    texts = ["a", "bread and butter", "é" * 20, "x" * 40, "the last"]
+    (tmp_path / "train.jsonl").write_text('{"text": "other"}\n')
+    (tmp_path / "valid.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lengths = torch.tensor([1] * 256 + [0] * 4)
+
+    def encode(texts):
+        return [[BOS, *text.encode()] for text in texts]
+
+    for count in (5, 3):
+        expected = bits_per_byte(tiny_model, encode, texts[:count], max_length=16)["bits_per_byte"]
+        options = {"batch_size": 3, "sequence_length": 16, "documents": count}
+        batches = ValidationDocuments(str(tmp_path), ByteEncoder(), **options)
+        assert {batch["input_ids"].shape for batch in batches} == {(3, 16)}
+        assert packed_bits_per_byte(tiny_model, batches, lengths) == pytest.approx(expected)
+        parts = [ValidationDocuments(str(tmp_path), ByteEncoder(), rank=r, world_size=2, **options) for r in (0, 1)]
+        assert len(parts[0]) == len(parts[1])
+        whole = [batch for part in parts for batch in part]
+        assert packed_bits_per_byte(tiny_model, whole, lengths) == pytest.approx(expected)

@@ -1,8 +1,8 @@
 """Engines that load models through transformers and keep keys and values themselves: vLLM, SGLang and their like.
 
-None of them runs here. `PagedEngine` calls the model as vLLM and SGLang do: the model is made
-by `AutoModel.from_config` with the engine's own attention, tokens come in pieces without a cache of transformers, and
-the engine's layers come as `attention_instances`.
+None of them runs here. `run` calls the model as the transformers backends of vLLM and SGLang do: the model is made by
+`AutoModel.from_config` with the engine's own attention, tokens come in pieces without a cache of transformers, and the
+engine's layers come as `attention_instances`.
 """
 
 import pytest

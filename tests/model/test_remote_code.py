@@ -5,10 +5,16 @@ import subprocess
 import sys
 from importlib import metadata
 
+import pytest
 import torch
+from hub_stand_in import hub
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from safetensors.torch import load_file, save_file
+from tiny_models import randomized, tiny_config
+from transformers import AutoModelForCausalLM
+
+from nanochat_hf.tokenizer import train
 
 CLEAN = """
 import sys, sysconfig
@@ -120,3 +126,113 @@ def test_the_folder_holds_no_pickle_and_its_code_imports_two_packages(model, tmp
     assert others == {"torch", "transformers", "huggingface_hub"} | {
         f".{part}" for part in parts - {"modeling_nanochat_hf"}
     }
+
+
+WHERE = """
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder, first, second = sys.argv[1], *sys.argv[3:]
+tokens, seen = load_file(f"{folder}/tokens.safetensors")["tokens"], {}
+for place in ("me/tiny", f"{folder}/local"):
+    for name, where in {
+        "first": {"revision": first},
+        "second": {"revision": second},
+        "newest": {},
+        "older subfolder": {"subfolder": "rl", "revision": first},
+        "newest subfolder": {"subfolder": "rl"},
+    }.items():
+        if place != "me/tiny" and "revision" in where:  # a folder has no revisions
+            continue
+        model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True, **where)
+        assert type(model).__module__.startswith("transformers_modules"), type(model)
+        with torch.no_grad():
+            seen[f"{place[:2]} {name}"] = model(tokens).logits
+tokenizer = AutoTokenizer.from_pretrained("me/tiny", subfolder="rl", revision=first, trust_remote_code=True)
+assert tokenizer.decode(tokenizer("Hello!")["input_ids"]) == "Hello!"
+try:
+    AutoModelForCausalLM.from_pretrained("me/bare", subfolder="rl", trust_remote_code=True)
+except OSError as error:
+    assert "configuration_nanochat_hf.py" in str(error), error
+else:
+    raise SystemExit("transformers has found the code in the subfolder: say so in the documentation")
+save_file(seen, f"{folder}/seen.safetensors")
+"""
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer():
+    return train(["Hello! Who are you? "] * 20, 275)
+
+
+def test_subfolders_and_revisions_on_the_hub_and_in_a_folder(tokens, chat_tokenizer, tmp_path):
+    """The code comes from the root of the repository, at the same revision as the weights."""
+    models = {name: randomized(tiny_config(), seed) for seed, name in enumerate(("old", "new", "old rl", "new rl"))}
+    files = {}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        chat_tokenizer.save_pretrained(tmp_path / name)
+        files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    commits = []
+    for age, number in (("old", "1" * 40), ("new", "2" * 40)):
+        inside = {f"rl/{name}": content for name, content in files[f"{age} rl"].items() if name[-3:] != ".py"}
+        commits.append((number, {**files[age], **inside}))
+    for name, content in commits[-1][1].items():
+        (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "local" / name).write_bytes(content)
+    save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
+    allowed = modules_of("torch", "transformers", "safetensors")
+    arguments = [str(tmp_path), " ".join(allowed), *(number for number, _ in commits)]
+    with hub() as server:
+        server.repos["models", "me/tiny"] = commits
+        server.repos["models", "me/bare"] = [("3" * 40, {f"rl/{name}": one for name, one in files["new rl"].items()})]
+        environment = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": server.address, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-I", "-c", CLEAN + WHERE, *arguments]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    seen = load_file(tmp_path / "seen.safetensors")
+    expected = {"first": "old", "second": "new", "newest": "new"}
+    expected |= {"older subfolder": "old rl", "newest subfolder": "new rl"}
+    with torch.no_grad():
+        logits = {name: model(tokens).logits for name, model in models.items()}
+    assert {name[3:] for name in seen} == set(expected) and len(seen) == 7
+    for name, found in seen.items():
+        assert torch.equal(found, logits[expected[name[3:]]]), name
+
+
+def test_a_subfolder_with_the_package_needs_no_code_in_the_root(model, tokens, tmp_path):
+    model.save_pretrained(tmp_path / "rl")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, subfolder="rl")
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+TOKENIZER = """
+import io
+from contextlib import redirect_stdout
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+folder, shown = sys.argv[1], io.StringIO()
+with redirect_stdout(shown):
+    silent = [AutoTokenizer.from_pretrained(folder, trust_remote_code=answer) for answer in (False, True)]
+    silent.append(PreTrainedTokenizerFast.from_pretrained(folder))
+assert not shown.getvalue()
+with redirect_stdout(shown):
+    asked = AutoTokenizer.from_pretrained(folder)  # nobody answers
+assert "Do you wish to run the custom code?" in shown.getvalue()
+for tokenizer in (*silent, asked):
+    assert tokenizer.decode(tokenizer("Hello!")["input_ids"]) == "Hello!" and tokenizer.chat_template
+"""
+
+
+def test_the_tokenizer_loads_without_custom_code(model, chat_tokenizer, tmp_path):
+    """transformers asks about the model's code, because it reads the model's configuration first."""
+    model.save_pretrained(tmp_path / "model")
+    chat_tokenizer.save_pretrained(tmp_path / "model")
+    environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    allowed = " ".join(modules_of("torch", "transformers", "safetensors"))
+    command = [sys.executable, "-I", "-c", CLEAN + TOKENIZER, str(tmp_path / "model"), allowed]
+    options = dict(env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, **options)
+    assert result.returncode == 0, result.stderr

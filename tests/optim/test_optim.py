@@ -302,7 +302,7 @@ def test_backouts_scalar_stops_at_its_bound_and_turns_back():
 
 
 def test_past_one_backouts_scalar_flips_every_position():
-    """Why there is a bound: at depth 2 the middle state is the last state, x - βx, and the norm keeps its sign only."""
+    """Why there is a bound: at depth 2 the middle state is the last one, x - βx, of which the norm keeps the sign."""
     model = NanochatHFForCausalLM(
         NanochatHFConfig.from_depth(2, vocab_size=67, head_dim=16, aspect_ratio=16, sequence_length=32)
     )

@@ -14,8 +14,8 @@ SCRIPTS = {
     "evaluation": ("eval", set()),
     "space": ("space", set()),
 }
-# A checkout of upstream, and a module that it imports; clients for tests/serving/by_hand.
-BROUGHT_ALONG = {"benchmarks": {"nanochat", "wandb"}, "tests": {"lm_eval", "text_generation"}}
+# A checkout of upstream, and a module that it imports; what tests are run against by hand (tests/*/by_hand).
+BROUGHT_ALONG = {"benchmarks": {"nanochat", "scripts", "wandb"}, "tests": {"lm_eval", "text_generation"}}
 # Declared, but imported by another library: kernels by transformers, onnx by torch's exporter, the plugins of pytest
 # by pytest; or a program.
 IMPORTED_BY_OTHERS = {

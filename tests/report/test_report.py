@@ -102,6 +102,18 @@ def test_an_answer_that_two_stages_gave_is_printed_once(run_dir):
     assert "BASE, SFT (right): five" in text and text.count("): five") == 1
 
 
+def test_calls_and_answers_are_shown_as_everywhere(run_dir):
+    result = chat_result(0.2, "It is 2+244.\n#### 4")
+    (sample,) = result["details"]["samples"]["sums"]
+    parts = [("text", "It is "), ("python", "2+2"), ("python_output", "4"), ("text", "4.\n#### 4")]
+    sample["parts"] = [{"type": kind, "text": text} for kind, text in parts]
+    sample["prompt"].insert(0, {"role": "assistant", "content": sample["parts"][:3]})
+    settings.write_json(run_dir / "sft" / "eval" / "chat.json", result)
+    text = report.write_report(run_dir)[0].read_text()
+    assert "SFT (right): It is ⟨2+2 = 4⟩.\nAnswer: 4" in text and "[assistant] It is ⟨2+2 = 4⟩\n[user] 2+2" in text
+    assert "2+24" not in text and "####" not in text
+
+
 def test_the_page_says_nothing_twice(run_dir):
     """Neither a heading nor a table nor a sentence comes twice, and numbers are readable."""
     metrics = {"flops": 4.43e16, "tokens": 1234567, "val_bpb": 1.23456}

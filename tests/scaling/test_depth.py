@@ -1,8 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nanochat_hf.scaling import depth_dial, fit_batch, fit_dial, lr_scale
+from nanochat_hf.scaling import backout_bound, depth_dial, fit_batch, fit_dial, lr_scale
 from nanochat_hf.settings import read_recipe
 
 
@@ -156,3 +157,37 @@ def test_the_table_of_recipes_is_what_the_plan_says(recipe):
         f"`{recipe}`", *fit_dial(dial, gpus, rows or run["device_batch_size"]), gpu, mfu, run.get("fp8", False)
     )
     assert row in (root / "docs" / "pretraining.md").read_text().splitlines()
+
+
+# What follows is for texts and batches that upstream does not have.
+MEGABYTE = {"vocab_size": 2048, "text_tokens": 282_000}  # tokens of 1.2 MB of web text
+
+
+def test_depth_2_on_a_megabyte_has_sane_steps_and_decay():
+    alone = depth_dial(2, vocab_size=2048)
+    assert (alone.target_tokens, alone.total_batch_size, alone.num_iterations) == (7_864_464, 65_536, 120)
+    assert alone.weight_decay == pytest.approx(0.04 / (0.02 * 0.5))  # it was 13.07: an eighth of a weight per step
+    limited = depth_dial(2, **MEGABYTE)
+    assert limited.text_limited and limited.total_tokens <= 4 * 282_000
+    assert limited.num_iterations >= 200 and limited.total_tokens > 3.9 * 282_000
+    assert limited.weight_decay * limited.lr_scale * 0.02 <= 0.04 + 1e-12
+
+
+@pytest.mark.parametrize("asked", [{"num_iterations": 120}, {"param_data_ratio": 12}, {"target_flops": 1e13}])
+def test_a_length_that_was_asked_for_is_not_cut(asked):
+    short, enough = depth_dial(2, **MEGABYTE, **asked), depth_dial(2, vocab_size=2048, **asked)
+    assert not short.text_limited and short == enough
+
+
+def test_a_decay_that_was_asked_for_is_not_bounded_and_batches_keep_the_rule():
+    assert depth_dial(2, vocab_size=2048, base_weight_decay=0.28).weight_decay == pytest.approx(13.07, abs=0.01)
+    for depth in range(1, 27):  # upstream's vocabulary: the bound is never met
+        assert depth_dial(depth) == replace(depth_dial(depth, base_weight_decay=0.28), decay_bounded=True)
+    smaller = depth_dial(2, vocab_size=2048).with_batch(2**14)
+    assert smaller.weight_decay == pytest.approx(4.0)  # by the rule 6.5
+    assert depth_dial(2, vocab_size=2048).with_batch(2**19).weight_decay == pytest.approx(2.0)  # full rates
+
+
+def test_backouts_scalar_is_bounded_only_below_upstreams_batches():
+    assert backout_bound(2048) == 0.9 == backout_bound(2**17 - 1)
+    assert backout_bound(2**17) is None and backout_bound(2048, "classic") is None

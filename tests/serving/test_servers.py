@@ -73,19 +73,10 @@ def servers(checkpoints, tmp_path_factory):
     stock = "from transformers.cli.transformers import main; main()"
     commands = {
         "ours": [*ours, "--device", "cpu"],
-        "guarded": [
-            *ours,
-            "--device",
-            "cpu",
-            "--cors",
-            "https://example.org",
-            "--max-batch",
-            "2",
-            "--max-waiting",
-            "6",
-        ],
+        "guarded": [*ours, "--device", "cpu", "--cors", "https://example.org"],
         "transformers": [sys.executable, "-c", stock, "serve", str(checkpoints / "export"), "--device", "cpu"],
     }
+    commands["guarded"] += ["--max-batch", "2", "--max-waiting", "6"]
     logs = tmp_path_factory.mktemp("logs")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     running, addresses = {}, {}

@@ -30,7 +30,7 @@ def text(tmp_path_factory):
     ]
     for name, own in (("a", documents[:25]), ("b", documents[25:]), ("c", documents[:5])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in own))
-    tokenizers.train(documents, 320).save_pretrained(folder / "tokenizer")
+    tokenizers.train(documents, 300).save_pretrained(folder / "tokenizer")
     return folder
 
 
@@ -50,9 +50,19 @@ def test_many_passes_over_fifty_documents_end_below_the_guard(text, packing, tmp
     tokenizer = AutoTokenizer.from_pretrained(text / "tokenizer")
     loader = PackedLoader(f"{text}/[abc].jsonl", tokenizer, batch_size=16, sequence_length=64, packing=packing)
     rows = torch.cat([next(loader)["input_ids"] for _ in range(150)])
-    assert loader.epoch >= 20
+    assert loader.epoch >= 15
     loader.close()
     for row in rows.tolist():
         parts = tokenizer.decode(row).split(tokenizer.bos_token)[1:]
         numbers = [number for part in parts for number in set(re.findall(r"\b1[0-4]\d\b", part))]
         assert len(set(numbers)) == len(numbers), "no row holds one document twice"
+
+
+def test_a_depth_that_wants_more_text_than_there_is_reads_it_four_times_and_says_so(text, tmp_path, capsys):
+    options = ["--data", f"{text}/[abc].jsonl", "--tokenizer", str(text / "tokenizer"), "--dry_run", "true"]
+    main([*SHAPE, *options, "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "Give more text or a smaller --depth, or ask for all of it with --param_data_ratio 12" in said
+    assert re.search(r"The run reads it (3\.\d|4\.0) times", said)
+    main([*SHAPE, *options, "--output_dir", str(tmp_path), "--param_data_ratio", "12"])
+    assert "The run reads it" not in capsys.readouterr().out

@@ -35,7 +35,7 @@ def taught(tmp_path_factory):
     """A small model after SFT on conversations with calls of `weekday`."""
     folder = tmp_path_factory.mktemp("run")
     texts = ["Which day is 2026-03-11? That is the day. Someday Monday Tuesday", *DATES]
-    words = tokenizer.train([*texts, *(written_call("weekday", {"date": date}) for date in DATES)] * 9, 330)
+    words = tokenizer.train([*texts, *(written_call("weekday", {"date": date}) for date in DATES)] * 9, 320)
     torch.manual_seed(0)
     config = NanochatHFConfig.from_depth(2, vocab_size=384, sequence_length=128, head_dim=32, aspect_ratio=32)
     config.bos_token_id, config.eos_token_id = words.bos_token_id, words.eos_token_id
@@ -179,7 +179,7 @@ def test_rl_runs_on_a_llama_with_tools_of_its_own(tmp_path):
     from test_any_model import own_model
     from trl.chat_template_utils import qwen2_5_chat_template
 
-    base = own_model(tmp_path / "base", qwen2_5_chat_template, max_position_embeddings=1024)
+    base = own_model(tmp_path / "base", qwen2_5_chat_template, max_position_embeddings=4096)
     options = {"model": base, "output_dir": tmp_path / "out", "tasks": "microworld-problems@8", "num_iterations": 2}
     options |= {"val_tasks": "microworld-problems@2", "val_samples": 2, "prompts_per_step": 2, "num_generations": 2}
     options |= {"max_new_tokens": 8, "save_every": 0, "eval_every": 2}
