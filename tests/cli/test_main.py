@@ -68,8 +68,7 @@ def test_every_command_explains_itself_on_one_screen(command, capsys, monkeypatc
     shown = help_of(command, capsys)
     own_pages = ["serve", "space", "miniseries", "scaling_laws"]  # docstrings with more than commands
     assert len(shown.splitlines()) <= (50 if command[0] in own_pages else 45), shown
-    if command != ["space"]:  # its examples are those of the script
-        assert f"nanochat-hf {' '.join(command)} " in shown.split("\n", 2)[2], "an example beside the usage"
+    assert f"nanochat-hf {' '.join(command)} " in shown.split("\n", 2)[2], "an example beside the usage"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+import urllib.request
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from distributions import OWN_NAME, PYPROJECT, ROOT, needed, required
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from started_server import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
@@ -177,6 +180,41 @@ def test_a_plain_install_chats(environment, checkpoint, tmp_path):
     options = ["--prompt", "hi", "--temperature", "0", "--max-new-tokens", "12"]
     answer = run_outside(environment, tmp_path, "nanochat-hf", "chat", checkpoint, *options).stdout
     assert answer == greedy_answer(checkpoint)[1] + "\n"
+
+
+def test_a_plain_install_says_what_serving_needs(environment, checkpoint, tmp_path):
+    with pytest.raises(AssertionError, match=r"pip install 'nanochat-hf\[serve\]'"):
+        run_outside(environment, tmp_path, "nanochat-hf", "serve", checkpoint)
+
+
+def test_an_install_with_its_extra_serves(wheel, checkpoint, tmp_path):
+    environment = make_environment(wheel, tmp_path / "environment", "serve")
+    port = free_port()
+    address, variables = f"http://127.0.0.1:{port}", {"PATH": os.defpath, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [environment / "bin" / "nanochat-hf", "serve", checkpoint, "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1"], cwd=tmp_path, env=variables, stdout=log, stderr=log
+        )
+    try:
+        while not answers(f"{address}/health"):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.25)
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "temperature": 0}
+        request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert json.load(response)["choices"][0]["message"]["content"] == greedy_answer(checkpoint)[1]
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 RECIPE = """

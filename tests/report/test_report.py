@@ -108,9 +108,10 @@ def test_calls_and_answers_are_shown_as_everywhere(run_dir):
     parts = [("text", "It is "), ("python", "2+2"), ("python_output", "4"), ("text", "4.\n#### 4")]
     sample["parts"] = [{"type": kind, "text": text} for kind, text in parts]
     sample["prompt"].insert(0, {"role": "assistant", "content": sample["parts"][:3]})
-    settings.write_json(run_dir / "sft" / "eval" / "chat.json", result)
+    for stage in ("base", "sft"):
+        settings.write_json(run_dir / stage / "eval" / "chat.json", result)
     text = report.write_report(run_dir)[0].read_text()
-    assert "SFT (right): It is ⟨2+2 = 4⟩.\nAnswer: 4" in text and "[assistant] It is ⟨2+2 = 4⟩\n[user] 2+2" in text
+    assert "BASE, SFT (right): It is ⟨2+2 = 4⟩.\nAnswer: 4" in text and "[assistant] It is ⟨2+2 = 4⟩\n[user] 2+2" in text
     assert "2+24" not in text and "####" not in text
 
 
