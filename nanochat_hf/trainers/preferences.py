@@ -147,7 +147,8 @@ def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFor
     model.to(pick_device())
     check_scorers([task])
     check_code_execution([task], config.allow_code_execution)
-    sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k}
+    sampling: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    sampling["top_k"] = config.top_k
     examples = [task[index] for index in range(len(task))]
     encoded = [form.prompt(example["messages"][:-1]) for example in examples]
     fitting = [index for index, ids in enumerate(encoded) if len(ids) + config.max_new_tokens <= max_length]
