@@ -61,12 +61,6 @@ def test_what_was_resolved_is_recorded_beside_the_weights(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [settings.RUN_FILE], "no temporary file is left"
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / settings.RUN_FILE).write_text(json.dumps({"stage": "x"})[:-3])
-    with pytest.raises(UserError, match="damaged"):
-        settings.load_run(tmp_path)
-
-
 @dataclass
 class Values:
     output_dir: str = setting("", "folder", path=True)
