@@ -1,6 +1,5 @@
 """A stage's configuration: defaults, recipe, command line, and the record of what was resolved."""
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
