@@ -110,7 +110,7 @@ def test_values_are_described_as_they_are_typed(capsys):
     long = help_of(["pretrain"], capsys, "--help-all")
     for line in ("--fp8 [true|false] ", "--data DATA ... ", "--depth N ", "--matrix_lr X ", "--output_dir PATH "):
         assert f"  {line}" in long
-    assert "--packing best_fit|keep_tails\n" in long and "(default: false)" in long and "False" not in long
+    assert "--packing auto|best_fit|keep_tails\n" in long and "(default: false)" in long and "False" not in long
 
 
 def test_an_evaluation_has_its_own_options_only(capsys):
