@@ -111,7 +111,9 @@ def test_calls_and_answers_are_shown_as_everywhere(run_dir):
     for stage in ("base", "sft"):
         settings.write_json(run_dir / stage / "eval" / "chat.json", result)
     text = report.write_report(run_dir)[0].read_text()
-    assert "BASE, SFT (right): It is ⟨2+2 = 4⟩.\nAnswer: 4" in text and "[assistant] It is ⟨2+2 = 4⟩\n[user] 2+2" in text
+    assert (
+        "BASE, SFT (right): It is ⟨2+2 = 4⟩.\nAnswer: 4" in text and "[assistant] It is ⟨2+2 = 4⟩\n[user] 2+2" in text
+    )
     assert "2+24" not in text and "####" not in text
 
 
