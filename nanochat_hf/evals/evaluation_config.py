@@ -61,6 +61,16 @@ class EvaluationConfig:
         default=False, metadata={"help": "run programs that the model wrote (HumanEval), inside the sandbox"}
     )
 
+    stranger_samples: int = field(default=3, metadata={"help": "stranger's list: conversations per item"})
+    stranger_sampling: list[str] = field(
+        default_factory=list,
+        metadata={"help": "stranger's list: other sampling than the checkpoint's own, such as temperature=0.3"},
+    )
+    stranger_stages: list[str] = field(
+        default_factory=lambda: [name for name in MODEL_FOLDERS if name != "base"],
+        metadata={"help": "stages of --run_dir that the stranger's list is run on"},
+    )
+
     max_tokens: int = field(default=16384, metadata={"help": "padded tokens per forward pass"})
     max_length: int | None = field(
         default=None, metadata={"help": "longest input in tokens; default: the model's context"}

@@ -90,3 +90,22 @@ def test_every_trainer_and_every_loaded_checkpoint_allows_tf32(tmp_path, monkeyp
     devices.clear()
     generation.load_checkpoint(tmp_path, device="cpu")
     assert devices == [torch.device("cpu")]
+
+
+def test_on_apple_machines_every_stage_uses_the_same_device(tmp_path, monkeypatch):
+    """Pretraining, the chat stages, RL's process group, the evaluation and a loaded checkpoint ask one function."""
+    import accelerate
+
+    from nanochat_hf.evals import runner
+    from nanochat_hf.evals.evaluation_config import EvaluationConfig
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    asked = []
+    monkeypatch.setattr(accelerate, "PartialState", lambda cpu: asked.append(cpu))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stage.distributed_state()
+    runner.start_distributed(EvaluationConfig())
+    options = stage.base_arguments(str(tmp_path), save_every=0, save_total_limit=1, seed=1)
+    assert generation.pick_device().type == "mps"
+    assert asked == [False, False] and options["use_cpu"] is False and options["bf16"] is False
