@@ -7,11 +7,12 @@ OPTIMIZER = (
 CHECKPOINTS = "save_every save_minutes save_total_limit"
 HARDWARE = "dtype compile attention num_threads"
 CHAT_GROUPS = {
-    "start": "initialize_control_tokens",
+    "start": "initialize_control_tokens initialize_control_head",
     "length and batch": "epochs num_iterations max_seq_len total_batch_size device_batch_size seed",
     "answers": "prompts_per_step num_generations max_new_tokens rollout_batch_size temperature top_k "
     "allow_code_execution",
     "held-out data": "val_tasks val_samples eval_every",
+    "the finished model": "default_sampling",
     "optimizer": OPTIMIZER,
     "checkpoints": CHECKPOINTS,
     "hardware": HARDWARE,

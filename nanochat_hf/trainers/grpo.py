@@ -26,7 +26,7 @@ from nanochat_hf.evals.evaluated_model import EvaluatedModel
 from nanochat_hf.evals.tasks import AnswerSampling, evaluate_generative
 from nanochat_hf.generation import Sampling, generate_with_tools
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks import check_code_execution, check_scorers
+from nanochat_hf.tasks import check_code_execution, check_scorers, leave_out_unrunnable
 from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainers import compilation
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
@@ -259,6 +259,10 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     val_tasks = [task for task, _ in load_tasks(config.val_tasks, "validation")] if config.eval_every > 0 else []
     check_scorers([*(task for task, _ in tasks), *val_tasks])
     check_code_execution([*(task for task, _ in tasks), *val_tasks], config.allow_code_execution)
+    runnable = leave_out_unrunnable([task for task, _ in tasks], "rl")
+    if len(runnable) < len(tasks):
+        tasks = [(task, repeat) for task, repeat in tasks if task in runnable]
+        val_tasks = [task for task in val_tasks if not task.runs_code]
     state = distributed_state()
     world = state.num_processes
     if config.prompts_per_step % world:
