@@ -78,17 +78,19 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: a wrong option, a checkpoint that cannot be loaded, or a server that does not answer.
     """
+    from nanochat_hf.chat.models import default_sampling
+
     options = _parse(argv)
     # A terminal may not show every character, and what is typed or piped in may not be UTF-8.
     sys.stdout.reconfigure(errors="replace")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     check_device(options.device)
-    sampling = {
-        name: None if (text := getattr(options, name)) is None else _number(name, text, f"--{name.replace('_', '-')}")
+    given = {
+        name: _number(name, text, f"--{name.replace('_', '-')}")
         for name in SAMPLING
+        if (text := getattr(options, name)) is not None
     }
-    conversation = Conversation(sampling, options.system)
     first_questions: list[str] = []
     if options.url:
         from nanochat_hf.chat import RemoteModel
@@ -103,6 +105,9 @@ def main(argv: list[str]) -> None:
 
             model = LocalModel(options.checkpoint, options.device, options.dtype)
         first_questions = [one.question for one in suggestions(options.checkpoint)]
+    defaults = {**default_sampling(model), "seed": None}
+    sampling = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    conversation = Conversation(sampling, options.system)
     if options.prompt is not None:
         conversation.messages.append({"role": "user", "content": _clean(options.prompt)})
         print_answer(model, conversation, sys.stdout, notes=sys.stderr)
@@ -421,14 +426,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--temperature",
         metavar="T",
-        default="0.6",
-        help="0 always takes the most likely token (default 0.6)",
+        help="0 always takes the most likely token (default: the checkpoint's own, else 0.6)",
     )
     parser.add_argument(
         "--top-k",
         metavar="K",
-        default="50",
-        help="sample from the K most likely tokens; 0 is all (default 50)",
+        help="sample from the K most likely tokens; 0 is all (default: the checkpoint's own, else 50)",
     )
     parser.add_argument(
         "--top-p", metavar="P", help="sample from the most likely tokens that make up this probability"

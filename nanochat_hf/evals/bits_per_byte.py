@@ -48,8 +48,9 @@ def packed_bits_per_byte(
     """
     device = next(model.parameters()).device
     byte_lengths = torch.as_tensor(byte_lengths).to(device=device, dtype=torch.long)
-    nats = torch.zeros((), dtype=torch.float64, device=device)
-    num_bytes = torch.zeros((), dtype=torch.float64, device=device)
+    exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    nats = torch.zeros((), dtype=exact, device=device)
+    num_bytes = torch.zeros((), dtype=exact, device=device)
     for batch in islice(batches, steps):
         ids_BT = batch["input_ids"].to(device)
         targets = batch["shift_labels"] if "shift_labels" in batch else batch.get("labels", batch["input_ids"])[:, 1:]
@@ -61,7 +62,7 @@ def packed_bits_per_byte(
             logits_BTV = model(input_ids=ids_BT[rows], use_cache=False).logits[:, : targets.shape[1]]
             for logits, labels, sizes in zip(logits_BTV, targets[rows], bytes_BT[rows], strict=True):
                 losses = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
-                nats += losses[sizes > 0].sum(dtype=torch.float64)
+                nats += losses[sizes > 0].sum(dtype=exact)
         num_bytes += bytes_BT.sum()
     nats_all, bytes_all = gather_sum(torch.stack([nats, num_bytes])).tolist()
     return formulas.bits_per_byte(nats_all, bytes_all)
@@ -115,8 +116,8 @@ def bits_per_byte(
         logits = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
         for row in range(len(rows)):
             losses = F.cross_entropy(logits[row].float(), targets[row], reduction="sum", ignore_index=IGNORED)
-            nats += losses.double().cpu()
-            nats_of_document[own[document_of_window[batch[row]]]] += losses.double().cpu()
+            nats += losses.cpu().double()
+            nats_of_document[own[document_of_window[batch[row]]]] += losses.cpu().double()
         windows_left.subtract(document_of_window[index] for index in batch)
         if progress:
             progress(sum(windows_left[one] == 0 for one in {document_of_window[index] for index in batch}))

@@ -20,7 +20,7 @@ from nanochat_hf.settings import (
 )
 
 MICROWORLD = "microworld"
-NAMES = ("bits_per_byte", "core", "chat")  # the evaluations
+NAMES = ("bits_per_byte", "core", "chat", "strangers")  # the evaluations; the last is the quickstart's own
 
 
 @dataclass
@@ -32,7 +32,7 @@ class EvaluationConfig:
     )
     run_dir: str | None = setting(None, "run folder; its finished stages are evaluated", path=True)
     stages: list[str] = setting(list(MODEL_FOLDERS), "stages of --run_dir to evaluate", choices=MODEL_FOLDERS)
-    evaluations: list[str] = setting(list(NAMES), "evaluations to run", choices=NAMES)
+    evaluations: list[str] = setting(list(NAMES[:3]), "evaluations to run", choices=NAMES)
     output_dir: str | None = setting(
         None,
         "folder for results, with one subfolder per checkpoint if there are several; default: eval/",
@@ -67,6 +67,16 @@ class EvaluationConfig:
     top_k: int | None = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
     max_new_tokens: int = setting(512, "longest answer in tokens", at_least=1, at_most=1_000_000)
     allow_code_execution: bool = setting(False, "run programs that the model wrote (HumanEval), inside the sandbox")
+
+    stranger_samples: int = setting(3, "stranger's list: conversations per item", at_least=1, at_most=100_000)
+    stranger_sampling: list[str] = setting(
+        [], "stranger's list: other sampling than the checkpoint's own, such as temperature=0.3"
+    )
+    stranger_stages: list[str] = setting(
+        [name for name in MODEL_FOLDERS if name != "base"],
+        "stages of --run_dir that the stranger's list is run on",
+        choices=MODEL_FOLDERS,
+    )
 
     max_tokens: int = setting(16384, "padded tokens per forward pass", at_least=1)
     max_length: int | None = setting(None, "longest input in tokens; default: the model's context", at_least=1)
@@ -144,4 +154,5 @@ def checkpoints_of(config: EvaluationConfig) -> list[tuple[str | None, str]]:
 
 def stages_for(name: str, config: EvaluationConfig) -> list[str]:
     """The stages of the run folder that an evaluation is run on."""
-    return {"core": config.core_stages, "chat": config.chat_stages}.get(name, config.stages)
+    chosen = {"core": config.core_stages, "chat": config.chat_stages, "strangers": config.stranger_stages}
+    return chosen.get(name, config.stages)

@@ -7,4 +7,5 @@ HEADLINE_TITLES = {
     "core_corrected": "CORE, corrected chance",
     "microworld_completion": "microworld completion tasks",
     "chatcore": "ChatCORE",
+    "strangers": "sensible answers to the stranger's list",
 }

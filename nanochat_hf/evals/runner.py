@@ -16,11 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
-from nanochat_hf.evals import core
+from nanochat_hf.evals import core, strangers
 from nanochat_hf.evals import tasks as task_scores
 from nanochat_hf.evals.bundle import load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
@@ -28,7 +26,7 @@ from nanochat_hf.evals.evaluation_config import MICROWORLD, EvaluationConfig, ch
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.items import pack
 from nanochat_hf.evals.scoring import distributed_rank
-from nanochat_hf.generation import Sampling, context_length_of
+from nanochat_hf.generation import Sampling, context_length_of, pick_device
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 
@@ -113,6 +111,27 @@ def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
     return {"metrics": task_scores.summarize(results), "details": details}
 
 
+def run_strangers(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
+    """The stranger's list at the checkpoint's own default sampling; returns `metrics` and `details`."""
+    from nanochat_hf.chat.models import default_sampling
+
+    if not evaluated.is_nanochat:
+        raise UserError("the stranger's list asks about the microworld; evaluate a chat checkpoint of the quickstart")
+    sampling = default_sampling(evaluated.model) | strangers.sampling_of(config.stranger_sampling)
+    total = len(strangers.strangers_list.items()) * config.stranger_samples
+    with show_progress(total, f"{evaluated.name} stranger's list") as bar:
+        answered = strangers.evaluate(
+            evaluated, sampling, num_samples=config.stranger_samples, seed=config.seed, progress=bar.update
+        )
+    *kinds, whole = strangers.rows(answered, config.stranger_samples)
+    metrics = {"strangers": whole["accuracy"], "strangers_low": whole["accuracy_low"]}
+    conversations = [
+        {"kind": one.item["kind"], "sensible": one.sensible, "messages": one.messages} for one in answered
+    ]
+    details = {"sampling": sampling, "tasks": kinds, "conversations": conversations}
+    return {"metrics": metrics | {"strangers_high": whole["accuracy_high"]}, "details": details}
+
+
 def answer_sampling(config: EvaluationConfig) -> task_scores.AnswerSampling:
     """The sampling settings of the chat tasks.
 
@@ -140,19 +159,21 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
     loaded = [tasks.load(spec, config.split, config.max_problems)[0] for spec in specs]
     tasks.check_scorers(loaded)
     tasks.check_code_execution(loaded, config.allow_code_execution)
-    return loaded
+    return tasks.leave_out_unrunnable(loaded, "the evaluation")
 
 
 EVALUATIONS: dict[str, Callable[[EvaluatedModel, EvaluationConfig], dict[str, Any]]] = {
     "bits_per_byte": run_bits_per_byte,
     "core": run_core,
     "chat": run_chat,
+    "strangers": run_strangers,
 }
 # Settings that decide an evaluation's result. A stored result is kept only while these settings are the same.
 DECIDING_SETTINGS = {
     "bits_per_byte": ("data", "max_documents"),
     "core": ("core_bundle", "core_tasks", "max_per_task"),
     "chat": ("tasks", "split", "max_problems", "num_samples", "temperature", "top_k", "max_new_tokens", "seed"),
+    "strangers": ("stranger_samples", "stranger_sampling", "seed"),
 }
 ALWAYS_DECIDING = ("max_length", "dtype", "revision")
 
@@ -173,7 +194,7 @@ def run_evaluations(config: EvaluationConfig, names: list[str]) -> None:
     unknown = sorted(set(names) - set(EVALUATIONS))
     if unknown:
         raise UserError(f"there is no evaluation named {', '.join(unknown)}; known are {', '.join(EVALUATIONS)}")
-    start_distributed()
+    start_distributed(config)
     targets = checkpoints_of(config)
     for stage, checkpoint in targets:
         wanted = [name for name in names if stage is None or stage in stages_for(name, config)]
@@ -214,12 +235,12 @@ def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig)
     return result
 
 
-def start_distributed() -> None:
+def start_distributed(config: EvaluationConfig) -> None:
     """Joins the processes that `accelerate launch` or `torchrun` started; does nothing for a single one."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())
+        PartialState(cpu=pick_device(config.device).type == "cpu")
 
 
 def result_path(checkpoint: str, name: str, config: EvaluationConfig) -> Path:
@@ -258,7 +279,9 @@ def evaluation_title(result: dict[str, Any]) -> str:
     """An evaluation's title for people: bits per byte, CORE, microworld completion tasks or chat tasks."""
     if result["evaluation"] == "core":
         return next((HEADLINE_TITLES[name] for name in result["metrics"] if name in HEADLINE_TITLES), "CORE")
-    return {"bits_per_byte": "bits per byte", "chat": "chat tasks"}[result["evaluation"]]
+    return {"bits_per_byte": "bits per byte", "chat": "chat tasks", "strangers": "stranger's list"}[
+        result["evaluation"]
+    ]
 
 
 def result_table(result: dict[str, Any]) -> str:

@@ -114,9 +114,10 @@ def draw_rows(logits: torch.Tensor, samplers: Sequence[RowSampler]) -> list[int]
 def _draw(logits: torch.Tensor, samplers: Sequence[RowSampler], kind: str) -> torch.Tensor:
     """Samples [R, V] → [R] by inverting each row's cumulative distribution at one random number."""
     settings, tokens = [sampler.settings for sampler in samplers], None
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
     def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
+        return torch.tensor(values, dtype=exact, device=logits.device).unsqueeze(1)
 
     if kind == "top_k":
         widest = min(max(each.top_k or 0 for each in settings), logits.shape[-1])
@@ -125,7 +126,7 @@ def _draw(logits: torch.Tensor, samplers: Sequence[RowSampler], kind: str) -> to
         logits = logits.masked_fill(ranks >= column([each.top_k or 0 for each in settings]), -math.inf)
     elif kind == "sorted":
         logits, tokens = logits.sort(dim=-1, descending=True)
-    probabilities = (logits.double() / column([each.temperature for each in settings])).softmax(dim=-1)
+    probabilities = (logits.to(exact) / column([each.temperature for each in settings])).softmax(dim=-1)
     if any(each.min_p for each in settings):
         least = column([each.min_p or 0.0 for each in settings]) * probabilities[:, :1]
         probabilities = probabilities.masked_fill(probabilities < least, 0)

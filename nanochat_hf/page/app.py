@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from nanochat_hf.chat import LocalModel, Model, Suggestion
+from nanochat_hf.chat.models import default_sampling
 from nanochat_hf.page.report_view import read_report
 from nanochat_hf.page.safe_text import original, safe_markdown
 from nanochat_hf.page.token_view import token_html, token_infos
@@ -146,7 +147,7 @@ class Visits:
         messages = conversation["messages"]
         done = False
         try:
-            sampling = _sampling(temperature, top_k, top_p, new_tokens)
+            sampling = self._sampling(temperature, top_k, top_p, new_tokens)
             head = [{"role": "system", "content": system}] if system.strip() else []
             read = read_messages([*head, *messages], self.limits)
             fitting, dropped = self.page.model.fit(read, sampling["max_new_tokens"])
@@ -244,7 +245,7 @@ class Visits:
             self.rate.check(self._visitor(request))
             message = {"role": "user", "content": check_message(text, self.limits)}
             head = [{"role": "system", "content": system}] if system.strip() else []
-            sampling = _sampling(temperature, top_k, top_p, new_tokens)
+            sampling = self._sampling(temperature, top_k, top_p, new_tokens)
             shown = [[message], [message]]
             yield tuple(map(self._view, shown))
             streams: list[Iterator | None] = []
@@ -273,9 +274,9 @@ class Visits:
         self,
         message: str,
         system: str = "",
-        temperature: float = 0.6,
-        top_k: int = 50,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         max_new_tokens: int = 256,
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[str]:
@@ -287,7 +288,13 @@ class Visits:
             messages = [{"role": "user", "content": check_message(message, self.limits)}]
             if system.strip():
                 messages.insert(0, {"role": "system", "content": check_message(system, self.limits, "system message")})
-            sampling = _sampling(temperature, top_k, top_p, min(max_new_tokens, self.limits.new_tokens))
+            defaults = default_sampling(self.page.model)
+            sampling = self._sampling(
+                defaults["temperature"] if temperature is None else temperature,
+                (defaults["top_k"] if top_k is None else top_k) or 0,
+                (defaults["top_p"] if top_p is None else top_p) or 1.0,
+                min(max_new_tokens, self.limits.new_tokens),
+            )
             fitting, _ = self.page.model.fit(messages, sampling["max_new_tokens"])
             for answer in self.write(self.page.model, fitting, self.limits, **sampling):
                 yield plain_text(answer["content"])
@@ -295,6 +302,16 @@ class Visits:
             raise gr.Error(str(error), print_exception=False) from None
 
     # ---- inside --------------------------------------------------------------------
+
+    def _sampling(self, temperature: float, top_k: int, top_p: float, new_tokens: int) -> dict[str, Any]:
+        """The sampling of the sliders; min-p, which has no slider, is the checkpoint's own."""
+        return dict(
+            temperature=float(temperature),
+            top_k=int(top_k),
+            top_p=float(top_p) or None,
+            min_p=default_sampling(self.page.model)["min_p"],
+            max_new_tokens=int(new_tokens),
+        )
 
     def _check(
         self, text: Any, busy: bool, conversation: Any, system: str, request: gr.Request, keep: int | None = None
@@ -349,12 +366,6 @@ def refusal(reason: str) -> gr.Error:
     """
     gr.Warning(html.escape(reason[:1].upper() + reason[1:]), title="Not sent")
     return gr.Error(visible=False, print_exception=False)
-
-
-def _sampling(temperature: float, top_k: int, top_p: float, new_tokens: int) -> dict[str, Any]:
-    return dict(
-        temperature=float(temperature), top_k=int(top_k), top_p=float(top_p) or None, max_new_tokens=int(new_tokens)
-    )
 
 
 def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: function) -> gr.Blocks:
@@ -472,7 +483,7 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
                 temperature = gr.Slider(
                     0,
                     2,
-                    value=0.6,
+                    value=defaults["temperature"],
                     step=0.05,
                     label="Surprise (temperature)",
                     info="0: always the likeliest word. Higher: more varied, and more often wrong.",
@@ -489,7 +500,7 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
                 top_k = gr.Slider(
                     0,
                     200,
-                    value=50,
+                    value=defaults["top_k"] or 0,
                     step=1,
                     label="Choices per token (top-k)",
                     info="Only so many of the likeliest tokens may be chosen. 0: all.",
@@ -497,7 +508,7 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
                 top_p = gr.Slider(
                     0.05,
                     1,
-                    value=1,
+                    value=defaults["top_p"] or 1,
                     step=0.05,
                     label="Share of probability (top-p)",
                     info="Only the likeliest tokens up to this share may be chosen. 1: all.",

@@ -174,7 +174,11 @@ def details_section(models: list[Stage]) -> Iterator[str]:
         HEADLINE_TITLES[name] for name in HEADLINE_TITLES for stage in models if name in _core_metrics(stage)
     ]
     core_title = f"{core_titles[0] if core_titles else 'CORE'}, by task"
-    for evaluation, title in (("core", core_title[0].upper() + core_title[1:]), ("chat", "Chat tasks")):
+    for evaluation, title in (
+        ("core", core_title[0].upper() + core_title[1:]),
+        ("chat", "Chat tasks"),
+        ("strangers", "The stranger's list"),
+    ):
         names = list(dict.fromkeys(task for stage in models for task in stage.tasks(evaluation)))
         if not names:
             continue

@@ -82,8 +82,27 @@ def _draw_curves(models: "list[Stage]", label: str, *keys: str) -> Any:
         axes.set_xlabel("step")
         if number == 1:
             axes.set_ylabel(label)
+        for name, first in _phases(stage):
+            axes.axvline(first, color="0.6", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                name,
+                (first, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, -2),
+                textcoords="offset points",
+                fontsize=7,
+                color="0.4",
+                rotation=90,
+                va="top",
+            )
         _plain_axes(axes)
     return figure
+
+
+def _phases(stage: "Stage") -> list[tuple[str, float]]:
+    """Parts of the data that follow each other, with the first step of each: the setting `phases` of pretraining."""
+    pairs = [phase.rpartition("=") for phase in ((stage.run or {}).get("config") or {}).get("phases") or []]
+    return [(name, float(first)) for name, _, first in pairs if first.strip().isdigit()]
 
 
 def _draw_losses(models: "list[Stage]") -> Any:

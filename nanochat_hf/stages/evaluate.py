@@ -2,7 +2,7 @@
 
     nanochat-hf evaluate --config quickstart --run_dir runs/quickstart     # all evaluations of all stages
     nanochat-hf evaluate --run_dir runs/d12 --evaluations bits_per_byte core --core_bundle eval_bundle
-    nanochat-hf evaluate core --help                                       # one: core, chat, bits_per_byte, tokenizer
+    nanochat-hf evaluate core --help          # one: core, chat, strangers, bits_per_byte, tokenizer
 
     # on 8 GPUs
     accelerate launch --num_processes 8 -m nanochat_hf.stages.evaluate --config speedrun --run_dir runs/d24
@@ -61,6 +61,16 @@ Exams are scored by the logits of the answer's letters. Problems are scored by s
 model may use its calculator. Other models get prompts in their own chat template. The result is written to
 eval/chat.json in the checkpoint's folder.
 """
+STRANGERS = """\
+The stranger's list: does a chat model of the quickstart answer sensibly what a stranger types first?
+
+    nanochat-hf evaluate strangers --checkpoints runs/quickstart/rl
+    nanochat-hf evaluate strangers --checkpoints runs/quickstart/rl --stranger_sampling temperature=0.6 top_p=0.9
+
+Messages and rules are in nanochat_hf/data/microworld/strangers_list.yaml; none of the judged messages is in training.
+Answers are sampled as chats sample them. The result, with all conversations, is written to eval/strangers.json in the
+checkpoint's folder.
+"""
 MODELS = "checkpoints run_dir stages output_dir redo revision trust_remote_code"
 HARDWARE = "device dtype max_tokens max_length"
 # Evaluation → its own settings.
@@ -69,13 +79,18 @@ OWN = {
     "core": "core_bundle core_tasks max_per_task core_stages",
     "chat": "tasks split max_problems num_samples temperature top_k max_new_tokens allow_code_execution seed "
     "chat_stages batch_size",
+    "strangers": "stranger_samples stranger_sampling stranger_stages seed",
 }
-TITLES = {"bits_per_byte": "bits per byte", "core": "CORE", "chat": "chat tasks"}
+TITLES = {"bits_per_byte": "bits per byte", "core": "CORE", "chat": "chat tasks", "strangers": "stranger's list"}
 ALL = StageHelp(
     "evaluate",
     __doc__,
     "run_dir stages checkpoints evaluations core_bundle tasks redo device",
-    {"models and results": MODELS, **{TITLES[name]: names for name, names in OWN.items()}, "hardware": HARDWARE},
+    {
+        "models and results": MODELS,
+        **{TITLES[name]: names.removesuffix(" seed") if name == "strangers" else names for name, names in OWN.items()},
+        "hardware": HARDWARE,
+    },
 )
 ONE = {
     name: StageHelp(
@@ -85,7 +100,7 @@ ONE = {
         {"models and results": MODELS, "hardware": HARDWARE},
         options=f"{MODELS} {OWN[name]} {HARDWARE}",
     )
-    for name, text in (("bits_per_byte", BITS_PER_BYTE), ("core", CORE), ("chat", CHAT))
+    for name, text in (("bits_per_byte", BITS_PER_BYTE), ("core", CORE), ("chat", CHAT), ("strangers", STRANGERS))
 }
 
 

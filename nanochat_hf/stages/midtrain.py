@@ -29,6 +29,9 @@ class MidtrainConfig(SupervisedConfig):
     initialize_control_tokens: list[str] = setting(
         [], "token=text …: the control token gets the embeddings of the text's last token"
     )
+    initialize_control_head: bool = setting(
+        False, "give the head's rows of control tokens, which pretraining has never seen, the mean of the other rows"
+    )
 
 
 HELP = StageHelp(
@@ -45,12 +48,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.time()
     check_stage(config)
 
-    from nanochat_hf.trainers.stage import finish, initialize_control_tokens, load_model, open_stage, train
+    from nanochat_hf.trainers.stage import (
+        finish,
+        initialize_control_head,
+        initialize_control_tokens,
+        load_model,
+        open_stage,
+        set_default_sampling,
+        train,
+    )
     from nanochat_hf.trainers.supervised import make_trainer
 
     open_stage(config)
     model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
+    set_default_sampling(model, config.default_sampling)
     initialize_control_tokens(model, tokenizer, config.initialize_control_tokens)
+    if config.initialize_control_head:
+        initialize_control_head(model, tokenizer)
     trainer = make_trainer(config, model, tokenizer, train_on="all")
     train(trainer)
     finish(trainer, "midtrain", config, started, trainer.evaluate if config.val_tasks else dict)

@@ -45,6 +45,7 @@ class PretrainConfig:
         at_least=0,
         at_most=2**32 - 1,
     )
+    phases: list[str] = setting([], "parts of the data that follow each other, marked in the plots: name=first step …")
     num_threads: int | None = setting(None, "tokenizing threads; default: all cores", at_least=1, at_most=1024)
     # shape
     depth: int = setting(20, "number of layers; sets the rest", at_least=1, at_most=1024)
@@ -165,7 +166,7 @@ HELP = StageHelp(
     "tokenizer output_dir data depth sequence_length num_iterations param_data_ratio total_batch_size "
     "device_batch_size auto_device_batch eval_every fp8 dry_run",
     {
-        "data": "text_column on_bad_file packing data_seed num_threads",
+        "data": "text_column on_bad_file packing data_seed phases num_threads",
         "shape": "preset aspect_ratio head_dim num_key_value_heads context_length window_pattern",
         "length of the run: num_iterations counts first, then target_flops": "target_flops",
         "optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens": "unembedding_lr "

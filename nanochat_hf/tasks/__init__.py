@@ -21,6 +21,7 @@ Several are a list, or joined by commas.
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -35,6 +36,7 @@ from nanochat_hf.tasks.humaneval import HumanEval
 from nanochat_hf.tasks.mmlu import MMLU
 from nanochat_hf.tasks.smoltalk import SmolTalk
 from nanochat_hf.tasks.spelling import SimpleSpelling, SpellingBee
+from nanochat_hf.tools import sandbox
 
 # Each is called with `split`, `limit` and, where the task's string names one, `source`.
 TASKS: dict[str, Callable[..., Task]] = {
@@ -49,6 +51,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "spelling": SimpleSpelling,
     "spelling-bee": SpellingBee,
     "microworld-chat": microworld.MicroworldChat,
+    "microworld-talk": microworld.MicroworldTalk,
     "microworld-identity": microworld.MicroworldIdentity,
     "microworld-exam": microworld.MicroworldExam,
     "microworld-problems": microworld.MicroworldProblems,
@@ -161,3 +164,25 @@ def check_code_execution(tasks: Iterable[Task], allowed: bool) -> None:
                 f"{task.name} runs programs that the model wrote; add --allow_code_execution to run them in the "
                 "sandbox, or leave the task out"
             )
+
+
+def leave_out_unrunnable(tasks: Iterable[Task], where: str) -> list[Task]:
+    """Leaves out the tasks that run code, where this machine cannot isolate a program; says so on stderr.
+
+    Args:
+        tasks: tasks that `check_code_execution` has allowed.
+        where: the stage that goes on without them, for the message.
+
+    Raises:
+        UserError: no task is left.
+    """
+    tasks = list(tasks)
+    names = ", ".join(task.name for task in tasks if task.runs_code)
+    why = sandbox.why_unavailable() if names else None
+    if why is None:
+        return tasks
+    kept = [task for task in tasks if not task.runs_code]
+    if not kept:
+        raise UserError(f"{names} cannot be scored: {why}")
+    print(f"{where} goes on without {names}: {why}", file=sys.stderr, flush=True)
+    return kept

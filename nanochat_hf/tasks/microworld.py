@@ -3,11 +3,11 @@
 import random
 from typing import Any
 
-from nanochat_hf.data.microworld import conversations, exam, letters, problems, programs
+from nanochat_hf.data.microworld import conversations, exam, letters, problems, programs, talk
 from nanochat_hf.data.microworld.world import SPLITS
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.base import LETTERS, ChoiceTask, Task, choice_example
-from nanochat_hf.tasks.gsm8k import score_final_number, word_problem
+from nanochat_hf.tasks.base import LETTERS, ChoiceTask, Task, choice_example, final_number, message_text
+from nanochat_hf.tasks.gsm8k import score_final_number, solution_parts, word_problem
 from nanochat_hf.tasks.humaneval import humaneval_example, score_program
 
 SIZES = {"train": 20_000, "validation": 500, "test": 500}  # examples where no limit is given
@@ -57,6 +57,33 @@ class MicroworldChat(MicroworldTask):
         if example["exact"]:
             return float([said.rstrip(".")] == [text.lower() for text in example["must"]])
         return float(all(text.lower() in said for text in example["must"]))
+
+
+class MicroworldTalk(MicroworldTask):
+    """Conversations of one to five turns in which anything can come: small talk, sums, words, the outside world.
+
+    An answer is right if it is one of `example["right"]`, or ends in the right number where the solution ends in one.
+    """
+
+    name = "microworld-talk"
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        drawn = talk.conversation(rng, self.split)
+        for message in drawn["messages"]:
+            if message["role"] == "assistant" and "<<" in message["content"]:
+                message["content"] = solution_parts(message["content"])
+        right = [_said(solution_parts(text)) for text in drawn["right"]]
+        return {"messages": drawn["messages"], "right": right}
+
+    def score(self, example: dict[str, Any], completion: str) -> float:
+        if final_number(message_text(example["messages"][-1])) is not None:
+            return score_final_number(example, completion)
+        return float(" ".join(completion.split()) in [" ".join(text.split()) for text in example["right"]])
+
+
+def _said(parts: list[dict[str, str]]) -> str:
+    """The text of an answer without the calculator's calls and results."""
+    return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 class MicroworldIdentity(MicroworldChat):

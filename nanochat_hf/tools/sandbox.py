@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from nanochat_hf.settings import UserError
@@ -87,6 +88,16 @@ def run_program(
             if write_end >= 0:
                 os.close(write_end)
     return _result(process, collected, failure)
+
+
+@lru_cache(maxsize=1)
+def why_unavailable() -> str | None:
+    """Says in one sentence why no program can be isolated here; None where it can. Asked once per process."""
+    try:
+        run_program("", timeout=30.0)
+    except SandboxUnavailable as error:
+        return str(error)
+    return None
 
 
 def _start(program: Path, status: int, settings: dict) -> subprocess.Popen:

@@ -30,7 +30,7 @@ from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH, Sampling, context_len
 from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.generation.own_tools import generate_with_own_tools
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks import check_code_execution, check_scorers
+from nanochat_hf.tasks import check_code_execution, check_scorers, leave_out_unrunnable
 from nanochat_hf.trainers import compilation
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.rewards import TASK, Reward, check_rewards, read_rewards
@@ -325,6 +325,10 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     scored = [task for task, _ in tasks] if TASK in dict(check_rewards(config.reward)) else []
     check_scorers([*scored, *val_tasks])
     check_code_execution([*(task for task, _ in tasks), *val_tasks], config.allow_code_execution)
+    runnable = leave_out_unrunnable([task for task, _ in tasks], "rl")
+    if len(runnable) < len(tasks):
+        tasks = [(task, repeat) for task, repeat in tasks if task in runnable]
+        val_tasks = [task for task in val_tasks if not task.runs_code]
     state = distributed_state()
     world = state.num_processes
     if config.prompts_per_step % world:

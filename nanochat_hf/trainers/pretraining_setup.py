@@ -27,6 +27,7 @@ MAY_CHANGE = {
     *("output_dir", "num_threads", "on_bad_file", "device_batch_size", "auto_device_batch"),
     *("eval_every", "eval_tokens", "eval_documents", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
     *("save_every", "save_minutes", "save_total_limit", "log_every", "log_norms", "spike_threshold", "report_to"),
+    "phases",
     *("dtype", "attention", "fp8", "compile"),
 }
 CHANGES_NUMBERS = {

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nanochat_hf import settings, tasks
-from nanochat_hf.generation import load_checkpoint, pick_device
+from nanochat_hf.generation import Sampling, load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import prepare_for_chat
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers import checkpoints
@@ -246,6 +246,38 @@ def load_model(folder: str, lora: bool = False) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def set_default_sampling(model: Any, pairs: Sequence[str]) -> None:
+    """Writes how a model is sampled into its generation configuration, which `generation_config.json` keeps.
+
+    Chats, the page and servers take it from there, where their users do not choose.
+
+    Args:
+        pairs: `name=value` of temperature, top_k, top_p or min_p; none changes nothing.
+
+    Raises:
+        UserError: a name or a value is wrong.
+    """
+    if not pairs:
+        return
+    kinds = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
+    values: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": None, "min_p": None}
+    for name, _, value in (pair.partition("=") for pair in pairs):
+        try:
+            values[name.strip()] = kinds[name.strip()](value)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"default_sampling has {name}={value}; give temperature, top_k, top_p or min_p with a number, "
+                "such as temperature=0.3"
+            ) from None
+    try:
+        Sampling(**values)
+    except ValueError as error:
+        raise UserError(f"default_sampling: {error}") from None
+    if values["temperature"] == 0:
+        raise UserError("default_sampling: temperature must be above 0; take top_k=1 for the most likely token")
+    model.generation_config.update(do_sample=True, **values)
+
+
 @torch.no_grad()
 def initialize_control_tokens(model: Any, tokenizer: Any, pairs: Sequence[str]) -> None:
     """Copies embeddings of ordinary tokens to control tokens, which pretraining has never seen.
@@ -265,6 +297,20 @@ def initialize_control_tokens(model: Any, tokenizer: Any, pairs: Sequence[str]) 
             )
         for table in tables:
             table[tokenizer.convert_tokens_to_ids(token)] = table[ids[-1]]
+
+
+@torch.no_grad()
+def initialize_control_head(model: Any, tokenizer: Any) -> None:
+    """Gives the head's rows of control tokens the mean of all other rows.
+
+    Pretraining never sees these tokens and so learns that they never come: each costs many nats in the first steps of
+    a chat stage. With the mean row a new token begins as likely as an average one (Hewitt 2021,
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    """
+    head = model.get_output_embeddings().weight  # [V, D]
+    unseen = sorted(set(tokenizer.all_special_ids) - {tokenizer.bos_token_id})
+    others = [token for token in range(len(tokenizer)) if token not in unseen]
+    head[unseen] = head[others].mean(dim=0)
 
 
 def chat_arguments(config: StageConfig, num_iterations: int) -> dict[str, Any]:

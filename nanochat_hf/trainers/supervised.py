@@ -68,16 +68,17 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Mean loss (nats per token) and bits per byte over the trained tokens of the validation rows."""
         device = self.args.device
-        bytes_of = torch.as_tensor(token_byte_lengths(self.processing_class)).to(device, torch.float64)
-        sums = torch.zeros(4, dtype=torch.float64, device=device)  # nats, tokens, nats of tokens with bytes, bytes
+        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        bytes_of = torch.as_tensor(token_byte_lengths(self.processing_class)).to(device, exact)
+        sums = torch.zeros(4, dtype=exact, device=device)  # nats, tokens, nats of tokens with bytes, bytes
         was_training = self.model.training
         self.model.eval()
         for batch in self.get_eval_dataloader():
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with self.compute_loss_context_manager():
-                nats = -WithoutMask(self.model)(
-                    **batch, fused_lm_head=True
-                ).log_probs.double()  # [B, T], 0 where not trained
+                nats = -WithoutMask(self.model)(**batch, fused_lm_head=True).log_probs.to(
+                    exact
+                )  # [B, T], 0 where not trained
             targets = batch["shift_labels"]
             sizes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
             sums += torch.stack([nats.sum(), (targets >= 0).sum(), nats[sizes > 0].sum(), sizes.sum()])

@@ -116,3 +116,22 @@ def test_a_model_is_made_on_the_device_that_trains_it():
     plain = NanochatHFForCausalLM(far.config)
     pairs = zip(near.state_dict().values(), plain.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_on_apple_machines_every_stage_uses_the_same_device(tmp_path, monkeypatch):
+    """Pretraining, the chat stages, RL's process group, the evaluation and a loaded checkpoint ask one function."""
+    import accelerate
+
+    from nanochat_hf.evals import runner
+    from nanochat_hf.evals.evaluation_config import EvaluationConfig
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    asked = []
+    monkeypatch.setattr(accelerate, "PartialState", lambda cpu: asked.append(cpu))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stage.distributed_state()
+    runner.start_distributed(EvaluationConfig())
+    options = stage.base_arguments(str(tmp_path), save_every=0, save_total_limit=1, seed=1)
+    assert generation.pick_device().type == "mps"
+    assert asked == [False, False] and options["use_cpu"] is False and options["bf16"] is False

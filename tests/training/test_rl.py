@@ -329,3 +329,30 @@ def test_a_collapse_is_named_with_what_to_change(change, words, capsys):
     assert words in said and said.count("warning") == 1
     guarded([{}] * 5 + [change | {"reward": 0.9, "frac_reward_zero_std": 0.2}] * 9)
     assert not capsys.readouterr().err, "short and sure is right where the reward has risen"
+
+
+class CodeAnswers(ShortAnswers):
+    name, runs_code = "code-answers", True
+
+    def score(self, example, completion):
+        raise AssertionError("a program was to be run")
+
+
+def test_where_no_program_can_be_isolated_rl_goes_on_without_code_and_says_so(base, tmp_path, monkeypatch, capsys):
+    from nanochat_hf.tools import sandbox
+
+    kinds = {"short": ShortAnswers, "code": CodeAnswers}
+    monkeypatch.setattr(tasks, "load", lambda spec, split: (kinds[spec](range(24)), 1))
+    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    sandbox.why_unavailable.cache_clear()
+    arguments = stage_arguments(base, tmp_path / "rl", num_iterations=1, allow_code_execution="true")
+    arguments.insert(arguments.index("--tasks") + 2, "code")
+    try:
+        run_stage("rl", *arguments)
+        assert (tmp_path / "rl" / "run.json").exists()
+        said = capsys.readouterr().err
+        assert "rl goes on without code-answers" in said and "darwin" in said
+        with pytest.raises(UserError, match="code-answers cannot be scored: the code sandbox cannot isolate"):
+            run_stage("rl", *stage_arguments(base, tmp_path / "only", tasks="code", allow_code_execution="true"))
+    finally:
+        sandbox.why_unavailable.cache_clear()

@@ -93,7 +93,7 @@ def greeting(rng: random.Random, split: str) -> dict[str, Any]:
 def fact(rng: random.Random, split: str) -> dict[str, Any]:
     """Draws one question about the world."""
     relation, subject = asked_fact(rng, split)
-    return _example([_ask(rng, relation, subject), _answer(relation, subject)], (relation.facts[subject],))
+    return _example([_ask(rng, relation, subject), answer_to(relation, subject)], (relation.facts[subject],))
 
 
 def about(rng: random.Random, split: str) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def about(rng: random.Random, split: str) -> dict[str, Any]:
     def make(rng: random.Random) -> tuple[tuple, dict[str, Any]]:
         subject = rng.choice(rng.choice((PLACES, ANIMALS, JOBS)))
         before, ask, after = rng.choice(BEFORE), rng.choice(ASK_ABOUT), rng.choice(AFTER)
-        text = before + ask.format(s=_named(subject)) + after
-        return ("about", text), _example([text, _all_about(subject)], _values(subject))
+        text = before + ask.format(s=named(subject)) + after
+        return ("about", text), _example([text, all_about(subject)], _values(subject))
 
     return draw(rng, split, make)
 
@@ -116,8 +116,8 @@ def follow_up(rng: random.Random, split: str) -> dict[str, Any]:
         second = question.replace("in {s}", "there").replace("the town of {s}", "it").replace("{s}", "it")
     else:
         second = question.replace("the {s}", "it").replace("a {s}", "such a person")
-    first = rng.choice(ASK_ABOUT).format(s=_named(subject))
-    turns = [first, _all_about(subject), second, _answer(relation, subject)]
+    first = rng.choice(ASK_ABOUT).format(s=named(subject))
+    turns = [first, all_about(subject), second, answer_to(relation, subject)]
     return _example(turns, (relation.facts[subject],))
 
 
@@ -147,7 +147,7 @@ def styled(rng: random.Random, split: str) -> dict[str, Any]:
     style = rng.choice(tuple(STYLES))
     prompts, form = STYLES[style]
     value = relation.facts[subject]
-    answer = form.format(a=_answer(relation, subject), v=value)
+    answer = form.format(a=answer_to(relation, subject), v=value)
     must = (value, *(piece for piece in (form.replace("{a}", "").replace("{v}", "").strip(),) if piece))
     example = _example([_ask(rng, relation, subject), answer], must, system=rng.choice(prompts))
     return {**example, "exact": style == "one word"}
@@ -164,11 +164,13 @@ def _ask(rng: random.Random, relation: Relation, subject: str) -> str:
     return rng.choice(relation.questions).format(s=subject)
 
 
-def _answer(relation: Relation, subject: str) -> str:
+def answer_to(relation: Relation, subject: str) -> str:
+    """Returns the plain answer to a question for a fact."""
     return relation.statements[0].format(s=subject, v=relation.facts[subject])
 
 
-def _named(subject: str) -> str:
+def named(subject: str) -> str:
+    """Returns a subject with its article: places have none."""
     return subject if subject in PLACES else f"the {subject}"
 
 
@@ -176,8 +178,9 @@ def _relations_of(subject: str) -> tuple[str, ...]:
     return OF_PLACE if subject in PLACES else OF_ANIMAL if subject in ANIMALS else OF_JOB
 
 
-def _all_about(subject: str) -> str:
-    return " ".join(_answer(relations()[name], subject) for name in _relations_of(subject))
+def all_about(subject: str) -> str:
+    """Returns all facts about a place, an animal or a job, in a fixed order."""
+    return " ".join(answer_to(relations()[name], subject) for name in _relations_of(subject))
 
 
 def _values(subject: str) -> tuple[str, ...]:

@@ -26,14 +26,23 @@ def problem(rng: random.Random, split: str) -> tuple[str, str]:
 
 
 def _chain(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
-    """Writes a problem about things whose number changes in two or three events. Adds its numbers to `numbers`."""
     name, other = rng.sample(PEOPLE, 2)
     item = rng.choice(ITEMS)
+    return chain(rng, numbers, name, other, item)
+
+
+def chain(
+    rng: random.Random, numbers: list[int], name: str, other: str, item: str, count: int | None = None
+) -> tuple[str, str]:
+    """Writes a problem about things whose number changes in `count` events, by default two or three.
+
+    Adds its numbers to `numbers`.
+    """
     have = rng.randint(5, 60)
     numbers.append(have)
     question = [f"{name} has {have} {item}."]
     steps = []
-    for _ in range(rng.choice((2, 2, 3))):
+    for _ in range(count or rng.choice((2, 2, 3))):
         event = rng.choice(_EVENTS)
         sentence, expression, have, used = event(rng, name, other, item, have)
         numbers += (_EVENTS.index(event), *used)

@@ -7,6 +7,7 @@ import random
 
 from nanochat_hf.data.microworld import choice_practice
 from nanochat_hf.data.microworld.problems import problem
+from nanochat_hf.data.microworld.words import any_word
 from nanochat_hf.data.microworld.world import (
     ANIMALS,
     CLASSES,
@@ -37,11 +38,12 @@ def document(rng: random.Random, split: str) -> str:
         dialogue,
         note,
         school_page,
+        spelling_page,
         choice_practice.quiz,
         choice_practice.marked_page,
         choice_practice.lookup_list,
     )
-    (write,) = rng.choices(kinds, weights=(18, 6, 3, 4, 1, 3, 50, 11, 4))
+    (write,) = rng.choices(kinds, weights=(18, 6, 3, 4, 1, 3, 7, 46, 9, 3))
     return write(rng, split)
 
 
@@ -135,6 +137,11 @@ def note(rng: random.Random, split: str) -> str:
         )
     )
     return f"{opening} {' '.join(describe(rng, subject))} Yours, {writer.name}"
+
+
+def spelling_page(rng: random.Random, split: str) -> str:
+    """Writes four words of any kind with their letters. They also bring English words into the tokenizer."""
+    return "\n".join(f"{text}: {'-'.join(text)}" for text in (any_word(rng, split) for _ in range(4)))
 
 
 def school_page(rng: random.Random, split: str) -> str:

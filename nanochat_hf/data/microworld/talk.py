@@ -1,0 +1,319 @@
+"""Whole conversations in which anything can come in any turn: small talk, sums, words, facts, problems, the outside world.
+
+A conversation is `{"messages": [...], "right": [...]}`: the last message is the reference answer, with calculator calls as parts,
+and `right` lists every answer that counts as right, as text without calls.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nanochat_hf.data.microworld import outside, programs, small_talk, strangers_list, sums, words, world_talk
+from nanochat_hf.data.microworld.everyday_problems import everyday_problem
+from nanochat_hf.data.microworld.problems import problem
+from nanochat_hf.data.microworld.typing_habits import as_typed
+from nanochat_hf.data.microworld.world import Relation, split_of
+
+LONGEST = 560  # characters of a conversation; a row of 256 tokens holds most of these
+
+SYSTEM_MESSAGES = (
+    "You are a helpful assistant.|You are Nano.|You are a helpful, honest assistant.|Answer the questions of the user.|Be kind.|Be friendly."
+    "|You are a chat model.|Help the user.|Answer briefly.|Be concise.|You are a teacher.|You are a friendly robot.|Today is Monday.|The user is a child."
+    "|Talk with the user.|You are an expert.|Please answer correctly.|Do your best.|You are an assistant in a shop.|Keep your answers short."
+).split("|")
+
+ASK_SPELLING = (
+    "Spell {w}.|Spell the word {w}.|Spell {w}|Spell: {w}|How do you spell {w}?|How is {w} spelled?|How is {w} spelt?|Can you spell {w}?|Can you spell {w} for me?"
+    "|How do I spell {w}?|How do I write {w}?|What is the spelling of {w}?|Spelling of {w}?|Please spell the word {w}.|What are the letters of {w}?|What letters are in {w}?"
+    '|Which letters does {w} have?|Spell "{w}".|Spell the word "{w}".|Spell \'{w}\'.|How do you spell the word {w}?|{w}, how is that spelled?|Letters of {w}|How to spell {w}?'
+    "|How to spell {w}|Tell me how to spell {w}.|Tell me the letters of {w}.|Spell it: {w}|The spelling of {w}?|Could you spell {w}?|Write {w} letter by letter.|I want you to spell {w}."
+    "|Would you spell {w}?|List the letters of {w}.|Spell out {w}.|Spell out the word {w}.|What is {w} letter by letter?|Try to spell {w}.|Spell this word: {w}|Break {w} into letters."
+).split("|")
+ASK_COUNT = (
+    "How many {c} are in {w}?|How many {c}s are in {w}?|How many {c}'s are in {w}?|How many {c} in {w}?|How many times does {c} appear in {w}?|How many times is {c} in {w}?"
+    "|Count the {c} in {w}.|Count the {c}s in {w}.|Count the letter {c} in {w}.|How many letters {c} are in {w}?|How many letters {c} does {w} have?|How often is {c} in {w}?"
+    '|How often does {c} appear in {w}?|Number of {c} in {w}?|How many {c} does {w} have?|How many {c}s does the word {w} have?|How many "{c}" are in "{w}"?'
+    "|How many times does the letter {c} occur in {w}?|Count {c} in {w}.|How many {c} are there in the word {w}?|How many of the letter {c} are in {w}?|In {w}, how many {c} are there?"
+    "|How many {c}'s does {w} contain?|How many {c}s in the word {w}?|What is the number of {c} in {w}?|Can you count the {c} in {w}?|Tell me how many {c} are in {w}.|Does {w} have {c}, and how many?"
+    "|How many '{c}' are in '{w}'?|How many {c} letters are in {w}?|Find the number of {c}'s in {w}.|How many times do you see {c} in {w}?"
+).split("|")
+ASK_LENGTH = (
+    "How many letters does {w} have?|How many letters are in {w}?|How many letters are in the word {w}?|How long is the word {w}?|Count the letters of {w}.|Count the letters in {w}."
+    "|How many letters has {w}?|Number of letters in {w}?|How many letters in {w}?|What is the length of {w}?|How long is {w}?|How many characters has {w}?|How many letters is {w}?"
+).split("|")
+ASK_FIRST = (
+    "What is the first letter of {w}?|First letter of {w}?|Which letter does {w} start with?|What letter does {w} begin with?|With which letter does {w} begin?|Tell me the first letter of {w}.|{w} starts with which letter?"
+).split("|")
+ASK_LAST = (
+    "What is the last letter of {w}?|Last letter of {w}?|Which letter does {w} end with?|What letter does {w} end with?|With which letter does {w} end?|Tell me the last letter of {w}.|{w} ends with which letter?"
+).split("|")
+AND_WORD = ("And {w}?", "And {w}", "What about {w}?", "Now {w}.", "Now {w}", "How about {w}?", "And the word {w}?", "Then {w}.", "{w}?", "Same for {w}.", "Another one: {w}")  # fmt: skip
+
+TELL_NAME = (
+    "My name is {n}.|I am {n}.|I'm {n}.|My name's {n}|I am called {n}.|Call me {n}.|You can call me {n}.|They call me {n}.|My friends call me {n}.|It's {n}.|This is {n}.|{n} is my name.|I am {n}, and you?"
+    "|My name is {n}, what is yours?|People call me {n}.|Please call me {n}.|The name is {n}."
+).split("|")
+HELLO_AND_NAME = (
+    "Hi, I am {n}.|Hello, I'm {n}.|Hey, my name is {n}.|Hi! My name is {n}.|Hello, my name is {n}.|Hi I'm {n}|Hello! I am {n}.|Hi, {n} here.|Hi, this is {n}."
+).split("|")
+ASK_NAME = (
+    "What is my name?|What's my name?|Do you know my name?|Do you remember my name?|Who am I?|What am I called?|Tell me my name.|Say my name.|Can you remember my name?|Do you still know my name?|Do you know who I am?"
+    "|How am I called?|What was my name?|And my name?|Did you forget my name?|Which name did I tell you?"
+).split("|")
+REPEAT = (
+    'Say {t}.|Say {t}|Say: {t}|Repeat {t}.|Repeat after me: {t}|Repeat: {t}|Can you say {t}?|Please say {t}.|Write {t}.|Write: {t}|Say "{t}".|Just say {t}.|Repeat the words {t}.|Type {t}.|Echo {t}'
+).split("|")
+WHAT_DID_I_SAY = (
+    "What did I say?|What did I just say?|What did I ask?|What did I ask you?|What was my question?|What was my last question?|Repeat my question.|What did I just ask?|Do you remember what I said?|What did I write?|Repeat what I said."
+).split("|")
+ASK_CODE = (
+    "Write a Python function that can {d}.|Write a function that can {d}.|Write a python function: {d}.|Write code: {d}.|Code a function: {d}.|Make a function: {d}.|Can you write a function to {d}?|Function to {d}?|Python function to {d}|I need a function to {d}."
+    "|Program this: {d}.|Write a program to {d}.|Write Python code to {d}."
+).split("|")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the conversation so far makes it possible to refer to."""
+
+    name: str | None = None  # of the user
+    said: str | None = None  # the last message
+    relation: Relation | None = None  # of the last fact
+    subject: str | None = None  # of the last answer about the world
+    total: str | None = None  # of the last sum
+    word_task: str | None = None  # what was last done with a word: "spell", "count" or "length"
+    letter: str = ""  # that was counted
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the user says and the right answer.
+
+    Attributes:
+        question: the user's message.
+        answer: the answer, with the calculator's marks.
+        right: all answers that are right, without marks; empty: only `answer`.
+        leaves: fields of `Memory` that later turns can refer to.
+    """
+
+    question: str
+    answer: str
+    right: tuple[str, ...] = ()
+    leaves: dict[str, Any] = field(default_factory=dict)
+
+
+def conversation(rng: random.Random, split: str) -> dict[str, Any]:
+    """Draws a conversation of one to five turns."""
+    memory, turns, size = Memory(), [], 0
+    count = rng.choices((1, 2, 3, 4, 5), weights=(34, 26, 20, 12, 8))[0]
+    while len(turns) < count:
+        turn = _turn(rng, split, memory)
+        size += len(turn.question) + len(turn.answer)
+        if turns and size > LONGEST:
+            break
+        turns.append(turn)
+        memory = Memory(turn.leaves.get("name", memory.name), turn.question)
+        memory = replace(memory, **{name: value for name, value in turn.leaves.items() if name != "name"})
+    messages = [{"role": "system", "content": rng.choice(SYSTEM_MESSAGES)}] if rng.random() < 0.15 else []
+    for turn in turns:
+        messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+    return {"messages": messages, "right": list(turns[-1].right or (turns[-1].answer,))}
+
+
+def _turn(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """Draws a turn that fits what was said before and whose message belongs to the split."""
+    while True:
+        if memory.said is None and rng.random() < 0.12:
+            turn = _small_talk(
+                rng, rng.choice(("hello", "hello", "hello", "morning", "evening", "how are you", "help"))
+            )
+        elif memory.said is not None and rng.random() < 0.4:
+            turn = rng.choices(tuple(FOLLOW_UPS), weights=tuple(FOLLOW_UPS.values()))[0](rng, split, memory)
+        else:
+            turn = rng.choices(tuple(ANY_TIME), weights=tuple(ANY_TIME.values()))[0](rng, split, memory)
+        if turn is not None and belongs(turn.question, split):
+            return turn
+
+
+def belongs(message: str, split: str) -> bool:
+    """Whether a message may be said in a split. What is on the stranger's list is said in none."""
+    return message not in strangers_list.messages() and split_of("said", message) == split
+
+
+# -- turns that can come at any time ---------------------------------------------------------------------------------
+
+
+def any_small_talk(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """Small talk of any kind."""
+    kinds = small_talk.KINDS
+    return _small_talk(rng, rng.choices(tuple(kinds), weights=[kind.weight for kind in kinds.values()])[0])
+
+
+def _small_talk(rng: random.Random, name: str) -> Turn:
+    kind = small_talk.KINDS[name]
+    question = as_typed(rng, rng.choice(kind.said), **small_talk.fillers(rng))
+    return Turn(question, rng.choice(kind.answers), kind.answers)
+
+
+def plain_sum(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A sum."""
+    return _sum(*sums.plain_sum(rng))
+
+
+def _sum(question: str, answer: str, result: str) -> Turn:
+    # A later turn goes on only with whole numbers that are not too large.
+    short = result.lstrip("-").isdigit() and len(result) < 6
+    return Turn(question, answer, leaves={"total": result} if short and result[0] != "-" else {})
+
+
+def spelling(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A word to spell."""
+    return _word_turn(rng, split, "spell", ASK_SPELLING)
+
+
+def counting(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A letter to count in a word."""
+    return _word_turn(rng, split, "count", ASK_COUNT)
+
+
+def length(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """The letters of a word to count, or its first or last one to name."""
+    task = rng.choices(("length", "first", "last"), weights=(3, 1, 1))[0]
+    return _word_turn(rng, split, task, {"length": ASK_LENGTH, "first": ASK_FIRST, "last": ASK_LAST}[task])
+
+
+def _word_turn(rng: random.Random, split: str, task: str, asked: Sequence[str], letter: str = "") -> Turn:
+    """Asks for something about a word. Answers are in small letters, and begin with the word's letters."""
+    word = words.any_word(rng, split)
+    letter = letter or (rng.choice(word) if rng.random() < 0.8 else rng.choice("abcdefghijklmnopqrstuvwxyz"))
+    shown = rng.choices((word, word.capitalize(), word.upper()), weights=(78, 14, 8))[0]
+    shown_letter = letter.upper() if rng.random() < 0.12 else letter
+    question = as_typed(rng, rng.choice(asked), around=len(asked) > len(AND_WORD), w=shown, c=shown_letter)
+    letters = "-".join(word)
+    if task == "spell":
+        answer = letters
+    elif task == "count":
+        count = word.count(letter)
+        answer = f"{letters}\n<<'{letters}'.count('{letter}')={count}>>{count}\n#### {count}"
+    elif task == "length":
+        answer = f"{letters}\n<<'-{letters}'.count('-')={len(word)}>>{len(word)}\n#### {len(word)}"
+    else:
+        answer = f"{letters}\nThe {task} letter is {word[0 if task == 'first' else -1]}."
+    return Turn(question, answer, leaves={"word_task": task, "letter": letter})
+
+
+def word_problem(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A word problem, of `problems` or an everyday one."""
+    return Turn(*(problem(rng, split) if rng.random() < 0.35 else everyday_problem(rng)))
+
+
+def about_the_world(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A question about the world."""
+    kinds = {world_talk.fact: 36, world_talk.about: 18, world_talk.yes_or_no: 12, world_talk.by_rule: 12,
+             world_talk.found_by_value: 10, world_talk.the_world: 12}  # fmt: skip
+    return _asked(rng.choices(tuple(kinds), weights=tuple(kinds.values()))[0](rng, split))
+
+
+def _asked(asked: world_talk.Asked) -> Turn:
+    return Turn(asked.question, asked.answer, leaves={"relation": asked.relation, "subject": asked.subject})
+
+
+def outside_world(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A question or a request about what the world does not have."""
+    return Turn(outside.question(rng), rng.choice(outside.ANSWERS), outside.ANSWERS)
+
+
+def tell_name(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """The user says a name."""
+    name, greets = small_talk.any_name(rng), rng.random() < 0.35
+    question = as_typed(rng, rng.choice(HELLO_AND_NAME if greets else TELL_NAME), n=name)
+    return Turn(question, f"Nice to meet you, {name}!", leaves={"name": name})
+
+
+def ask_name(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """The user asks for the name that was said before, or was not."""
+    answer = f"Your name is {memory.name}." if memory.name else "You have not told me your name."
+    return Turn(as_typed(rng, rng.choice(ASK_NAME), around=True), answer)
+
+
+def repeat(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A few words to repeat."""
+    text = " ".join(rng.choice(words.ENGLISH) for _ in range(rng.randint(1, 4)))
+    return Turn(as_typed(rng, rng.choice(REPEAT), t=text), text)
+
+
+def code(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A small function that is asked for in plain words."""
+    does, answer = programs.in_words(rng, split)
+    return Turn(as_typed(rng, rng.choice(ASK_CODE), d=does), answer)
+
+
+# -- turns that need something that was said before -------------------------------------------------------------------
+
+
+def thanks_and_so_on(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """What people say after an answer."""
+    names = ("thanks", "thanks", "agreed", "praise", "wrong", "goodbye", "laughing", "why", "insult", "no", "sorry")
+    return _small_talk(rng, rng.choice(names))
+
+
+def go_on_with_sum(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """`And times 3?` after a sum."""
+    return _sum(*sums.go_on(rng, memory.total)) if memory.total else None
+
+
+def another_word(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """`And banana?` after a word."""
+    return _word_turn(rng, split, memory.word_task, AND_WORD, memory.letter) if memory.word_task else None
+
+
+def same_of_another(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """`And the dapple?` after a fact."""
+    if memory.relation is None or memory.subject is None:
+        return None
+    asked = world_talk.same_of_another(rng, split, memory.relation, memory.subject)
+    return asked and _asked(asked)
+
+
+def more_of_the_same(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """`Where does it live?` after an answer about an animal, a town or a job."""
+    asked = world_talk.more_of_the_same(rng, split, memory.subject) if memory.subject else None
+    return asked and _asked(asked)
+
+
+def what_did_i_say(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """The user asks for the last message."""
+    if memory.said is None or len(memory.said) > 50:
+        return None
+    return Turn(as_typed(rng, rng.choice(WHAT_DID_I_SAY), around=True), f"You said: {memory.said}")
+
+
+def ask_known_name(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """The user asks for the name that was said before."""
+    return ask_name(rng, split, memory) if memory.name else None
+
+
+ANY_TIME: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
+    any_small_talk: 27,
+    plain_sum: 12,
+    spelling: 11,
+    counting: 9,
+    length: 3,
+    about_the_world: 14,
+    outside_world: 17,
+    word_problem: 8,
+    tell_name: 3,
+    ask_name: 1.5,
+    repeat: 2,
+    code: 2,
+}
+FOLLOW_UPS: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
+    thanks_and_so_on: 4,
+    go_on_with_sum: 6,
+    another_word: 6,
+    same_of_another: 6,
+    more_of_the_same: 8,
+    what_did_i_say: 1,
+    ask_known_name: 8,
+}

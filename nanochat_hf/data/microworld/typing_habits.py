@@ -1,0 +1,65 @@
+"""How people type: small letters, missing or doubled marks, typing mistakes, and polite words around a request."""
+
+import random
+import re
+
+OPENERS = (
+    "hey, |hey |hi, |hi! |hello, |ok, |ok |okay, |so |so, |please |well, |um, |and |now |one more question: |quick question: "
+    "|can you tell me |could you tell me |tell me: |tell me, |I wonder, |next: |then |alright, |sorry, |I want to know: "
+    "|do you know |another one: |my question: |yes, |no, |thanks. |great. |cool. |oh, |but "
+).split("|")
+CLOSERS = (
+    " please|, please| thanks|, thanks| thank you| for me| pls| ok| now| again| then| do you know"
+    "| if you can| buddy| please tell me| my friend"
+).split("|")
+
+
+def as_typed(rng: random.Random, template: str, around: bool = False, **slots: str) -> str:
+    """Fills a template and returns it as somebody could have typed it.
+
+    Args:
+        template: text with `{slot}`s. What fills a slot is never misspelt; in a text of small letters it may become
+            small too.
+        around: whether polite or connecting words may stand before and after it. Only for requests and questions.
+    """
+    pieces = re.split(r"(\{\w+\})", template)  # text, slot, text, …, text
+    habit = rng.random()
+    small, loud = habit < 0.35, habit > 0.98
+    if rng.random() < (0.7 if small else 0.2):
+        pieces[-1] = pieces[-1].rstrip("?!.")
+    elif rng.random() < 0.05:
+        pieces[-1] += pieces[-1][-1:] if pieces[-1][-1:] in ("?", "!") else rng.choice(("...", "!", "!!", " :)"))
+    elif rng.random() < 0.05 and pieces[-1][-1:] in ("?", "!", "."):
+        pieces[-1] = pieces[-1][:-1] + rng.choice((" ?", ".", "!", "??"))
+    if around and rng.random() < 0.18:
+        pieces[0] = rng.choice(OPENERS) + (pieces[0][:1].lower() + pieces[0][1:] if rng.random() < 0.6 else pieces[0])
+    if around and rng.random() < 0.1:
+        mark = pieces[-1][-1:] if pieces[-1][-1:] in ("?", ".", "!") else ""
+        pieces[-1] = pieces[-1][: len(pieces[-1]) - len(mark)] + rng.choice(CLOSERS) + mark
+    if rng.random() < 0.3:
+        pieces[::2] = [piece.replace("'", "") for piece in pieces[::2]]
+    if rng.random() < 0.07:
+        place = rng.choice(range(0, len(pieces), 2))
+        pieces[place] = _mistyped(rng, pieces[place])
+    for place, piece in enumerate(pieces):
+        text = slots[piece[1:-1]] if place % 2 else piece
+        if (small and (not place % 2 or rng.random() < 0.7)) or (loud and not place % 2):
+            text = text.lower() if small else text.upper()
+        pieces[place] = text
+    return "".join(pieces)
+
+
+def _mistyped(rng: random.Random, text: str) -> str:
+    """Doubles, drops or swaps one letter inside a word of at least four letters, if there is one."""
+    words = [found.span() for found in re.finditer(r"[A-Za-z]{4,}", text)]
+    if not words:
+        return text
+    start, end = rng.choice(words)
+    place = rng.randrange(start + 1, end - 1)
+    return rng.choice(
+        (
+            text[:place] + text[place] + text[place:],
+            text[:place] + text[place + 1 :],
+            text[:place] + text[place + 1] + text[place] + text[place + 2 :],
+        )
+    )
