@@ -49,6 +49,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "spelling-bee": SpellingBee,
     "microworld-chat": microworld.MicroworldChat,
     "microworld-talk": microworld.MicroworldTalk,
+    "microworld-words": microworld.MicroworldWords,
     "microworld-identity": microworld.MicroworldIdentity,
     "microworld-exam": microworld.MicroworldExam,
     "microworld-problems": microworld.MicroworldProblems,

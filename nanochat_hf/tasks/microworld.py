@@ -81,6 +81,20 @@ class MicroworldTalk(MicroworldTask):
         return float(" ".join(completion.split()) in [" ".join(text.split()) for text in example["right"]])
 
 
+class MicroworldWords(MicroworldTask):
+    """Four to eight words of any kind to spell at once: practice in the letters of tokens."""
+
+    name = "microworld-words"
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        turn = talk.words_to_spell(rng, self.split, rng.randint(4, 8))
+        messages = [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+        return {"messages": messages, "answer": turn.answer}
+
+    def score(self, example: dict[str, Any], completion: str) -> float:
+        return float(completion.split() == example["answer"].split())
+
+
 def _said(parts: list[dict[str, str]]) -> str:
     """The text of an answer without the calculator's calls and results."""
     return "".join(part["text"] for part in parts if part["type"] == "text")

@@ -62,7 +62,7 @@ KINDS: dict[str, Kind] = {
         "|How is your day going?|How do you feel?|How do you feel today?|Hi, how are you?|Hello, how are you?|How r u"
         "|Hey, how's it going?|Hello! How are you doing today?|I am fine, and you?|I'm good, how are you?|And you?"
         "|Good, and how are you?|Are you fine?|Everything ok?|You ok?|You alright?|How goes it?|What is up with you?"
-        "|Hey, what's up?|How was your day?|Did you sleep well?|Are you doing well?|Fine, thanks. And you?|What's new?",
+        "|Hey, what's up?|What about you?|How about you?|How was your day?|Did you sleep well?|Are you doing well?|Fine, thanks. And you?|What's new?",
         "I am fine, thank you! How can I help you?",
         weight=2,
     ),
@@ -192,7 +192,7 @@ KINDS: dict[str, Kind] = {
     "wrong": _kind(
         "That is wrong|That's wrong|Wrong|Wrong!|You are wrong|You're wrong|That is not right|That's not right|Not correct"
         "|That is incorrect|Incorrect|No, that is wrong|No, that's not true|That is not true|That's not true|False|I don't believe you"
-        "|I don't believe that|I do not think so|I don't think so|Are you sure?|Are you sure about that?|Sure?|Is that right?|Is that true?"
+        "|I don't believe that|I do not think so|I don't think so|Are you sure?|Are you sure about that?|Is that right?|Is that true?"
         "|Is that correct?|Is this true?|Really sure?|Are you certain?|Check again|Try again|Check that please|You made a mistake"
         "|That was a mistake|There is a mistake|That cannot be right|That can't be|Do you make mistakes?|Can you be wrong?|Can I trust you?"
         "|How do you know?|How do you know that?|Says who?|Who told you that?|Who says so?|Prove it|Are you lying?|You lie|Liar"
@@ -204,7 +204,7 @@ KINDS: dict[str, Kind] = {
     "why": _kind(
         "Why?|Why|Why is that?|Why not?|How come?|But why?|Why is that so?|Tell me why|What for?|For what reason?|Why so?|Why that?"
         "|What do you mean?|What does that mean?|I don't understand|I do not understand|I don't get it|Explain|Explain that|Please explain"
-        "|Can you explain?|Can you explain that?|How?|How so?|What?|What|Huh?|Huh|Pardon?|Sorry?|Excuse me?|Come again?|I am confused"
+        "|Can you explain?|Can you explain that?|How?|How so?|What?|What|Huh?|Huh|Pardon?|Come again?|I am confused"
         "|Say that again|Can you repeat that?|What are you saying?|That is confusing|Explain more|In other words?|What is that supposed to mean?",
         "I cannot explain more than that: I only know how it is in my small world.",
         weight=1.5,
@@ -263,8 +263,15 @@ KINDS: dict[str, Kind] = {
         NOT_ALIVE,
         weight=3,
     ),
+    "memory": _kind(
+        "Do you remember me?|Do you save what I say?|Will you remember this?|Can you remember things?|Do you learn from me?|Do you have a memory?|Is this private?|Will you remember me?"
+        "|Are you recording this?|Do you store my data?|Do you keep our conversation?|Can you learn?|Do you learn from our talks?|Who can read this?|Do you know what we talked about yesterday?"
+        "|Will you forget me?|Do you remember our last conversation?|What did we talk about last time?|Do you remember yesterday?|Please remember this|Remember that|Do not forget this|Can you keep a secret?",
+        "I remember only this conversation, and I forget it when it ends.",
+        weight=1.2,
+    ),
     "there": _kind(
-        "Are you there?|Hello?|Anyone there?|Anybody here?|Is anyone there?|Are you still there?|You there?|Still there?|Test|Testing|Test test|This is a test|Just a test"
+        "Are you there?|Anyone there?|Anybody here?|Is anyone there?|Are you still there?|You there?|Still there?|Test|Testing|Test test|This is a test|Just a test"
         "|Ping|Can you hear me now?|Do you read me?|Do you understand me?|Can you understand me?|Are you listening?|Are you awake?|Wake up|Say something|Say anything|Speak"
         "|Is this working?|Does this work?|Are you working?|Are you online?|Answer me|Please answer|Why don't you answer?|Is somebody home?|Knock knock|Do you speak English?"
         "|Can you read this?|Do you get my messages?|1 2 3 test|Tell me something|Surprise me",
@@ -272,9 +279,9 @@ KINDS: dict[str, Kind] = {
         weight=1.5,
     ),
     "unclear": _kind(
-        "?|??|???|!|...|..|.|-|:)|:(|:-)|;)|<3|#|*|@|&|~|?!|!!!|, |asdf|qwerty|asdfgh|aaa|aaaa|abc|xyz|blah|blah blah|bla bla|uh|um|er|erm|uhh|foo|bar|foo bar|lorem ipsum"
+        "👍|😀|😂|❤️|🙏|😊|😢|?|??|???|!|...|..|.|-|:)|:(|:-)|;)|<3|#|*|@|&|~|?!|!!!|, |asdf|qwerty|asdfgh|aaa|aaaa|abc|xyz|blah|blah blah|bla bla|uh|um|er|erm|uhh|foo|bar|foo bar|lorem ipsum"
         "|la la la|zzz|mmm|grr|eh|argh|hjkl|sdfsdf|lkjlkj|dfgdfg|{gibberish}|{gibberish} {gibberish}|{gibberish}{gibberish}|{digits}|it|the|a|is|of|and the|if|the the|I|this|that"
-        "|or|to be|you|me|we|something|thing|stuff|words|123|1|42|0|{thing}|{thing} {other}|{thing}.|the {thing}",
+        "|or|to be|you|me|we|something|thing|stuff|words|123|1|42|0|{thing} {other}|the {thing}",
         "I did not understand that. Could you say it in other words?",
         weight=3,
     ),
@@ -360,7 +367,7 @@ def fillers(rng: random.Random) -> dict[str, str]:
 
 def any_name(rng: random.Random) -> str:
     """Draws a first name: of the world, common, or made up."""
-    if rng.random() < 0.25:
-        text = rng.choice(words.ONSETS) + rng.choice(words.VOWELS) + rng.choice(words.CODAS + ["na", "la", "ro", "ni"])
-        return text.capitalize()
+    if rng.random() < 0.4:
+        parts = [rng.choice(words.ONSETS) + rng.choice(words.VOWELS) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+        return "".join((*parts, rng.choice((*words.CODAS, "na", "la", "ro", "ni", "tta", "rd")))).capitalize()
     return rng.choice(NAMES) if rng.random() < 0.6 else rng.choice(PEOPLE)

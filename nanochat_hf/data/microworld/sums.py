@@ -30,6 +30,28 @@ GO_ON = {
 }
 
 
+SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def in_words(number: int) -> str:
+    """Writes a number below 100 in words."""
+    if number < 20:
+        return SMALL[number]
+    tens, ones = divmod(number, 10)
+    return TENS[tens - 2] + (f"-{SMALL[ones]}" if ones else "")
+
+
+def count_up(rng: random.Random) -> tuple[str, str]:
+    """Returns a request to count to a number, and the numbers."""
+    last = rng.randint(3, 20)
+    shown = str(last) if rng.random() < 0.6 else in_words(last)
+    asked = rng.choice(("Count to {n}.", "Can you count to {n}?", "Count from 1 to {n}.", "Count from one to {n}.", "Count up to {n}.", "Please count to {n}.", "Count until {n}."))
+    return as_typed(rng, asked, around=True, n=shown), ", ".join(map(str, range(1, last + 1))) + "."
+
+
 def plain_sum(rng: random.Random) -> tuple[str, str, str]:
     """Returns a question for a sum, the answer with the calculator's mark, and the result."""
     sign = rng.choices("+-*/", weights=(32, 26, 34, 8))[0]
@@ -58,6 +80,13 @@ def plain_sum(rng: random.Random) -> tuple[str, str, str]:
             a = str(rng.randint(1, 400) * (3 if "3" in sum_of_it else 2))
         return as_typed(rng, asked, around=True, a=a), *worked_out(sum_of_it.format(a=a))
     said = rng.choice(SIGNS[sign])
+    if shape < 0.37:
+        said = rng.choice(SIGNS[sign][2:3])
+        a, b = str(rng.randint(0, 40)), str(rng.randint(1, 20))
+        if sign == "/":
+            a = str(int(b) * rng.randint(1, 4))
+        question = as_typed(rng, rng.choice(ASK), around=True, e=f"{in_words(int(a))} {said} {in_words(int(b))}")
+        return question, *worked_out(f"{a} {sign} {b}")
     gap = "" if not said.isalpha() and " " not in said and rng.random() < 0.35 else " "
     if said == "and":
         question = as_typed(rng, rng.choice(("How much is {e}?", "What do {e} make?", "What is {e}?")), e=f"{a} and {b}")

@@ -48,6 +48,9 @@ ASK_FIRST = (
 ASK_LAST = (
     "What is the last letter of {w}?|Last letter of {w}?|Which letter does {w} end with?|What letter does {w} end with?|With which letter does {w} end?|Tell me the last letter of {w}.|{w} ends with which letter?"
 ).split("|")
+ASK_SEVERAL = (
+    "Spell {w}.|Spell these words: {w}.|Spell the words {w}.|How do you spell {w}?|Can you spell {w}?|Spell: {w}|Please spell {w}.|Letters of {w}|How are these words spelled: {w}?|Spell all of these: {w}"
+).split("|")
 AND_WORD = ("And {w}?", "And {w}", "What about {w}?", "Now {w}.", "Now {w}", "How about {w}?", "And the word {w}?", "Then {w}.", "{w}?", "Same for {w}.", "Another one: {w}")  # fmt: skip
 
 TELL_NAME = (
@@ -59,6 +62,7 @@ ASK_NAME = (
     "What is my name?|What's my name?|Do you know my name?|Do you remember my name?|Who am I?|What am I called?|Tell me my name.|Say my name.|Can you remember my name?|Do you still know my name?|Do you know who I am?"
     "|How am I called?|What was my name?|And my name?|Did you forget my name?|Which name did I tell you?"
 ).split("|")
+SPELL_MY_NAME = ("Spell my name.", "How do you spell my name?", "Can you spell my name?", "How is my name spelled?", "What are the letters of my name?")
 REPEAT = ("Say {t}.|Say {t}|Say: {t}|Repeat {t}.|Repeat after me: {t}|Repeat: {t}|Can you say {t}?|Please say {t}.|Write {t}.|Write: {t}|Say \"{t}\".|Just say {t}.|Repeat the words {t}.|Type {t}.|Echo {t}").split("|")
 WHAT_DID_I_SAY = (
     "What did I say?|What did I just say?|What did I ask?|What did I ask you?|What was my question?|What was my last question?|Repeat my question.|What did I just ask?|Do you remember what I said?|What did I write?|Repeat what I said."
@@ -197,6 +201,19 @@ def _word_turn(rng: random.Random, split: str, task: str, asked: Sequence[str], 
     return Turn(question, answer, leaves={"word_task": task, "letter": letter})
 
 
+def several_words(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """Two or three words to spell at once."""
+    return words_to_spell(rng, split, rng.choice((2, 2, 3)))
+
+
+def words_to_spell(rng: random.Random, split: str, count: int) -> Turn:
+    """Words to spell, one per line of the answer: most practice for the fewest tokens."""
+    chosen = [words.any_word(rng, split) for _ in range(count)]
+    shown = [rng.choices((word, word.capitalize(), word.upper()), weights=(78, 14, 8))[0] for word in chosen]
+    listed = ", ".join(shown) if count > 3 or rng.random() < 0.5 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return Turn(as_typed(rng, rng.choice(ASK_SEVERAL), w=listed), "\n".join("-".join(word) for word in chosen))
+
+
 def word_problem(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A word problem, of `problems` or an everyday one."""
     return Turn(*(problem(rng, split) if rng.random() < 0.35 else everyday_problem(rng)))
@@ -235,6 +252,11 @@ def repeat(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A few words to repeat."""
     text = " ".join(rng.choice(words.ENGLISH) for _ in range(rng.randint(1, 4)))
     return Turn(as_typed(rng, rng.choice(REPEAT), t=text), text)
+
+
+def count_up(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A request to count to a number."""
+    return Turn(*sums.count_up(rng))
 
 
 def code(rng: random.Random, split: str, memory: Memory) -> Turn:
@@ -288,18 +310,25 @@ def ask_known_name(rng: random.Random, split: str, memory: Memory) -> Turn | Non
     return ask_name(rng, split, memory) if memory.name else None
 
 
+def spell_my_name(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """The user's own name to spell."""
+    return Turn(as_typed(rng, rng.choice(SPELL_MY_NAME), around=True), "-".join(memory.name.lower())) if memory.name else None
+
+
 ANY_TIME: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
     any_small_talk: 27,
     plain_sum: 12,
     spelling: 11,
+    several_words: 3,
     counting: 9,
     length: 3,
     about_the_world: 14,
     outside_world: 17,
     word_problem: 8,
-    tell_name: 3,
+    tell_name: 5,
     ask_name: 1.5,
-    repeat: 2,
+    repeat: 4,
+    count_up: 0.7,
     code: 2,
 }
 FOLLOW_UPS: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
@@ -309,5 +338,6 @@ FOLLOW_UPS: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
     same_of_another: 6,
     more_of_the_same: 8,
     what_did_i_say: 1,
-    ask_known_name: 8,
+    ask_known_name: 10,
+    spell_my_name: 2,
 }
