@@ -43,7 +43,8 @@ MODEL_FOLDERS = tuple(folder for stage, folder in STAGE_FOLDERS.items() if stage
 SECTIONS = ("common", *STAGE_FOLDERS, "evaluation", "tokenizer_evaluation", "speedrun", "report")
 # The settings that two or more stages have: what a recipe's section `common` may hold.
 SHARED_SETTINGS = frozenset(
-    "allow_code_execution attention compile core_bundle data default_sampling device_batch_size dtype embedding_lr epochs eval_every "
+    "allow_code_execution attention compile core_bundle data default_sampling device_batch_size dtype embedding_lr "
+    "epochs eval_every "
     "final_lr_frac init_lr_frac matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start "
     "momentum_warmup_steps num_iterations num_threads output_dir run_dir save_every save_minutes save_total_limit "
     "scalar_lr seed sequence_length stages tasks temperature text_column top_k total_batch_size unembedding_lr "

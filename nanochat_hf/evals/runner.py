@@ -16,8 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanochat_hf import settings
 from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core, strangers
@@ -302,7 +300,9 @@ def evaluation_title(result: dict[str, Any]) -> str:
     """An evaluation's title for people: bits per byte, CORE, microworld completion tasks or chat tasks."""
     if result["evaluation"] == "core":
         return next((HEADLINE_TITLES[name] for name in result["metrics"] if name in HEADLINE_TITLES), "CORE")
-    return {"bits_per_byte": "bits per byte", "chat": "chat tasks", "strangers": "stranger's list"}[result["evaluation"]]
+    return {"bits_per_byte": "bits per byte", "chat": "chat tasks", "strangers": "stranger's list"}[
+        result["evaluation"]
+    ]
 
 
 def result_table(result: dict[str, Any]) -> str:

@@ -43,7 +43,9 @@ def is_sensible(item: dict[str, Any], answer: str) -> bool:
         return False
     if any(str(text).lower() in said for text in item.get("none", ())):
         return False
-    if "any" in item and not any(re.search(rf"(?<![a-z0-9]){re.escape(str(text).lower())}", said) for text in item["any"]):
+    if "any" in item and not any(
+        re.search(rf"(?<![a-z0-9]){re.escape(str(text).lower())}", said) for text in item["any"]
+    ):
         return False
     if "number" in item:
         numbers = NUMBER.findall(said.replace(",", ""))
@@ -96,7 +98,9 @@ def evaluate(
                 finished[number] = rollout.text if rollout.finish_reason == "stop" else ""
                 if progress is not None:
                     progress(1)
-    return [Answered(item, messages, is_sensible(item, finished[number])) for number, (item, messages) in enumerate(held)]
+    return [
+        Answered(item, messages, is_sensible(item, finished[number])) for number, (item, messages) in enumerate(held)
+    ]
 
 
 def sampling_of(pairs: Sequence[str]) -> dict[str, Any]:

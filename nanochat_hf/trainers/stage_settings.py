@@ -55,7 +55,8 @@ class StageConfig:
     )
     save_total_limit: int = setting(1, "how many of these checkpoints are kept", at_least=1)
     default_sampling: list[str] = setting(
-        [], "how chats, page and server sample the finished model unless told otherwise, such as temperature=0.3 top_p=0.9"
+        [],
+        "how chats, page and server sample the finished model by default, such as temperature=0.3 top_p=0.9",
     )
     seed: int = setting(42, "seed of data order and sampling", at_least=0, at_most=MAX_SEED)
     dtype: str = setting("auto", "bfloat16, float32 or auto: bf16 on GPUs that have it", choices=DTYPES)

@@ -74,9 +74,9 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
         for batch in self.get_eval_dataloader():
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with self.compute_loss_context_manager():
-                nats = -WithoutMask(self.model)(
-                    **batch, fused_lm_head=True
-                ).log_probs.to(exact)  # [B, T], 0 where not trained
+                nats = -WithoutMask(self.model)(**batch, fused_lm_head=True).log_probs.to(
+                    exact
+                )  # [B, T], 0 where not trained
             targets = batch["shift_labels"]
             sizes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
             sums += torch.stack([nats.sum(), (targets >= 0).sum(), nats[sizes > 0].sum(), sizes.sum()])

@@ -1,11 +1,20 @@
-"""Conversations in which anything can come: solutions that add up, follow-ups that fit, and nothing of the stranger's list."""
+"""Conversations in which anything can come: right solutions, fitting follow-ups, nothing of the stranger's list."""
 
 import random
 import re
 
 import pytest
 
-from nanochat_hf.data.microworld import everyday_problems, outside, small_talk, strangers_list, sums, talk, words, world_talk
+from nanochat_hf.data.microworld import (
+    everyday_problems,
+    outside,
+    small_talk,
+    strangers_list,
+    sums,
+    talk,
+    words,
+    world_talk,
+)
 from nanochat_hf.data.microworld.typing_habits import as_typed
 from nanochat_hf.data.microworld.world import ANIMALS, SPLITS, relations
 from nanochat_hf.tasks import load
@@ -106,12 +115,16 @@ def test_yes_and_no_are_true():
 def test_outside_questions_are_not_about_a_fact_that_the_world_states():
     rng = random.Random(4)
     asked = {outside.question(rng) for _ in range(1500)}
-    inside = {form.format(s=subject) for one in relations().values() for subject in one.facts for form in one.questions}
+    inside = {
+        form.format(s=subject) for one in relations().values() for subject in one.facts for form in one.questions
+    }
     assert len(asked) > 1300 and not asked & inside
 
 
 def test_words_are_of_many_lengths_and_belong_to_one_split():
-    drawn = {split: [words.any_word(random.Random(f"{split}{index}"), split) for index in range(1500)] for split in SPLITS}
+    drawn = {
+        split: [words.any_word(random.Random(f"{split}{index}"), split) for index in range(1500)] for split in SPLITS
+    }
     assert not set(drawn["train"]) & set(drawn["test"])
     assert {len(word) for word in drawn["train"]} >= set(range(2, 13))
     assert {letter for word in drawn["train"] for letter in word} == set("abcdefghijklmnopqrstuvwxyz")

@@ -9,13 +9,14 @@ from nanochat_hf.data.microworld.words import CREATURES, FOODS
 from nanochat_hf.data.microworld.world import ITEMS
 
 THINGS = (
-    "marbles dogs cats cars toys dollars euros coins pens pencils stickers cards balls flowers roses books cookies candies "
-    "sweets oranges bananas lemons cherries grapes potatoes tomatoes carrots balloons stamps tickets chairs cups plates "
-    "bottles buttons bikes fish birds horses cows sheep chickens ducks trees seeds leaves shirts shoes socks hats photos "
-    "letters songs games points friends children students bricks sticks rocks keys"
+    "marbles dogs cats cars toys dollars euros coins pens pencils stickers cards balls flowers roses books "
+    "cookies candies sweets oranges bananas lemons cherries grapes potatoes tomatoes carrots balloons stamps "
+    "tickets chairs cups plates bottles buttons bikes fish birds horses cows sheep chickens ducks trees seeds "
+    "leaves shirts shoes socks hats photos letters songs games points friends children students bricks sticks "
+    "rocks keys"
 ).split()
-# Questions with the beginnings of their solutions, by what is to be calculated: {n} and {m} are people, {p}, {p2} and {o}
-# he or she and him or her, {i} things, {a} and {b} numbers.
+# Questions with the beginnings of their solutions, by what is to be calculated: {n} and {m} are people, {p} and {p2} he
+# or she, {o} him or her, {i} things, {a} and {b} numbers.
 ONE_STEP = {
     "a+b": (
         ("{n} has {a} {i}. {p} buys {b} more. How many {i} does {n} have now?", "Now {n} has"),

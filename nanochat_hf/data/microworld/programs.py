@@ -70,4 +70,6 @@ def in_words(rng: random.Random, split: str) -> tuple[str, str]:
     """Returns what a function of the split does, in plain words, and its code."""
     task = function(rng, split)
     says = task["prompt"].split('"""')[1].removeprefix("First ").rstrip(".")
-    return says.replace(", then ", rng.choice((" and then ", ", then "))), task["prompt"].split("\n")[0] + "\n" + task["canonical_solution"].rstrip()
+    return says.replace(", then ", rng.choice((" and then ", ", then "))), task["prompt"].split("\n")[0] + "\n" + task[
+        "canonical_solution"
+    ].rstrip()
