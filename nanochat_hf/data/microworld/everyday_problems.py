@@ -15,8 +15,8 @@ THINGS = (
     "leaves shirts shoes socks hats photos letters songs games points friends children students bricks sticks "
     "rocks keys"
 ).split()
-# Questions with the beginnings of their solutions, by what is to be calculated: {n} and {m} are people, {p} and {p2} he
-# or she, {o} him or her, {i} things, {a} and {b} numbers.
+# Questions with the beginnings of their solutions, by what is to be calculated. {n} and {m} are people, {p} and {p2}
+# he or she, {o} him or her, {i} things, {a} and {b} numbers.
 ONE_STEP = {
     "a+b": (
         ("{n} has {a} {i}. {p} buys {b} more. How many {i} does {n} have now?", "Now {n} has"),
