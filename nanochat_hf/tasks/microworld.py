@@ -76,9 +76,10 @@ class MicroworldTalk(MicroworldTask):
         return {"messages": drawn["messages"], "right": right}
 
     def score(self, example: dict[str, Any], completion: str) -> float:
-        if final_number(message_text(example["messages"][-1])) is not None:
+        reference = message_text(example["messages"][-1])  # with calls and results, as some callers give completions
+        if final_number(reference) is not None:
             return score_final_number(example, completion)
-        return float(" ".join(completion.split()) in [" ".join(text.split()) for text in example["right"]])
+        return float(completion.split() in [text.split() for text in (*example["right"], reference)])
 
 
 class MicroworldWords(MicroworldTask):

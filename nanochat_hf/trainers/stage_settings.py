@@ -4,6 +4,7 @@ Nothing here imports torch, so `--help` and mistakes are said at once.
 """
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,9 @@ def check_pretraining(config: Any) -> None:
         check_output_dir(config.output_dir)
     if not config.data:
         raise UserError("give --data, the text to train on, such as my_texts/ or microworld")
+    for phase in config.phases:
+        if not re.fullmatch(r".+=\d+", phase):
+            raise UserError(f"--phases has {phase!r}; give name=first step, such as lists=0 documents=500")
     if config.context_length is not None and config.context_length < config.sequence_length:
         raise UserError(
             f"--context_length {config.context_length} is shorter than the rows of {config.sequence_length} tokens; "
