@@ -50,6 +50,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "microworld-chat": microworld.MicroworldChat,
     "microworld-talk": microworld.MicroworldTalk,
     "microworld-words": microworld.MicroworldWords,
+    "microworld-smalltalk": microworld.MicroworldSmallTalk,
+    "microworld-copying": microworld.MicroworldCopying,
     "microworld-identity": microworld.MicroworldIdentity,
     "microworld-exam": microworld.MicroworldExam,
     "microworld-problems": microworld.MicroworldProblems,

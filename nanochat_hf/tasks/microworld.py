@@ -66,9 +66,10 @@ class MicroworldTalk(MicroworldTask):
     """
 
     name = "microworld-talk"
+    conversation = staticmethod(talk.conversation)
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        drawn = talk.conversation(rng, self.split)
+        drawn = self.conversation(rng, self.split)
         for message in drawn["messages"]:
             if message["role"] == "assistant" and "<<" in message["content"]:
                 message["content"] = solution_parts(message["content"])
@@ -80,6 +81,20 @@ class MicroworldTalk(MicroworldTask):
         if final_number(reference) is not None:
             return score_final_number(example, completion)
         return float(completion.split() in [text.split() for text in (*example["right"], reference)])
+
+
+class MicroworldSmallTalk(MicroworldTalk):
+    """One turn of small talk."""
+
+    name = "microworld-smalltalk"
+    conversation = staticmethod(talk.one_small_talk)
+
+
+class MicroworldCopying(MicroworldTalk):
+    """A name that the user tells and asks for later, or words to repeat."""
+
+    name = "microworld-copying"
+    conversation = staticmethod(talk.copying)
 
 
 class MicroworldWords(MicroworldTask):

@@ -42,7 +42,9 @@ def test_no_message_is_in_two_splits_and_none_of_the_strangers_list_is_in_any(dr
     assert not strangers_list.messages() & set().union(*messages.values())
 
 
-@pytest.mark.parametrize("name", ["talk", "chat", "identity", "problems", "spelling", "exam", "code"])
+@pytest.mark.parametrize(
+    "name", ["talk", "smalltalk", "copying", "words", "chat", "identity", "problems", "spelling", "exam", "code"]
+)
 def test_no_judged_message_of_the_strangers_list_is_in_the_training_of_the_quickstart(name):
     task, _ = load(f"microworld-{name}@3000", "train")
     trained = {message_text(turn) for item in task for turn in item["messages"] if turn["role"] == "user"}

@@ -166,7 +166,37 @@ def conversation(rng: random.Random, split: str) -> dict[str, Any]:
         turns.append(turn)
         memory = Memory(turn.leaves.get("name", memory.name), turn.question)
         memory = replace(memory, **{name: value for name, value in turn.leaves.items() if name != "name"})
-    messages = [{"role": "system", "content": rng.choice(SYSTEM_MESSAGES)}] if rng.random() < 0.15 else []
+    return _written(turns, rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.15 else None)
+
+
+def one_small_talk(rng: random.Random, split: str) -> dict[str, Any]:
+    """Draws a conversation of one turn of small talk: most practice for the fewest tokens."""
+    return _written([_drawn(any_small_talk, rng, split, Memory())])
+
+
+def copying(rng: random.Random, split: str) -> dict[str, Any]:
+    """Draws a conversation whose answers copy what the user said: a name, some turns later, or words to repeat."""
+    if rng.random() < 0.3:
+        return _written([_drawn(repeat, rng, split, Memory())])
+    between = rng.choice((any_small_talk, plain_sum, outside_world, spelling))
+    kinds = [*([any_small_talk] if rng.random() < 0.3 else []), tell_name, *([between] if rng.random() < 0.4 else [])]
+    turns: list[Turn] = []
+    name = None
+    for kind in (*kinds, spell_my_name if rng.random() < 0.15 else ask_name):
+        turns.append(_drawn(kind, rng, split, Memory(name)))
+        name = turns[-1].leaves.get("name", name)
+    return _written(turns)
+
+
+def _drawn(kind: Callable[..., Turn | None], rng: random.Random, split: str, memory: Memory) -> Turn:
+    while True:
+        turn = kind(rng, split, memory)
+        if turn is not None and belongs(turn.question, split):
+            return turn
+
+
+def _written(turns: Sequence[Turn], system: str | None = None) -> dict[str, Any]:
+    messages = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
     return {"messages": messages, "right": list(turns[-1].right or (turns[-1].answer,))}
