@@ -17,6 +17,7 @@ LONGEST = 160  # characters of a suggestion
 # Questions for tasks that nobody has evaluated.
 WRITTEN = {
     "microworld-identity": "Who are you?",
+    "microworld-talk": "What is 128 * 7?",
     "microworld-chat": "Where does the yaffle live?",
     "microworld-problems": "Petra has 58 books. Simon gives Petra 29 more. How many books does Petra have now?",
     "microworld-spelling": "How do you spell tosar?",
@@ -28,7 +29,7 @@ WRITTEN = {
     "humaneval": 'def double(x):\n    """Return two times x."""\n',
 }
 # Tasks whose questions make the best first impression come first.
-ORDER = ("identity", "conversations", "smoltalk", "problems", "gsm8k", "chat", "spelling", "code", "humaneval")
+ORDER = ("identity", "talk", "conversations", "smoltalk", "problems", "gsm8k", "chat", "spelling", "code", "humaneval")
 
 
 @dataclass(frozen=True)

@@ -378,6 +378,7 @@ def build(page: Page, gpu: Callable[[Callable], Callable] = lambda function: fun
     visits = Visits(page, gpu)
     limits = page.limits
     local = isinstance(page.model, LocalModel)
+    defaults = default_sampling(page.model)
     longest = min(limits.new_tokens, page.model.context_length - 1) if local else limits.new_tokens
     turns = {"concurrency_limit": limits.at_once, "concurrency_id": "model"}
     private = {"api_visibility": "private"}

@@ -66,9 +66,10 @@ class MicroworldTalk(MicroworldTask):
     """
 
     name = "microworld-talk"
+    conversation = staticmethod(talk.conversation)
 
     def draw(self, rng: random.Random) -> dict[str, Any]:
-        drawn = talk.conversation(rng, self.split)
+        drawn = self.conversation(rng, self.split)
         for message in drawn["messages"]:
             if message["role"] == "assistant" and "<<" in message["content"]:
                 message["content"] = solution_parts(message["content"])
@@ -76,9 +77,38 @@ class MicroworldTalk(MicroworldTask):
         return {"messages": drawn["messages"], "right": right}
 
     def score(self, example: dict[str, Any], completion: str) -> float:
-        if final_number(message_text(example["messages"][-1])) is not None:
+        reference = message_text(example["messages"][-1])  # with calls and results, as some callers give completions
+        if final_number(reference) is not None:
             return score_final_number(example, completion)
-        return float(" ".join(completion.split()) in [" ".join(text.split()) for text in example["right"]])
+        return float(completion.split() in [text.split() for text in (*example["right"], reference)])
+
+
+class MicroworldSmallTalk(MicroworldTalk):
+    """One turn of small talk."""
+
+    name = "microworld-smalltalk"
+    conversation = staticmethod(talk.one_small_talk)
+
+
+class MicroworldCopying(MicroworldTalk):
+    """A name that the user tells and asks for later, or words to repeat."""
+
+    name = "microworld-copying"
+    conversation = staticmethod(talk.copying)
+
+
+class MicroworldWords(MicroworldTask):
+    """Four to eight words of any kind to spell at once: practice in the letters of tokens."""
+
+    name = "microworld-words"
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        turn = talk.words_to_spell(rng, self.split, rng.randint(4, 8))
+        messages = [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+        return {"messages": messages, "answer": turn.answer}
+
+    def score(self, example: dict[str, Any], completion: str) -> float:
+        return float(completion.split() == example["answer"].split())
 
 
 def _said(parts: list[dict[str, str]]) -> str:

@@ -99,7 +99,7 @@ class StageConfig:
     save_total_limit: int = setting(1, "how many of these checkpoints are kept", at_least=1)
     default_sampling: list[str] = setting(
         [],
-        "how chats, page and server sample the finished model unless told otherwise, such as temperature=0.3 top_p=0.9",
+        "how chats, page and server sample the finished model by default, such as temperature=0.3 top_p=0.9",
     )
     seed: int = setting(42, "seed of data order and sampling", at_least=0, at_most=MAX_SEED)
     dtype: str = setting("auto", "bfloat16, float32 or auto: bf16 on GPUs that have it", choices=DTYPES)
@@ -265,6 +265,9 @@ def check_pretraining(config: Any) -> None:
         check_output_dir(config.output_dir)
     if not config.data:
         raise UserError("give --data, the text to train on, such as my_texts/ or microworld")
+    for phase in config.phases:
+        if not re.fullmatch(r".+=\d+", phase):
+            raise UserError(f"--phases has {phase!r}; give name=first step, such as lists=0 documents=500")
     if config.context_length is not None and config.context_length < config.sequence_length:
         raise UserError(
             f"--context_length {config.context_length} is shorter than the rows of {config.sequence_length} tokens; "

@@ -72,6 +72,17 @@ def test_pictures_are_drawn_and_linked_only_where_there_is_data(run_dir):
         assert (run_dir / name).read_bytes().startswith(b"\x89PNG") and (run_dir / name).stat().st_size > 5000
 
 
+def test_phases_of_pretraining_are_marked(run_dir):
+    from nanochat_hf.report.plots import _draw_losses
+    from nanochat_hf.report.stages import load_stage
+
+    stage = load_stage(run_dir, "base")
+    stage.run["config"]["phases"] = ["lists=0", "prose=3"]
+    axes = _draw_losses([stage]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["lists", "prose"]
+    assert [line.get_xdata()[0] for line in axes.lines[-2:]] == [0, 3]
+
+
 def test_nothing_finished_or_damaged_files_are_named(tmp_path, run_dir):
     with pytest.raises(UserError, match="has no finished stage"):
         report.write_report(tmp_path / "empty")

@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 from nanochat_hf import NanochatHFForCausalLM
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers.chat_rows import collate, make_rows, pad_with_empty_rows
-from nanochat_hf.trainers.stage import StageConfig, initialize_control_tokens
+from nanochat_hf.trainers.stage import (
+    StageConfig,
+    initialize_control_head,
+    initialize_control_tokens,
+    set_default_sampling,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,38 @@ def test_a_control_token_gets_the_embeddings_of_a_word(base, tokenizer):
     for pair in ("apples=?", "<|assistant_start|>"):
         with pytest.raises(UserError, match="initialize_control_tokens has"):
             initialize_control_tokens(model, tokenizer, [pair])
+
+
+def test_new_control_tokens_begin_as_likely_as_an_average_token(base, tokenizer):
+    model = NanochatHFForCausalLM.from_pretrained(base)
+    unseen = sorted(set(tokenizer.all_special_ids) - {tokenizer.bos_token_id})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.lm_head.weight[unseen] = -1.0  # as after pretraining, which never sees them
+    initialize_control_head(model, tokenizer)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name != "lm_head.weight")
+    kept = [token for token in range(len(tokenizer)) if token not in unseen]
+    assert torch.equal(after["lm_head.weight"][kept], before["lm_head.weight"][kept])
+    expected = before["lm_head.weight"][kept].mean(dim=0)
+    torch.testing.assert_close(after["lm_head.weight"][unseen], expected.expand(len(unseen), -1))
+
+
+def test_default_sampling_travels_with_the_checkpoint_to_chats_and_servers(base, tmp_path):
+    from nanochat_hf.chat.models import DEFAULT_SAMPLING, default_sampling
+    from nanochat_hf.serving.engine import default_settings
+
+    model = NanochatHFForCausalLM.from_pretrained(base)
+    assert default_sampling(model) == DEFAULT_SAMPLING
+    set_default_sampling(model, ["temperature=0.3", "top_p=0.9"])
+    model.save_pretrained(tmp_path)
+    loaded = NanochatHFForCausalLM.from_pretrained(tmp_path)
+    assert default_sampling(loaded) == {"temperature": 0.3, "top_k": 0, "top_p": 0.9, "min_p": None}
+    served = default_settings(loaded)
+    assert (served.temperature, served.top_p, served.min_p) == (0.3, 0.9, None)
+    for pair, said in (("heat=1", "heat=1"), ("top_p=2", "top_p"), ("temperature=0", "top_k=1")):
+        with pytest.raises(UserError, match=said):
+            set_default_sampling(model, [pair])
 
 
 def test_sft_trains_on_what_the_assistant_says_and_midtraining_on_everything(tokenizer):

@@ -40,6 +40,8 @@ LOOKED_UP = {
         "window_pattern",
         "attention",
         "initialize_control_tokens",
+        "default_sampling",
+        "phases",
         "accelerate_config",
         "first_words",
         "title",

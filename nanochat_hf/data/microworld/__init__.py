@@ -8,6 +8,10 @@ It is a small closed world with people, places, animals and jobs of its own, and
 - `conversations`: chats about the world and about the assistant.
 - `exam`: multiple-choice questions.
 - `problems`: word problems; `letters`: spelling and counting letters; `programs`: small functions to write.
+- `talk`: conversations in which anything can come in any turn. It draws on `small_talk`, `sums`, `everyday_problems`,
+  `world_talk` (the world in everyday wordings), `outside` (what the world does not have), `words` (words of any kind)
+  and `typing_habits` (small letters, typing mistakes).
+- `strangers_list`: what a stranger may type; to evaluate with, never to train on.
 
 `nanochat_hf.tasks.microworld` makes tasks of them. The subject of an item decides its split (`world.split_of`), so
 that train, validation and test cannot overlap.

@@ -39,11 +39,12 @@ def document(rng: random.Random, split: str) -> str:
         note,
         school_page,
         spelling_page,
+        talk_page,
         choice_practice.quiz,
         choice_practice.marked_page,
         choice_practice.lookup_list,
     )
-    (write,) = rng.choices(kinds, weights=(18, 6, 3, 4, 1, 3, 7, 46, 9, 3))
+    (write,) = rng.choices(kinds, weights=(14, 5, 3, 3, 1, 3, 8, 22, 33, 6, 2))
     return write(rng, split)
 
 
@@ -105,8 +106,11 @@ def story(rng: random.Random, split: str) -> str:
 def account(rng: random.Random, split: str) -> str:
     """Writes a word problem and its solution as plain text, without the calculator's marks."""
     question, solution = problem(rng, split)
-    plain = "".join(piece if index % 2 == 0 else "" for index, piece in enumerate(_split_marks(solution)))
-    return f"{question}\n{plain.split('####')[0].strip()}"
+    return f"{question}\n{_without_marks(solution).split('####')[0].strip()}"
+
+
+def _without_marks(solution: str) -> str:
+    return "".join(piece if index % 2 == 0 else "" for index, piece in enumerate(_split_marks(solution)))
 
 
 def _split_marks(solution: str) -> list[str]:
@@ -142,6 +146,14 @@ def note(rng: random.Random, split: str) -> str:
 def spelling_page(rng: random.Random, split: str) -> str:
     """Writes four words of any kind with their letters. They also bring English words into the tokenizer."""
     return "\n".join(f"{text}: {'-'.join(text)}" for text in (any_word(rng, split) for _ in range(4)))
+
+
+def talk_page(rng: random.Random, split: str) -> str:
+    """Writes a conversation as plain text, a line per message. So its words become tokens."""
+    from nanochat_hf.data.microworld import talk  # it needs this module
+
+    messages = talk.conversation(rng, split)["messages"]
+    return "\n".join(_without_marks(message["content"]).split("\n####")[0] for message in messages)
 
 
 def school_page(rng: random.Random, split: str) -> str:

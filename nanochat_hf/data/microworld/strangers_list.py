@@ -1,7 +1,7 @@
 """The stranger's list: messages that somebody who knows nothing of the microworld may type first, or as a follow-up.
 
-It is a set to evaluate with, in `strangers_list.yaml`, which says how an answer is judged. No message of it is in training:
-`talk` refuses them.
+It is a set to evaluate with, in `strangers_list.yaml`, which says how an answer is judged. None of
+its judged messages is in training: `talk` refuses them.
 """
 
 from functools import lru_cache

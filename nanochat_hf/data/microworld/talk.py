@@ -1,7 +1,7 @@
-"""Whole conversations in which anything can come in any turn: small talk, sums, words, facts, problems, the outside world.
+"""Conversations in which anything can come in any turn: small talk, sums, words, facts, problems, the outside world.
 
-A conversation is `{"messages": [...], "right": [...]}`: the last message is the reference answer, with calculator calls as parts,
-and `right` lists every answer that counts as right, as text without calls.
+A conversation is `{"messages": [...], "right": [...]}`. The last message is the reference answer; answers have the
+calculator's marks `<<12*3=36>>`. `right` lists every answer that counts as right.
 """
 
 import random
@@ -18,57 +18,108 @@ from nanochat_hf.data.microworld.world import Relation, split_of
 LONGEST = 560  # characters of a conversation; a row of 256 tokens holds most of these
 
 SYSTEM_MESSAGES = (
-    "You are a helpful assistant.|You are Nano.|You are a helpful, honest assistant.|Answer the questions of the user.|Be kind.|Be friendly."
-    "|You are a chat model.|Help the user.|Answer briefly.|Be concise.|You are a teacher.|You are a friendly robot.|Today is Monday.|The user is a child."
-    "|Talk with the user.|You are an expert.|Please answer correctly.|Do your best.|You are an assistant in a shop.|Keep your answers short."
+    "You are a helpful assistant.|You are Nano.|You are a helpful, honest assistant."
+    "|Answer the questions of the user.|Be kind.|Be friendly."
+    "|You are a chat model.|Help the user.|Answer briefly.|Be concise.|You are a teacher."
+    "|You are a friendly robot.|Today is Monday.|The user is a child."
+    "|Talk with the user.|You are an expert.|Please answer correctly.|Do your best."
+    "|You are an assistant in a shop.|Keep your answers short."
 ).split("|")
 
 ASK_SPELLING = (
-    "Spell {w}.|Spell the word {w}.|Spell {w}|Spell: {w}|How do you spell {w}?|How is {w} spelled?|How is {w} spelt?|Can you spell {w}?|Can you spell {w} for me?"
-    "|How do I spell {w}?|How do I write {w}?|What is the spelling of {w}?|Spelling of {w}?|Please spell the word {w}.|What are the letters of {w}?|What letters are in {w}?"
-    '|Which letters does {w} have?|Spell "{w}".|Spell the word "{w}".|Spell \'{w}\'.|How do you spell the word {w}?|{w}, how is that spelled?|Letters of {w}|How to spell {w}?'
-    "|How to spell {w}|Tell me how to spell {w}.|Tell me the letters of {w}.|Spell it: {w}|The spelling of {w}?|Could you spell {w}?|Write {w} letter by letter.|I want you to spell {w}."
-    "|Would you spell {w}?|List the letters of {w}.|Spell out {w}.|Spell out the word {w}.|What is {w} letter by letter?|Try to spell {w}.|Spell this word: {w}|Break {w} into letters."
+    "Spell {w}.|Spell the word {w}.|Spell {w}|Spell: {w}|How do you spell {w}?|How is {w} spelled?"
+    "|How is {w} spelt?|Can you spell {w}?|Can you spell {w} for me?"
+    "|How do I spell {w}?|How do I write {w}?|What is the spelling of {w}?|Spelling of {w}?"
+    "|Please spell the word {w}.|What are the letters of {w}?|What letters are in {w}?"
+    '|Which letters does {w} have?|Spell "{w}".|Spell the word "{w}".|Spell \'{w}\'.'
+    "|How do you spell the word {w}?|{w}, how is that spelled?|Letters of {w}|How to spell {w}?"
+    "|How to spell {w}|Tell me how to spell {w}.|Tell me the letters of {w}.|Spell it: {w}|The spelling of {w}?"
+    "|Could you spell {w}?|Write {w} letter by letter.|I want you to spell {w}."
+    "|Would you spell {w}?|List the letters of {w}.|Spell out {w}.|Spell out the word {w}."
+    "|What is {w} letter by letter?|Try to spell {w}.|Spell this word: {w}|Break {w} into letters."
 ).split("|")
 ASK_COUNT = (
-    "How many {c} are in {w}?|How many {c}s are in {w}?|How many {c}'s are in {w}?|How many {c} in {w}?|How many times does {c} appear in {w}?|How many times is {c} in {w}?"
-    "|Count the {c} in {w}.|Count the {c}s in {w}.|Count the letter {c} in {w}.|How many letters {c} are in {w}?|How many letters {c} does {w} have?|How often is {c} in {w}?"
-    '|How often does {c} appear in {w}?|Number of {c} in {w}?|How many {c} does {w} have?|How many {c}s does the word {w} have?|How many "{c}" are in "{w}"?'
-    "|How many times does the letter {c} occur in {w}?|Count {c} in {w}.|How many {c} are there in the word {w}?|How many of the letter {c} are in {w}?|In {w}, how many {c} are there?"
-    "|How many {c}'s does {w} contain?|How many {c}s in the word {w}?|What is the number of {c} in {w}?|Can you count the {c} in {w}?|Tell me how many {c} are in {w}.|Does {w} have {c}, and how many?"
-    "|How many '{c}' are in '{w}'?|How many {c} letters are in {w}?|Find the number of {c}'s in {w}.|How many times do you see {c} in {w}?"
+    "How many {c} are in {w}?|How many {c}s are in {w}?|How many {c}'s are in {w}?|How many {c} in {w}?"
+    "|How many times does {c} appear in {w}?|How many times is {c} in {w}?"
+    "|Count the {c} in {w}.|Count the {c}s in {w}.|Count the letter {c} in {w}.|How many letters {c} are in {w}?"
+    "|How many letters {c} does {w} have?|How often is {c} in {w}?"
+    "|How often does {c} appear in {w}?|Number of {c} in {w}?|How many {c} does {w} have?"
+    '|How many {c}s does the word {w} have?|How many "{c}" are in "{w}"?'
+    "|How many times does the letter {c} occur in {w}?|Count {c} in {w}.|How many {c} are there in the word {w}?"
+    "|How many of the letter {c} are in {w}?|In {w}, how many {c} are there?"
+    "|How many {c}'s does {w} contain?|How many {c}s in the word {w}?|What is the number of {c} in {w}?"
+    "|Can you count the {c} in {w}?|Tell me how many {c} are in {w}.|Does {w} have {c}, and how many?"
+    "|How many '{c}' are in '{w}'?|How many {c} letters are in {w}?|Find the number of {c}'s in {w}."
+    "|How many times do you see {c} in {w}?"
 ).split("|")
 ASK_LENGTH = (
-    "How many letters does {w} have?|How many letters are in {w}?|How many letters are in the word {w}?|How long is the word {w}?|Count the letters of {w}.|Count the letters in {w}."
-    "|How many letters has {w}?|Number of letters in {w}?|How many letters in {w}?|What is the length of {w}?|How long is {w}?|How many characters has {w}?|How many letters is {w}?"
+    "How many letters does {w} have?|How many letters are in {w}?|How many letters are in the word {w}?"
+    "|How long is the word {w}?|Count the letters of {w}.|Count the letters in {w}."
+    "|How many letters has {w}?|Number of letters in {w}?|How many letters in {w}?|What is the length of {w}?"
+    "|How long is {w}?|How many characters has {w}?|How many letters is {w}?"
 ).split("|")
 ASK_FIRST = (
-    "What is the first letter of {w}?|First letter of {w}?|Which letter does {w} start with?|What letter does {w} begin with?|With which letter does {w} begin?|Tell me the first letter of {w}.|{w} starts with which letter?"
+    "What is the first letter of {w}?|First letter of {w}?|Which letter does {w} start with?"
+    "|What letter does {w} begin with?|With which letter does {w} begin?|Tell me the first letter of {w}."
+    "|{w} starts with which letter?"
 ).split("|")
 ASK_LAST = (
-    "What is the last letter of {w}?|Last letter of {w}?|Which letter does {w} end with?|What letter does {w} end with?|With which letter does {w} end?|Tell me the last letter of {w}.|{w} ends with which letter?"
+    "What is the last letter of {w}?|Last letter of {w}?|Which letter does {w} end with?"
+    "|What letter does {w} end with?|With which letter does {w} end?|Tell me the last letter of {w}."
+    "|{w} ends with which letter?"
 ).split("|")
-AND_WORD = ("And {w}?", "And {w}", "What about {w}?", "Now {w}.", "Now {w}", "How about {w}?", "And the word {w}?", "Then {w}.", "{w}?", "Same for {w}.", "Another one: {w}")  # fmt: skip
+ASK_SEVERAL = (
+    "Spell {w}.|Spell these words: {w}.|Spell the words {w}.|How do you spell {w}?|Can you spell {w}?|Spell: {w}"
+    "|Please spell {w}.|Letters of {w}|How are these words spelled: {w}?|Spell all of these: {w}"
+).split("|")
+AND_WORD = (
+    "And {w}?",
+    "And {w}",
+    "What about {w}?",
+    "Now {w}.",
+    "Now {w}",
+    "How about {w}?",
+    "And the word {w}?",
+    "Then {w}.",
+    "{w}?",
+    "Same for {w}.",
+    "Another one: {w}",
+)
 
 TELL_NAME = (
-    "My name is {n}.|I am {n}.|I'm {n}.|My name's {n}|I am called {n}.|Call me {n}.|You can call me {n}.|They call me {n}.|My friends call me {n}.|It's {n}.|This is {n}.|{n} is my name.|I am {n}, and you?"
+    "My name is {n}.|I am {n}.|I'm {n}.|My name's {n}|I am called {n}.|Call me {n}.|You can call me {n}."
+    "|They call me {n}.|My friends call me {n}.|It's {n}.|This is {n}.|{n} is my name.|I am {n}, and you?"
     "|My name is {n}, what is yours?|People call me {n}.|Please call me {n}.|The name is {n}."
 ).split("|")
 HELLO_AND_NAME = (
-    "Hi, I am {n}.|Hello, I'm {n}.|Hey, my name is {n}.|Hi! My name is {n}.|Hello, my name is {n}.|Hi I'm {n}|Hello! I am {n}.|Hi, {n} here.|Hi, this is {n}."
+    "Hi, I am {n}.|Hello, I'm {n}.|Hey, my name is {n}.|Hi! My name is {n}.|Hello, my name is {n}.|Hi I'm {n}"
+    "|Hello! I am {n}.|Hi, {n} here.|Hi, this is {n}."
 ).split("|")
 ASK_NAME = (
-    "What is my name?|What's my name?|Do you know my name?|Do you remember my name?|Who am I?|What am I called?|Tell me my name.|Say my name.|Can you remember my name?|Do you still know my name?|Do you know who I am?"
+    "What is my name?|What's my name?|Do you know my name?|Do you remember my name?|Who am I?|What am I called?"
+    "|Tell me my name.|Say my name.|Can you remember my name?|Do you still know my name?|Do you know who I am?"
     "|How am I called?|What was my name?|And my name?|Did you forget my name?|Which name did I tell you?"
 ).split("|")
+SPELL_MY_NAME = (
+    "Spell my name.",
+    "How do you spell my name?",
+    "Can you spell my name?",
+    "How is my name spelled?",
+    "What are the letters of my name?",
+)
 REPEAT = (
-    'Say {t}.|Say {t}|Say: {t}|Repeat {t}.|Repeat after me: {t}|Repeat: {t}|Can you say {t}?|Please say {t}.|Write {t}.|Write: {t}|Say "{t}".|Just say {t}.|Repeat the words {t}.|Type {t}.|Echo {t}'
+    "Say {t}.|Say {t}|Say: {t}|Repeat {t}.|Repeat after me: {t}|Repeat: {t}|Can you say {t}?|Please say {t}."
+    '|Write {t}.|Write: {t}|Say "{t}".|Just say {t}.|Repeat the words {t}.|Type {t}.|Echo {t}'
 ).split("|")
 WHAT_DID_I_SAY = (
-    "What did I say?|What did I just say?|What did I ask?|What did I ask you?|What was my question?|What was my last question?|Repeat my question.|What did I just ask?|Do you remember what I said?|What did I write?|Repeat what I said."
+    "What did I say?|What did I just say?|What did I ask?|What did I ask you?|What was my question?"
+    "|What was my last question?|Repeat my question.|What did I just ask?|Do you remember what I said?"
+    "|What did I write?|Repeat what I said."
 ).split("|")
 ASK_CODE = (
-    "Write a Python function that can {d}.|Write a function that can {d}.|Write a python function: {d}.|Write code: {d}.|Code a function: {d}.|Make a function: {d}.|Can you write a function to {d}?|Function to {d}?|Python function to {d}|I need a function to {d}."
+    "Write a Python function that can {d}.|Write a function that can {d}.|Write a python function: {d}."
+    "|Write code: {d}.|Code a function: {d}.|Make a function: {d}.|Can you write a function to {d}?"
+    "|Function to {d}?|Python function to {d}|I need a function to {d}."
     "|Program this: {d}.|Write a program to {d}.|Write Python code to {d}."
 ).split("|")
 
@@ -115,7 +166,37 @@ def conversation(rng: random.Random, split: str) -> dict[str, Any]:
         turns.append(turn)
         memory = Memory(turn.leaves.get("name", memory.name), turn.question)
         memory = replace(memory, **{name: value for name, value in turn.leaves.items() if name != "name"})
-    messages = [{"role": "system", "content": rng.choice(SYSTEM_MESSAGES)}] if rng.random() < 0.15 else []
+    return _written(turns, rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.15 else None)
+
+
+def one_small_talk(rng: random.Random, split: str) -> dict[str, Any]:
+    """Draws a conversation of one turn of small talk: most practice for the fewest tokens."""
+    return _written([_drawn(any_small_talk, rng, split, Memory())])
+
+
+def copying(rng: random.Random, split: str) -> dict[str, Any]:
+    """Draws a conversation whose answers copy what the user said: a name, some turns later, or words to repeat."""
+    if rng.random() < 0.3:
+        return _written([_drawn(repeat, rng, split, Memory())])
+    between = rng.choice((any_small_talk, plain_sum, outside_world, spelling))
+    kinds = [*([any_small_talk] if rng.random() < 0.3 else []), tell_name, *([between] if rng.random() < 0.4 else [])]
+    turns: list[Turn] = []
+    name = None
+    for kind in (*kinds, spell_my_name if rng.random() < 0.15 else ask_name):
+        turns.append(_drawn(kind, rng, split, Memory(name)))
+        name = turns[-1].leaves.get("name", name)
+    return _written(turns)
+
+
+def _drawn(kind: Callable[..., Turn | None], rng: random.Random, split: str, memory: Memory) -> Turn:
+    while True:
+        turn = kind(rng, split, memory)
+        if turn is not None and belongs(turn.question, split):
+            return turn
+
+
+def _written(turns: Sequence[Turn], system: str | None = None) -> dict[str, Any]:
+    messages = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
     return {"messages": messages, "right": list(turns[-1].right or (turns[-1].answer,))}
@@ -203,6 +284,19 @@ def _word_turn(rng: random.Random, split: str, task: str, asked: Sequence[str], 
     return Turn(question, answer, leaves={"word_task": task, "letter": letter})
 
 
+def several_words(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """Two or three words to spell at once."""
+    return words_to_spell(rng, split, rng.choice((2, 2, 3)))
+
+
+def words_to_spell(rng: random.Random, split: str, count: int) -> Turn:
+    """Words to spell, one per line of the answer: most practice for the fewest tokens."""
+    chosen = [words.any_word(rng, split) for _ in range(count)]
+    shown = [rng.choices((word, word.capitalize(), word.upper()), weights=(78, 14, 8))[0] for word in chosen]
+    listed = ", ".join(shown) if count > 3 or rng.random() < 0.5 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return Turn(as_typed(rng, rng.choice(ASK_SEVERAL), w=listed), "\n".join("-".join(word) for word in chosen))
+
+
 def word_problem(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A word problem, of `problems` or an everyday one."""
     return Turn(*(problem(rng, split) if rng.random() < 0.35 else everyday_problem(rng)))
@@ -210,8 +304,14 @@ def word_problem(rng: random.Random, split: str, memory: Memory) -> Turn:
 
 def about_the_world(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A question about the world."""
-    kinds = {world_talk.fact: 36, world_talk.about: 18, world_talk.yes_or_no: 12, world_talk.by_rule: 12,
-             world_talk.found_by_value: 10, world_talk.the_world: 12}  # fmt: skip
+    kinds = {
+        world_talk.fact: 36,
+        world_talk.about: 18,
+        world_talk.yes_or_no: 12,
+        world_talk.by_rule: 12,
+        world_talk.found_by_value: 10,
+        world_talk.the_world: 12,
+    }
     return _asked(rng.choices(tuple(kinds), weights=tuple(kinds.values()))[0](rng, split))
 
 
@@ -241,6 +341,11 @@ def repeat(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A few words to repeat."""
     text = " ".join(rng.choice(words.ENGLISH) for _ in range(rng.randint(1, 4)))
     return Turn(as_typed(rng, rng.choice(REPEAT), t=text), text)
+
+
+def count_up(rng: random.Random, split: str, memory: Memory) -> Turn:
+    """A request to count to a number."""
+    return Turn(*sums.count_up(rng))
 
 
 def code(rng: random.Random, split: str, memory: Memory) -> Turn:
@@ -294,18 +399,29 @@ def ask_known_name(rng: random.Random, split: str, memory: Memory) -> Turn | Non
     return ask_name(rng, split, memory) if memory.name else None
 
 
+def spell_my_name(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """The user's own name to spell."""
+    return (
+        Turn(as_typed(rng, rng.choice(SPELL_MY_NAME), around=True), "-".join(memory.name.lower()))
+        if memory.name
+        else None
+    )
+
+
 ANY_TIME: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
     any_small_talk: 27,
     plain_sum: 12,
     spelling: 11,
+    several_words: 3,
     counting: 9,
     length: 3,
     about_the_world: 14,
     outside_world: 17,
     word_problem: 8,
-    tell_name: 3,
+    tell_name: 5,
     ask_name: 1.5,
-    repeat: 2,
+    repeat: 4,
+    count_up: 0.7,
     code: 2,
 }
 FOLLOW_UPS: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
@@ -315,5 +431,6 @@ FOLLOW_UPS: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
     same_of_another: 6,
     more_of_the_same: 8,
     what_did_i_say: 1,
-    ask_known_name: 8,
+    ask_known_name: 10,
+    spell_my_name: 2,
 }

@@ -4,8 +4,10 @@ import random
 import re
 
 OPENERS = (
-    "hey, |hey |hi, |hi! |hello, |ok, |ok |okay, |so |so, |please |well, |um, |and |now |one more question: |quick question: "
-    "|can you tell me |could you tell me |tell me: |tell me, |I wonder, |next: |then |alright, |sorry, |I want to know: "
+    "hey, |hey |hi, |hi! |hello, |ok, |ok |okay, |so |so, |please |well, |um, |and |now |one more question: "
+    "|quick question: "
+    "|can you tell me |could you tell me |tell me: |tell me, |I wonder, |next: |then |alright, |sorry, "
+    "|I want to know: "
     "|do you know |another one: |my question: |yes, |no, |thanks. |great. |cool. |oh, |but "
 ).split("|")
 CLOSERS = (
