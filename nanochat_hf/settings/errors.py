@@ -1,0 +1,108 @@
+"""Mistakes that the user can correct: how they are raised, and how a command ends with one."""
+
+import importlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from nanochat_hf.openmp import bound_spinning
+
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
+# Packages that a plain install does not have → the extra that brings them.
+EXTRAS = dict.fromkeys(
+    ("accelerate", "datasets", "fsspec", "matplotlib", "peft", "psutil", "pyarrow", "torchao", "trl"), "train"
+) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
+
+
+class UserError(Exception):
+    """A mistake that the user can correct. The message is one sentence that names the thing and the remedy."""
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process in MiB (Linux counts kilobytes, macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130.
+
+    A package that an extra brings and that is not installed is a `UserError`, and so is too little memory. Before
+    torch is imported, it bounds how long OpenMP's threads spin (`openmp`).
+    """
+    bound_spinning()
+    try:
+        try:
+            main()
+        except ModuleNotFoundError as error:
+            check_extra(error.name)
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+                raise UserError(
+                    f"not enough memory ({reason}); make the batches, the rows or the model smaller, for example with "
+                    "--device_batch_size (evaluations: --max_tokens and --batch_size)"
+                ) from None
+            raise
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of Python, NumPy or torch means that there is too little memory."""
+    words = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )
+
+
+def load_module(name: str, option: str) -> Any:
+    """Imports a module of the user's, installed or in the current folder.
+
+    Args:
+        option: the setting that names it, for the error.
+
+    Raises:
+        UserError: there is no such module, or it cannot be imported.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's own file raises
+        raise UserError(
+            f"{option}: cannot import the module {name} ({type(error).__name__}: {error}); name one that is installed "
+            "or in the current folder"
+        ) from None
+
+
+def load_function(path: str, option: str) -> Callable[..., Any]:
+    """Imports a function by its path `module:function`.
+
+    Raises:
+        UserError: the path has another form, or there is no such function.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{option} {path} is no path of a function; write module:function, such as my_rewards:score")
+    function = getattr(load_module(module, option), name, None)
+    if not callable(function):
+        raise UserError(f"{option} {path}: the module {module} has no function {name}")
+    return function
+
+
+def check_extra(module: str | None) -> None:
+    """Raises UserError with the command that installs `module`, where an extra brings it."""
+    extra = EXTRAS.get((module or "").split(".")[0])
+    if extra:
+        raise UserError(f"this needs more packages ({module} is missing): pip install 'nanochat-hf[{extra}]'")
