@@ -182,6 +182,24 @@ def test_a_plain_install_chats(environment, checkpoint, tmp_path):
     assert answer == greedy_answer(checkpoint)[1] + "\n"
 
 
+def test_the_source_distribution_installs_and_chats(wheel, checkpoint, tmp_path):
+    """pip makes a wheel of it with the Rust toolchain. It has the files of `make wheel`'s."""
+    maturin = [sys.executable, "-m", "maturin", "sdist", "--out", tmp_path / "sdist"]
+    subprocess.run(maturin, cwd=ROOT, check=True, capture_output=True)
+    [source] = (tmp_path / "sdist").glob("*.tar.gz")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", source]
+    variables = dict(os.environ)
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"  # where maturin is
+    variables["CARGO_TARGET_DIR"] = str(ROOT / "rustbpe" / "target")  # the crates it needs are compiled there
+    subprocess.run([*build, "-w", tmp_path / "wheel"], cwd=tmp_path, env=variables, check=True)
+    [built] = (tmp_path / "wheel").glob("*.whl")
+    assert sorted(zipfile.ZipFile(built).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+    environment = make_environment(built, tmp_path / "environment")
+    options = ["--prompt", "hi", "--temperature", "0", "--max-new-tokens", "12"]
+    answer = run_outside(environment, tmp_path, "nanochat-hf", "chat", checkpoint, *options).stdout
+    assert answer == greedy_answer(checkpoint)[1] + "\n"
+
+
 def test_a_plain_install_says_what_serving_needs(environment, checkpoint, tmp_path):
     with pytest.raises(AssertionError, match=r"pip install 'nanochat-hf\[serve\]'"):
         run_outside(environment, tmp_path, "nanochat-hf", "serve", checkpoint)
