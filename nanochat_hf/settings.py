@@ -50,6 +50,8 @@ SHARED_SETTINGS = frozenset(
     "scalar_lr seed sequence_length stages tasks temperature text_column top_k total_batch_size unembedding_lr "
     "val_tasks warmdown_ratio warmup_ratio weight_decay".split()
 )
+# How chats sample a model whose generation configuration does not say it.
+CHAT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_k": 50, "top_p": None, "min_p": None}
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NEGATIVE = re.compile(r"-(\d|\.\d)\S*")
 TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import CHAT_SAMPLING, UserError
 
 HELP = """\
 /help               show this list
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: a wrong option, a checkpoint that cannot be loaded, or a server that does not answer.
     """
-    from nanochat_hf.chat.models import DEFAULT_SAMPLING, default_sampling
+    from nanochat_hf.chat.models import default_sampling
 
     options = _parse(argv)
     # A terminal may not show every character, and what is typed or piped in may not be UTF-8.
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
         sys.stdin.reconfigure(errors="replace")
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     given = {name: getattr(options, name) for name in names}
-    _check_sampling({**DEFAULT_SAMPLING, **{name: value for name, value in given.items() if value is not None}})
+    _check_sampling({**CHAT_SAMPLING, **{name: value for name, value in given.items() if value is not None}})
     first_questions: list[str] = []
     if options.url:
         from nanochat_hf.chat import RemoteModel
