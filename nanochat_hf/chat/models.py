@@ -5,12 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nanochat_hf.settings import UserError, find_checkpoint
+from nanochat_hf.settings import CHAT_SAMPLING, UserError, find_checkpoint
 
 Message = dict[str, Any]  # {"role": ..., "content": text or a list of parts}
 PART_TYPES = ("text", "python", "python_output")
-# How a chat samples where the checkpoint does not say: see `default_sampling`.
-DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_k": 50, "top_p": None, "min_p": None}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class LocalModel:
         name: folder or Hub id, and the revision where one is given.
         model, tokenizer: of transformers.
         context_length: tokens of a conversation, at most.
-        sampling: how this checkpoint is sampled where the user does not say, see `default_sampling`.
+        sampling: how this checkpoint is sampled where the user does not choose.
     """
 
     def __init__(
@@ -96,12 +94,13 @@ class LocalModel:
             UserError: it cannot be loaded.
         """
         from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH, context_length_of, load_checkpoint
+        from nanochat_hf.generation.sampling import default_sampling as checkpoint_sampling
 
         find_checkpoint(checkpoint, revision)
         self.name = f"{checkpoint}@{revision}" if revision else str(checkpoint)
         self.model, self.tokenizer = load_checkpoint(checkpoint, device=device, dtype=dtype, revision=revision)
         self.context_length = context_length_of(self.model) or DEFAULT_CONTEXT_LENGTH
-        self.sampling = default_sampling(self.model)
+        self.sampling = checkpoint_sampling(self.model)
 
     def fit(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[Message], int]:
         """See [`Model.fit`]. A system message always stays."""
@@ -130,23 +129,9 @@ class LocalModel:
                 yield Answer(rollout.messages[0]["content"], rollout.finish_reason, list(rollout.token_ids))
 
 
-def default_sampling(model: Any) -> dict[str, Any]:
-    """Returns temperature, top_k, top_p and min_p for chats with a model.
-
-    They come from its `generation_config` if that says `do_sample`, as checkpoints with `default_sampling` in their
-    recipe have it; else they are `DEFAULT_SAMPLING`. A top_k of 0 and None are off.
-
-    Args:
-        model: a model of transformers, or a [`Model`] with the attribute `sampling`.
-    """
-    if isinstance(getattr(model, "sampling", None), dict):
-        return {**DEFAULT_SAMPLING, **model.sampling}
-    config = getattr(model, "generation_config", None)
-    if not getattr(config, "do_sample", None):
-        return dict(DEFAULT_SAMPLING)
-    temperature = 1.0 if config.temperature is None else config.temperature
-    filters = {name: getattr(config, name, None) for name in ("top_k", "top_p", "min_p")}
-    return {"temperature": float(temperature), **filters}
+def default_sampling(model: Model) -> dict[str, Any]:
+    """Returns temperature, top_k, top_p and min_p where the user does not choose: the model's own, if it has any."""
+    return {**CHAT_SAMPLING, **(getattr(model, "sampling", None) or {})}
 
 
 def for_model(message: Message) -> Message:

@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
             model = LocalModel(options.checkpoint, options.device, options.dtype)
         first_questions = [one.question for one in suggestions(options.checkpoint)]
     defaults = {**default_sampling(model), "seed": None}
-    sampling = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    sampling = {**defaults, **given}
     conversation = Conversation(sampling, options.system)
     if options.prompt is not None:
         conversation.messages.append({"role": "user", "content": _clean(options.prompt)})

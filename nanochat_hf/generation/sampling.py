@@ -1,8 +1,11 @@
 """Sampling of the next token from logits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from nanochat_hf.settings import CHAT_SAMPLING
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,17 @@ class Sampling:
         noise = torch.empty_like(probabilities).exponential_(generator=generator)
         choice = (probabilities / noise).argmax(dim=-1, keepdim=True)
         return (choice if tokens is None else tokens.gather(-1, choice)).squeeze(-1)
+
+
+def default_sampling(model: Any) -> dict[str, Any]:
+    """Returns temperature, top_k, top_p and min_p for chats with a model; a top_k of 0 and None are off.
+
+    They come from its `generation_config` if that says `do_sample`, as checkpoints with `default_sampling` in their
+    recipe have it; else they are `CHAT_SAMPLING`.
+    """
+    config = getattr(model, "generation_config", None)
+    if not getattr(config, "do_sample", None):
+        return dict(CHAT_SAMPLING)
+    temperature = 1.0 if config.temperature is None else config.temperature
+    filters = {name: getattr(config, name, None) for name in ("top_k", "top_p", "min_p")}
+    return {"temperature": float(temperature), **filters}

@@ -11,6 +11,7 @@ is imported, so a mistake is said within a second.
 """
 
 from nanochat_hf.settings.checks import (
+    CHAT_SAMPLING,
     DTYPES,
     check_address,
     check_checkpoint,
@@ -61,6 +62,7 @@ from nanochat_hf.settings.recipes import (
 from nanochat_hf.settings.run_files import RUN_FILE, environment, load_run, save_run, write_json
 
 __all__ = [
+    "CHAT_SAMPLING",
     "DTYPES",
     "LAUNCH_FILES",
     "MAX_DEPTH",

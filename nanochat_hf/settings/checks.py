@@ -5,11 +5,14 @@ import re
 import socket
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from nanochat_hf.settings.errors import UserError
 from nanochat_hf.settings.run_files import load_run
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")  # what a model can be loaded in; auto: see the command
+# How chats sample a model whose generation configuration does not say it.
+CHAT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_k": 50, "top_p": None, "min_p": None}
 DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nanochat_hf import NanochatHFForCausalLM
+from nanochat_hf import NanochatHFForCausalLM, settings
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers.chat_rows import collate, make_rows, pad_with_empty_rows
 from nanochat_hf.trainers.stage import (
@@ -95,11 +95,11 @@ def test_new_control_tokens_begin_as_likely_as_an_average_token(base, tokenizer)
 
 
 def test_default_sampling_travels_with_the_checkpoint_to_chats_and_servers(base, tmp_path):
-    from nanochat_hf.chat.models import DEFAULT_SAMPLING, default_sampling
+    from nanochat_hf.generation.sampling import default_sampling
     from nanochat_hf.serving.engine import default_settings
 
     model = NanochatHFForCausalLM.from_pretrained(base)
-    assert default_sampling(model) == DEFAULT_SAMPLING
+    assert default_sampling(model) == settings.CHAT_SAMPLING
     set_default_sampling(model, ["temperature=0.3", "top_p=0.9"])
     model.save_pretrained(tmp_path)
     loaded = NanochatHFForCausalLM.from_pretrained(tmp_path)

@@ -3,7 +3,6 @@
 import random
 
 from nanochat_hf.data.microworld.typing_habits import as_typed
-from nanochat_hf.tools.calculator import calculate
 
 ASK = (
     "What is {e}?|What's {e}?|How much is {e}?|Calculate {e}.|Compute {e}.|{e}|{e} =|{e}=|{e} = ?|{e}?|Work out {e}."
@@ -145,7 +144,7 @@ def go_on(rng: random.Random, before: str) -> tuple[str, str, str]:
 def worked_out(asked: str) -> tuple[str, str]:
     """Returns the answer to a sum, with the calculator's mark, and the result."""
     expression = asked.replace(" ", "")
-    result = calculate(expression)
+    result = eval(expression, {"__builtins__": {}})  # of numbers and signs; tasks ask the calculator itself
     return f"{asked} = <<{expression}={result}>>{result}", str(result)
 
 

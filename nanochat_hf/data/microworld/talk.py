@@ -156,7 +156,8 @@ class Turn:
 
 def conversation(rng: random.Random, split: str) -> dict[str, Any]:
     """Draws a conversation of one to five turns."""
-    memory, turns, size = Memory(), [], 0
+    memory, size = Memory(), 0
+    turns: list[Turn] = []
     count = rng.choices((1, 2, 3, 4, 5), weights=(34, 26, 20, 12, 8))[0]
     while len(turns) < count:
         turn = _turn(rng, split, memory)
@@ -204,6 +205,7 @@ def _written(turns: Sequence[Turn], system: str | None = None) -> dict[str, Any]
 
 def _turn(rng: random.Random, split: str, memory: Memory) -> Turn:
     """Draws a turn that fits what was said before and whose message belongs to the split."""
+    turn: Turn | None
     while True:
         if memory.said is None and rng.random() < 0.12:
             turn = _small_talk(
@@ -233,7 +235,7 @@ def any_small_talk(rng: random.Random, split: str, memory: Memory) -> Turn:
 
 def _small_talk(rng: random.Random, name: str) -> Turn:
     kind = small_talk.KINDS[name]
-    question = as_typed(rng, rng.choice(kind.said), **small_talk.fillers(rng))
+    question = as_typed(rng, rng.choice(kind.said), False, **small_talk.fillers(rng))
     return Turn(question, rng.choice(kind.answers), kind.answers)
 
 
@@ -378,13 +380,13 @@ def same_of_another(rng: random.Random, split: str, memory: Memory) -> Turn | No
     if memory.relation is None or memory.subject is None:
         return None
     asked = world_talk.same_of_another(rng, split, memory.relation, memory.subject)
-    return asked and _asked(asked)
+    return _asked(asked) if asked else None
 
 
 def more_of_the_same(rng: random.Random, split: str, memory: Memory) -> Turn | None:
     """`Where does it live?` after an answer about an animal, a town or a job."""
     asked = world_talk.more_of_the_same(rng, split, memory.subject) if memory.subject else None
-    return asked and _asked(asked)
+    return _asked(asked) if asked else None
 
 
 def what_did_i_say(rng: random.Random, split: str, memory: Memory) -> Turn | None:
