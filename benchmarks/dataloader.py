@@ -161,18 +161,26 @@ class Texts:
 
     def __init__(self, open_texts: Callable[[], Iterator[str]]):
         self.open_texts, self.texts = open_texts, open_texts()
-        self.epoch = self.whole_epochs = 0
+        self.epoch = self.read = 0
 
     def next_batch(self, size: int = REFILL_DOCUMENTS) -> list[str]:
         """The next texts, at most `size`; a batch ends where the source does."""
         batch = list(islice(self.texts, size))
         if not batch:
-            self.texts, self.epoch, self.whole_epochs = self.open_texts(), self.epoch + 1, self.whole_epochs + 1
+            self.texts, self.read = self.open_texts(), 0
+            self.epoch += 1
             batch = list(islice(self.texts, size))
+        self.read += len(batch)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        """The position: the pass, and how many of its texts were read."""
+        return {"epoch": self.epoch, "read": self.read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a position by reading up to it."""
+        self.epoch = state["epoch"]
+        self.read, self.texts = state["read"], islice(self.open_texts(), state["read"], None)
 
 
 def readers_of(data: str, folder: Path) -> dict[str, Callable[[], Iterator[str]]]:

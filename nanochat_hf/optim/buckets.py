@@ -267,7 +267,7 @@ class ElementBucket:
         counted = len(mine) if self.ranks.rank == 0 else len(self.shares)
         before = [piece.clone() for piece in mine[:counted]] if measured is not None else []
         kernels.adamw(mine, self.grads, self.exp_avg, self.exp_avg_sq, self.steps, **hyper)
-        if group.get("largest") is not None:
+        if mine and group.get("largest") is not None:  # sharded, the scalar is one rank's
             torch._foreach_clamp_max_(mine, group["largest"])
         if measured is not None:
             for grad, old, new in zip(self.grads, before, mine, strict=False):

@@ -153,7 +153,7 @@ def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
     with pytest.raises(UserError, match="make one with nanochat-hf tokenizer"):
         script("--output_dir", str(tmp_path))
     for options, words in (
-        (["--param_data_ratio", "1e-9"], "--param_data_ratio 1e-09 leaves nothing to train on"),
+        (["--param_data_ratio", "1e-9"], "--param_data_ratio is a number from 1e-06 to 1,000,000"),
         (["--head_dim", "33"], "head_dim must be even"),
         (["--num_key_value_heads", "7"], "not a multiple of num_key_value_heads 7"),
         (["--window_pattern", "banana"], "a window pattern holds only the letters S"),

@@ -41,6 +41,7 @@ LOOKED_UP = {
         "attention",
         "initialize_control_tokens",
         "default_sampling",
+        "stranger_sampling",
         "phases",
         "accelerate_config",
         "first_words",
