@@ -1,5 +1,6 @@
 """Chat stages on models that are not ours: a Llama-like one with its own tokenizer and template, or without any."""
 
+import importlib.util
 import json
 
 import pytest
@@ -200,16 +201,26 @@ def test_a_model_that_is_nowhere_is_named(tmp_path, chats):
 
 
 @pytest.mark.parametrize("kind", ["ours", "llama"])
-def test_gradient_checkpointing_changes_nothing_and_curves_are_written(kind, chats, tmp_path):
+def test_gradient_checkpointing_changes_nothing(kind, chats, tmp_path):
     from chat_toy import make_base
 
     base = make_base(tmp_path / "base") if kind == "ours" else own_model(tmp_path / "base", PLAIN_TEMPLATE)
     options = {"num_iterations": 3, "val_tasks": "[]", "init_lr_frac": 0.1}
     run_stage("sft", *arguments(base, chats, tmp_path / "plain", **options))
-    again = {"gradient_checkpointing": "true", "report_to": "tensorboard"}
-    run_stage("sft", *arguments(base, chats, tmp_path / "again", **options, **again))
+    run_stage("sft", *arguments(base, chats, tmp_path / "again", **options, gradient_checkpointing="true"))
     plain, found = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("plain", "again"))
     for name in plain:
         torch.testing.assert_close(plain[name], found[name], rtol=0, atol=1e-6)
-    assert list((tmp_path / "again").rglob("events.out.tfevents*"))
-    assert not list((tmp_path / "plain").rglob("events.out.tfevents*"))
+
+
+def test_curves_are_written_or_their_package_is_asked_for(chats, tmp_path):
+    """tensorboard is no dependency of this project."""
+    base = own_model(tmp_path / "base", PLAIN_TEMPLATE)
+    options = {"num_iterations": 2, "val_tasks": "[]", "report_to": "tensorboard"}
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(UserError, match="--report_to tensorboard needs its package: pip install tensorboard"):
+            run_stage("sft", *arguments(base, chats, tmp_path / "out", **options))
+        assert not (tmp_path / "out" / "model.safetensors").exists()
+        return
+    run_stage("sft", *arguments(base, chats, tmp_path / "out", **options))
+    assert list((tmp_path / "out").rglob("events.out.tfevents*"))
