@@ -27,7 +27,7 @@ from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.items import pack
 from nanochat_hf.evals.scoring import distributed_rank
 from nanochat_hf.generation import Sampling, context_length_of, pick_device
-from nanochat_hf.generation.sampling import default_sampling
+from nanochat_hf.generation.sampling import default_sampling, read_sampling
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 
@@ -116,7 +116,7 @@ def run_strangers(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[s
     """The stranger's list at the checkpoint's own default sampling; returns `metrics` and `details`."""
     if not evaluated.is_nanochat:
         raise UserError("the stranger's list asks about the microworld; evaluate a chat checkpoint of the quickstart")
-    sampling = default_sampling(evaluated.model) | strangers.sampling_of(config.stranger_sampling)
+    sampling = default_sampling(evaluated.model) | read_sampling(config.stranger_sampling, "--stranger_sampling")
     total = len(strangers.strangers_list.items()) * config.stranger_samples
     with show_progress(total, f"{evaluated.name} stranger's list") as bar:
         answered = strangers.evaluate(

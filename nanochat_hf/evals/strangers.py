@@ -13,7 +13,6 @@ from nanochat_hf.data.microworld import strangers_list
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
 from nanochat_hf.evals.metrics.formulas import accuracy_with_interval, mean
 from nanochat_hf.generation import context_length_of, fit_conversation, generate_with_tools
-from nanochat_hf.settings import UserError
 
 MOST_WORDS = 60  # of a sensible answer
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -101,25 +100,6 @@ def evaluate(
     return [
         Answered(item, messages, is_sensible(item, finished[number])) for number, (item, messages) in enumerate(held)
     ]
-
-
-def sampling_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """Reads `name=value` pairs of temperature, top_k, top_p and min_p. A temperature of 0 is greedy.
-
-    Raises:
-        UserError: a name or a value is wrong.
-    """
-    kinds = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
-    found: dict[str, Any] = {}
-    for name, _, value in (pair.partition("=") for pair in pairs):
-        try:
-            found[name] = kinds[name](value)
-        except (KeyError, ValueError):
-            raise UserError(
-                f"--stranger_sampling has {name}={value}; give temperature, top_k, top_p or min_p with a number, "
-                "such as temperature=0.3"
-            ) from None
-    return found
 
 
 def rows(answered: Sequence[Answered], num_samples: int) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """Sampling of the next token from logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from nanochat_hf.settings import CHAT_SAMPLING
+from nanochat_hf.settings import CHAT_SAMPLING, UserError
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,29 @@ class Sampling:
         noise = torch.empty_like(probabilities).exponential_(generator=generator)
         choice = (probabilities / noise).argmax(dim=-1, keepdim=True)
         return (choice if tokens is None else tokens.gather(-1, choice)).squeeze(-1)
+
+
+def read_sampling(pairs: Sequence[str], called: str) -> dict[str, Any]:
+    """Reads `name=value` pairs of temperature, top_k, top_p and min_p, such as `temperature=0.3`.
+
+    Args:
+        pairs: may be empty.
+        called: the setting that they come from, for errors.
+
+    Raises:
+        UserError: a name or a value is wrong.
+    """
+    kinds = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
+    found: dict[str, Any] = {}
+    for name, _, value in (pair.partition("=") for pair in pairs):
+        try:
+            found[name.strip()] = kinds[name.strip()](value)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{called} has {name}={value}; give temperature, top_k, top_p or min_p with a number, "
+                "such as temperature=0.3"
+            ) from None
+    return found
 
 
 def default_sampling(model: Any) -> dict[str, Any]:

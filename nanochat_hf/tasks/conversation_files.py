@@ -9,7 +9,8 @@ The plainest form is JSON lines, one conversation per line, as an array of messa
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from nanochat_hf.data.files import file_format
@@ -46,16 +47,12 @@ class ConversationFiles(Task):
         limit: int | None = None,
         shuffle: bool = False,
     ):
-        if source is None:
-            raise UserError("the task 'conversations' needs a file: conversations=PATH.jsonl")
-        notes, said, conversations = Notes(), [], []
-        for one in split_at_commas(str(source)):
-            files, note = read_source(one, split)
-            conversations += [row for name, rows in files for row in read_conversations(name, rows, notes)]
-            said += [note] if note else []
+        files, note = _open_sources(self.name, source, split)
+        notes = Notes()
+        conversations = [row for name, rows in files for row in read_conversations(name, rows, notes)]
         if not conversations:
             raise UserError(f"{source} holds no conversation to train on: {_why_none(notes)}")
-        _report(str(source), len(conversations), notes, "; ".join(said))
+        _report(str(source), len(conversations), notes, note)
         super().__init__(shuffled(conversations) if shuffle else conversations, limit)
 
     def example(self, row: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,17 +85,8 @@ class PreferenceFiles(Task):
         limit: int | None = None,
         shuffle: bool = False,
     ):
-        if source is None:
-            raise UserError("the task 'preferences' needs a file: preferences=PATH.jsonl")
-        files, note = read_source(source, split)
-        pairs = []
-        for name, rows in files:
-            for place, value in rows:
-                for row in rows_of_value(value):
-                    try:
-                        pairs.append(to_preference(row))
-                    except NotAConversation as error:
-                        raise UserError(f"{name}, {place}: {error}") from None
+        files, note = _open_sources(self.name, source, split)
+        pairs = [pair for name, rows in files for pair in _converted(name, rows, to_preference)]
         if os.environ.get("RANK", "0") == "0":
             print(f"{source}: {len(pairs):,} pairs" + (f"; {note}" if note else ""), flush=True)
         super().__init__(shuffled(pairs) if shuffle else pairs, limit)
@@ -121,19 +109,35 @@ def read_conversations(name: str, rows: Iterable[Numbered], notes: Notes) -> lis
     Raises:
         UserError: a row is in no known format; the message names the file, the place and the remedy.
     """
-    conversations = []
+    found = _converted(name, rows, lambda row: to_conversation(row, notes))
+    return [messages for messages in found if messages is not None]
+
+
+def _open_sources(
+    task: str, source: str | os.PathLike | None, split: str
+) -> tuple[Iterator[tuple[str, Iterable[Numbered]]], str]:
+    """Returns the files of a task's sources, which commas join, with their numbered rows; and what there is to say.
+
+    Raises:
+        UserError: no source is given, or there is none of that name.
+    """
+    if source is None:
+        raise UserError(f"the task '{task}' needs a file: {task}=PATH.jsonl")
+    read = [read_source(one, split) for one in split_at_commas(str(source))]
+    return chain.from_iterable(files for files, _ in read), "; ".join(note for _, note in read if note)
+
+
+def _converted(name: str, rows: Iterable[Numbered], convert: Callable[[Any], Any]) -> Iterator[Any]:
+    """Converts each row of a file; a row that `convert` cannot take is an error that names file and place."""
     for place, value in rows:
         items = rows_of_value(value)
         for index, row in enumerate(items, 1):
             try:
-                messages = to_conversation(row, notes)
+                yield convert(row)
             except NotAConversation as error:
-                place = place if len(items) == 1 else f"{place}, item {index}"
+                where = place if len(items) == 1 else f"{place}, item {index}"
                 hint = " (the first line of the file names the columns)" if file_format(name) == "csv" else ""
-                raise UserError(f"{name}, {place}: {error}{hint}") from None
-            if messages is not None:
-                conversations.append(messages)
-    return conversations
+                raise UserError(f"{name}, {where}: {error}{hint}") from None
 
 
 def _why_none(notes: Notes) -> str:

@@ -18,6 +18,7 @@ import torch
 from nanochat_hf import settings, tasks
 from nanochat_hf.generation import Sampling, load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import prepare_for_chat
+from nanochat_hf.generation.sampling import read_sampling
 from nanochat_hf.settings import UserError
 from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
@@ -259,16 +260,8 @@ def set_default_sampling(model: Any, pairs: Sequence[str]) -> None:
     """
     if not pairs:
         return
-    kinds = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
-    values: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": None, "min_p": None}
-    for name, _, value in (pair.partition("=") for pair in pairs):
-        try:
-            values[name.strip()] = kinds[name.strip()](value)
-        except (KeyError, ValueError):
-            raise UserError(
-                f"default_sampling has {name}={value}; give temperature, top_k, top_p or min_p with a number, "
-                "such as temperature=0.3"
-            ) from None
+    off: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": None, "min_p": None}
+    values = off | read_sampling(pairs, "default_sampling")
     try:
         Sampling(**values)
     except ValueError as error:

@@ -154,17 +154,30 @@ class SupervisedConfig(StageConfig):
 
 
 @dataclass
-class RolloutConfig(StageConfig):
-    """The settings of RL."""
+class AnsweringConfig(StageConfig):
+    """What RL and DPO share: the model answers problems, and its weights move in small steps."""
 
-    prompts_per_step: int = setting(16, "prompts per optimizer step, over all processes", at_least=1, at_most=MAX_ROWS)
-    num_generations: int = setting(16, "answers sampled per prompt", at_least=2, at_most=65536)
     max_new_tokens: int = setting(256, "longest answer, tool results included", at_least=1, at_most=MAX_TOKENS)
     rollout_batch_size: int = setting(
         256, "answers that a process samples at the same time", at_least=1, at_most=MAX_ROWS
     )
     temperature: float = setting(1.0, "sampling temperature", at_least=0.01, at_most=100)
     top_k: int = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
+    allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
+    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0, at_most=MAX_RATE)
+    warmdown_ratio: float = setting(1.0, "share of the steps in which the rates fall", at_least=0, at_most=1)
+    momentum_start: float = setting(0.95, "Muon's momentum at the first step", at_least=0, at_most=1)
+    momentum_warmup_steps: int = setting(
+        0, "steps in which the momentum rises to its peak", at_least=0, at_most=MAX_STEPS
+    )
+
+
+@dataclass
+class RolloutConfig(AnsweringConfig):
+    """The settings of RL."""
+
+    prompts_per_step: int = setting(16, "prompts per optimizer step, over all processes", at_least=1, at_most=MAX_ROWS)
+    num_generations: int = setting(16, "answers sampled per prompt", at_least=2, at_most=65536)
     val_tasks: list[str] = setting(["gsm8k/test@400"], "held-out problems for pass@k; []: none")
     val_samples: int = setting(8, "answers per held-out problem: the k of pass@k", at_least=1, at_most=65536)
     reward: list[str] = setting(
@@ -172,14 +185,7 @@ class RolloutConfig(StageConfig):
     )
     loss_type: str = setting("dapo", "TRL's loss", choices=LOSS_TYPES)
     log_completions: bool = setting(False, "print samples with rewards at every step, and write them to completions/")
-    allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
     device_batch_size: int = setting(8, "largest number of rows per process at once", at_least=1, at_most=MAX_ROWS)
-    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0, at_most=MAX_RATE)
-    warmdown_ratio: float = setting(1.0, "share of the steps in which the rates fall", at_least=0, at_most=1)
-    momentum_start: float = setting(0.95, "Muon's momentum at the first step", at_least=0, at_most=1)
-    momentum_warmup_steps: int = setting(
-        0, "steps in which the momentum rises to its peak", at_least=0, at_most=MAX_STEPS
-    )
     eval_every: int = setting(
         60, "steps between measurements on held-out data; 0: never", at_least=0, also=[-1], off=0
     )
@@ -189,7 +195,7 @@ class RolloutConfig(StageConfig):
 
 
 @dataclass
-class PreferenceConfig(StageConfig):
+class PreferenceConfig(AnsweringConfig):
     """The settings of DPO."""
 
     max_seq_len: int = setting(
@@ -204,23 +210,10 @@ class PreferenceConfig(StageConfig):
         at_most=65536,
         off=0,
     )
-    max_new_tokens: int = setting(
-        256, "longest of these answers, tool results included", at_least=1, at_most=MAX_TOKENS
-    )
-    rollout_batch_size: int = setting(256, "answers that are sampled at the same time", at_least=1, at_most=MAX_ROWS)
-    temperature: float = setting(1.0, "sampling temperature", at_least=0.01, at_most=100)
-    top_k: int = setting(50, "sample from the k most likely tokens; 0: from all", at_least=0)
     beta: float = setting(0.1, "how much a change of an answer's log-probability counts", above=0, at_most=MAX_RATE)
     loss_type: list[str] = setting(["sigmoid"], "TRL's losses, added up", choices=PREFERENCE_LOSSES)
     val_tasks: list[str] = setting([], "held-out pairs, written like tasks")
-    allow_code_execution: bool = setting(False, "allow tasks that run programs the model wrote, inside the sandbox")
     device_batch_size: int = setting(8, "largest number of pairs per process at once", at_least=1, at_most=MAX_ROWS)
-    init_lr_frac: float = setting(0.05, "factor on all learning rates", at_least=0, at_most=MAX_RATE)
-    warmdown_ratio: float = setting(1.0, "share of the steps in which the rates fall", at_least=0, at_most=1)
-    momentum_start: float = setting(0.95, "Muon's momentum at the first step", at_least=0, at_most=1)
-    momentum_warmup_steps: int = setting(
-        0, "steps in which the momentum rises to its peak", at_least=0, at_most=MAX_STEPS
-    )
 
 
 def check_stage(config: StageConfig) -> None:

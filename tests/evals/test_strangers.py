@@ -6,7 +6,8 @@ import pytest
 from trained_chat import make_run
 
 from nanochat_hf.data.microworld import strangers_list
-from nanochat_hf.evals.strangers import is_sensible, sampling_of
+from nanochat_hf.evals.strangers import is_sensible
+from nanochat_hf.generation.sampling import read_sampling
 from nanochat_hf.settings import UserError
 from nanochat_hf.stages.evaluate import main
 
@@ -30,9 +31,9 @@ def test_rules(rules, good, bad):
 
 
 def test_wrong_sampling_is_refused():
-    assert sampling_of(["temperature=0.3", "top_k=5"]) == {"temperature": 0.3, "top_k": 5}
+    assert read_sampling(["temperature=0.3", "top_k=5"], "--stranger_sampling") == {"temperature": 0.3, "top_k": 5}
     with pytest.raises(UserError, match="stranger_sampling has heat=3"):
-        sampling_of(["heat=3"])
+        read_sampling(["heat=3"], "--stranger_sampling")
 
 
 def test_a_checkpoint_is_evaluated_at_its_own_sampling(tmp_path, monkeypatch, capsys):

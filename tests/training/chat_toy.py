@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, tokenizer
+from nanochat_hf.tasks.base import Task
 
 TRAINING = Path(__file__).parents[2] / "training"
 TEXTS = [
@@ -14,6 +15,19 @@ TEXTS = [
     "Hello! Who are you? I am nanochat. ",
     "Anna has 4 apples and gives 2 away. ",
 ] * 20
+
+
+class ShortAnswers(Task):
+    """Toy problems of different lengths: the shorter an answer, the better."""
+
+    name = "short-answers"
+
+    def example(self, row):
+        question = "Hello! " * (1 + row % 3)
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]}
+
+    def score(self, example, completion):
+        return max(0.0, 1.0 - len(completion) / 20)
 
 
 def make_base(folder: Path, sequence_length: int = 256, preset: str = "modern") -> Path:

@@ -5,26 +5,12 @@ import shutil
 
 import pytest
 import torch
-from chat_toy import make_base, run_stage, weights
+from chat_toy import ShortAnswers, make_base, run_stage, weights
 
 from nanochat_hf import tasks
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks.base import Task
 from nanochat_hf.tokenizer import render_prompt
 from nanochat_hf.trainers.stage import load_model
-
-
-class ShortAnswers(Task):
-    """Toy problems of different lengths: the shorter an answer, the better."""
-
-    name = "short-answers"
-
-    def example(self, row):
-        question = "Hello! " * (1 + row % 3)
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]}
-
-    def score(self, example, completion):
-        return max(0.0, 1.0 - len(completion) / 20)
 
 
 @pytest.fixture(scope="module")
