@@ -36,11 +36,15 @@ class Ranks:
         rank: number of this process within them.
         world_size: how many there are.
         group: their process group; None for the default group, or for one process without any.
+        copy: number of the copy of the model that they hold together.
+        copies: how many copies there are (HSDP).
     """
 
     rank: int = 0
     world_size: int = 1
     group: dist.ProcessGroup | None = None
+    copy: int = 0
+    copies: int = 1
 
     @classmethod
     def current(cls, group: dist.ProcessGroup | None = None) -> "Ranks":

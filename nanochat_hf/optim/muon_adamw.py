@@ -125,6 +125,7 @@ class MuonAdamW(torch.optim.Optimizer):
         sums = torch.stack(list(measured.values()))  # [groups, 2]
         if Ranks.current(self._process_group).world_size > 1:
             dist.all_reduce(sums, group=self._process_group)
+            sums /= self.holders.copies
         for name, (gradient, update) in zip(measured, sums.sqrt().tolist(), strict=True):
             self.norms |= {f"grad_norm/{name}": gradient, f"update_norm/{name}": update}
 
@@ -153,6 +154,12 @@ class MuonAdamW(torch.optim.Optimizer):
         while (following := len(self._launched)) < len(self.buckets) and not self._pending[following]:
             self.buckets[following].launch()
             self._launched.add(following)
+
+    @property
+    def holders(self) -> Ranks:
+        """The ranks that hold the parameters together: those that share the step, or FSDP2's."""
+        first = self.param_groups[0]
+        return sharing_ranks(first["param_names"][0], first["params"][0]) or Ranks.current(self._process_group)
 
     def state_pieces(self) -> list[StatePiece]:
         """This rank's part of the optimizer state; the parts of all ranks hold every element at least once."""

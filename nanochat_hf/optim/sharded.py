@@ -3,7 +3,8 @@
 FSDP2 has averaged the gradients already, and AdamW updates whatever rows are here. Muon needs whole matrices: one
 all-to-all brings the rows of every gradient to the matrix's owner, a second one takes the rows of the update back. So
 a rank sends its gradients once and its share of the updates once per step. State is stored per matrix as without
-sharding, so checkpoints are interchangeable.
+sharding, so checkpoints are interchangeable. Where there are several copies of the model (HSDP), each copy does this
+alone, from the same gradients.
 """
 
 import math
@@ -23,17 +24,18 @@ def sharing_ranks(name: str, p: Tensor) -> Ranks | None:
     """The ranks that hold the rows of a parameter, or None if it is not sharded.
 
     Raises:
-        ValueError: it is sharded otherwise than by FSDP2 over one dimension of devices.
+        ValueError: it is sharded otherwise than by FSDP2 over one dimension of devices, or over two with copies (HSDP).
     """
     if not isinstance(p, DTensor):
         return None
-    mesh, placements = p.device_mesh, p.placements
-    if mesh.ndim != 1 or not placements[0].is_shard(0):
+    mesh, (*copied, rows) = p.device_mesh, p.placements
+    if len(copied) > 1 or not rows.is_shard(0) or not all(placement.is_replicate() for placement in copied):
         raise ValueError(
-            f"{name} is placed as {placements} on a mesh of {mesh.ndim} dimensions; MuonAdamW works with whole "
-            "parameters and with FSDP2's sharding along dimension 0 over one dimension of devices"
+            f"{name} is placed as {p.placements} on a mesh of {mesh.ndim} dimensions; MuonAdamW works with whole "
+            "parameters and with FSDP2's sharding along dimension 0, with or without copies (HSDP)"
         )
-    return Ranks(mesh.get_local_rank(), mesh.size(), mesh.get_group())
+    copy, copies = (mesh.get_local_rank(0), mesh.size(0)) if copied else (0, 1)
+    return Ranks(mesh.get_local_rank(-1), mesh.size(-1), mesh.get_group(-1), copy, copies)
 
 
 def rows_of(rank: int, world_size: int, rows: int) -> tuple[int, int]:

@@ -5,10 +5,12 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from nanochat_hf.openmp import bound_spinning
+from nanochat_hf.settings.failures import join_job
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
 # Packages that a plain install does not have → the extra that brings them.
@@ -31,29 +33,47 @@ def run_main(main: Callable[[], Any]) -> None:
     """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130.
 
     A package that an extra brings and that is not installed is a `UserError`, and so is too little memory. Before
-    torch is imported, it bounds how long OpenMP's threads spin (`openmp`).
+    torch is imported, it bounds how long OpenMP's threads spin (`openmp`). Where several processes run the script, an
+    error in one of them ends all (`failures`).
     """
     bound_spinning()
+    job = join_job()
     try:
-        try:
-            main()
-        except ModuleNotFoundError as error:
-            check_extra(error.name)
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-                raise UserError(
-                    f"not enough memory ({reason}); make the batches, the rows or the model smaller, for example with "
-                    "--device_batch_size (evaluations: --max_tokens and --batch_size)"
-                ) from None
-            raise
+        main_with_user_errors(main)
     except UserError as error:
+        if job:
+            sentence, status, _ = job.fail(str(error), 2)
+            job.end(sentence, status)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not job:
+            raise
+        trace, reason = traceback.format_exc(), (str(error).strip().splitlines() or [""])[0]
+        sentence, status, first = job.fail(f"{type(error).__name__}: {reason}", 1)
+        if first:  # later ones follow from it, such as a lost connection
+            print(trace, file=sys.stderr)
+        job.end(sentence, status)
+
+
+def main_with_user_errors(main: Callable[[], Any]) -> None:
+    """Runs `main`; a missing package of an extra and too little memory are raised as `UserError`."""
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        check_extra(error.name)
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            raise UserError(
+                f"not enough memory ({reason}); make the batches, the rows or the model smaller, for example with "
+                "--device_batch_size (evaluations: --max_tokens and --batch_size)"
+            ) from None
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:

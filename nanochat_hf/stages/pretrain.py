@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.data.overview import is_on_disk, survey
     from nanochat_hf.data.packing import default_packing
     from nanochat_hf.report.plots import draw_schedules
-    from nanochat_hf.trainers import pretraining_setup, stage
+    from nanochat_hf.trainers import disks, pretraining_setup, stage
 
     if config.packing == "auto":
         config.packing = default_packing(config.sequence_length)
@@ -221,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"schedules drawn in {path}")
         return
 
-    notes = pretraining_setup.record_start(config, tokenizer, dial, write=leader)
+    disks.check_same("text", text.text_tokens, "give the same --data on all machines")
+    notes = pretraining_setup.record_start(config, tokenizer, dial, write=arguments.local_process_index == 0)
     if leader:
         print("".join(f"{note}\n" for note in notes), end="")
         rows = dial.total_tokens // config.sequence_length

@@ -242,6 +242,6 @@ class CoreMetric(PeriodicEvaluation):
         results = [evaluate_task(model, self.encode, task) for task in self.tasks]
         metric = headline_metric(results)  # "core", unless the bundle is the microworld's
         score = summarize(results)[metric]
+        state.log_history.append({"step": state.global_step, metric: score})
         if state.is_world_process_zero:
-            state.log_history.append({"step": state.global_step, metric: score})
             tqdm.write(f"step {state.global_step}: {HEADLINE_TITLES[metric]} {score:.4f}")

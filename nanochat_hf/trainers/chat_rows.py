@@ -21,6 +21,7 @@ from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.mixtures import TaskMixture
+from nanochat_hf.trainers import disks
 from nanochat_hf.trainers.row_counts import RowCounts
 
 TrainOn = Literal["all", "assistant"]
@@ -117,15 +118,16 @@ def make_rows(
     return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("input_ids", "labels")}
 
 
-def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, is_main: bool, barrier: Any) -> Any:
-    """Makes the rows once, on the main process, and opens them on all.
+def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, writes: bool = True) -> Any:
+    """Makes the rows once, on the main process, and opens them on all; every process has to call it.
+
+    Machines with disks of their own receive them.
 
     Args:
         folder: where they are kept, under a name made from `fingerprint`.
         fingerprint: the settings that the rows depend on; other settings make other rows.
         make: function without arguments that returns the columns.
-        is_main: whether this process is the one that makes them.
-        barrier: function that waits for all processes.
+        writes: whether this process writes for its disk, as `disks.writes` says.
 
     Returns:
         A `datasets.Dataset`, memory-mapped.
@@ -134,13 +136,14 @@ def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, is_main: b
 
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"rows-{digest}"
-    if is_main and not path.exists():
+    disks.spread(path, writes)  # those of a run before, to a machine that has lost its disk
+    if disks.rank() == 0 and not path.exists():
         part = path.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         datasets.disable_progress_bars()
         datasets.Dataset.from_dict(make()).save_to_disk(str(part))
         part.rename(path)
-    barrier()
+    disks.spread(path, writes)
     return datasets.load_from_disk(str(path)).with_format("numpy")
 
 

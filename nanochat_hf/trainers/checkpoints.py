@@ -7,62 +7,31 @@ import hashlib
 import json
 import os
 import random
-import secrets
 import shutil
+import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nanochat_hf.optim.muon_adamw import MuonAdamW, index_pieces
-from nanochat_hf.settings import UserError
+from nanochat_hf.trainers import disks
 
 MANIFEST = "checksums.json"
 PREFIX = "checkpoint-"
 
 
-def check_shared(folder: str | os.PathLike) -> None:
-    """Checks that all processes see the same output folder; every process has to call it.
-
-    Each process writes its part of the optimizer there, and packed rows are made by one process for all.
-
-    Raises:
-        UserError: some do not, because the machines have no shared file system there; on every process.
-    """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    name = [secrets.token_hex(8)]
-    dist.broadcast_object_list(name)
-    path = Path(folder, f".shared-{name[0]}")
-    if dist.get_rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    dist.barrier()
-    for _ in range(50):  # a network file system may show a new file a little later
-        if path.exists():
-            break
-        time.sleep(0.1)
-    seen: list[bool] = [False] * dist.get_world_size()
-    dist.all_gather_object(seen, path.exists())
-    if dist.get_rank() == 0:
-        path.unlink()
-    if not all(seen):
-        blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
-        raise UserError(
-            f"{folder} is not the same folder for all processes: process {blind} of {len(seen)} cannot see what "
-            "process 0 writes there; give an --output_dir on a file system that all machines share"
-        )
-
-
 def save_optimizer(optimizer: MuonAdamW, folder: str | os.PathLike, rank: int, world_size: int) -> None:
-    """Writes this process's part of the optimizer state; every process has to call it."""
-    tensors = {piece.key: piece.tensor.detach().clone().contiguous() for piece in optimizer.state_pieces()}
+    """Writes this process's part of the optimizer state; every process has to call it.
+
+    Of several copies of a model (HSDP), the first is written.
+    """
+    pieces = optimizer.state_pieces() if optimizer.holders.copy == 0 else []
+    tensors = {piece.key: piece.tensor.detach().clone().contiguous() for piece in pieces}
     save_file(tensors, Path(folder) / f"optimizer-{rank + 1:05d}-of-{world_size:05d}.safetensors")
 
 
@@ -147,7 +116,11 @@ def damage_in(checkpoint: Path) -> str | None:
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
     """The checkpoints in a folder, newest first, intact or not."""
     found = [path for path in Path(folder).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def newest_intact(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
@@ -161,15 +134,31 @@ def newest_intact(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     return None, complaints
 
 
-def to_resume(folder: str | os.PathLike, verbose: bool = True) -> str | None:
-    """The checkpoint to resume from, or None. `verbose` prints it, and why newer ones are not used."""
-    checkpoint, complaints = newest_intact(folder)
+def to_resume(folder: str | os.PathLike, verbose: bool = True, writes: bool = True) -> str | None:
+    """The newest checkpoint that is intact on any machine's disk, or None; every process has to call it.
+
+    A machine whose disk lacks it receives it.
+
+    Args:
+        verbose: print it, and why newer ones are not used.
+        writes: whether this process writes for its disk, as `disks.writes` says.
+    """
+    own, complaints = newest_intact(folder) if writes else (None, [])
+    step = _step(own) if own else -1
+    newest = max(disks.gather(step))
     if verbose:
         for complaint in complaints:
             print(f"warning: {complaint}", file=sys.stderr)
-        if checkpoint:
-            print(f"resuming from {checkpoint}", flush=True)
-    return str(checkpoint) if checkpoint else None
+    if newest < 0:
+        return None
+    checkpoint = Path(folder, f"{PREFIX}{newest}")
+    if writes and step < newest:
+        shutil.rmtree(checkpoint, ignore_errors=True)  # what an interrupted write left
+        print(f"{checkpoint} is not on the disk of {socket.gethostname()}, another machine sends it", flush=True)
+    disks.spread(checkpoint, writes)
+    if verbose and disks.rank() == 0:
+        print(f"resuming from {checkpoint}", flush=True)
+    return str(checkpoint)
 
 
 def rotate(folder: str | os.PathLike, keep: int | None) -> None:

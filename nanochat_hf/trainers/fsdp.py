@@ -3,6 +3,8 @@
 `accelerate launch --config_file training/accelerate_fsdp.yaml …` asks for it. The trainer shards the model itself,
 with the same few lines on CPUs and GPUs: accelerate's own FSDP works on GPUs only and saves the optimizer in another
 form. So checkpoints are the same with and without FSDP. A run resumes with any number of processes, sharded or not.
+
+Over several nodes the same file, with one more option of the launcher, gives each node a whole copy (HSDP).
 """
 
 import os
@@ -11,8 +13,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -34,10 +38,41 @@ def requested() -> bool:
 
 def hidden_from_accelerate() -> AbstractContextManager:
     """While a trainer is built within this context, accelerate does not see the request for FSDP."""
-    return patch_environment(accelerate_use_fsdp="false")
+    return patch_environment(accelerate_use_fsdp="false", accelerate_use_parallelism_config="false")
 
 
-def shard(model: nn.Module, bf16: bool = False) -> None:
+def requested_mesh(device_type: str, world_size: int) -> DeviceMesh | None:
+    """The processes as the config file's `parallelism_config` arranges them: copies × shards of each copy.
+
+    Where there are several copies of the model (HSDP), a copy is on neighbouring processes, such as those of a node.
+    Then only sums of gradients go from node to node.
+
+    Returns:
+        A mesh with the dimensions "dp_replicate" and "dp_shard"; None: one copy over all processes.
+
+    Raises:
+        UserError: the sizes do not fit the number of processes, or it asks for other kinds of parallelism.
+    """
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
+        return None
+    asked = ParallelismConfig()
+    copies, shards = asked.dp_replicate_size, asked.dp_shard_size
+    if asked.non_data_parallel_size > 1:
+        raise UserError("the config file asks for tp, cp or sp; set only dp_replicate_size and dp_shard_size")
+    if shards == 1:
+        shards = world_size // copies
+    if copies * shards != world_size or shards == 1:
+        raise UserError(
+            f"{copies} copies of the model in {asked.dp_shard_size} shards do not fit {world_size} processes; set "
+            "parallelism_config_dp_replicate_size to the number of nodes, and leave dp_shard_size out"
+        )
+    if copies == 1:
+        return None
+    mesh = ParallelismConfig(dp_replicate_size=copies, dp_shard_size=shards).build_device_mesh(device_type)
+    return mesh["dp_replicate", "dp_shard"]
+
+
+def shard(model: nn.Module, bf16: bool = False, mesh: DeviceMesh | None = None) -> None:
     """Shards a model in place.
 
     Each block is gathered for its forward and again for its backward pass; with `fsdp_reshard_after_forward: false`
@@ -46,12 +81,13 @@ def shard(model: nn.Module, bf16: bool = False) -> None:
     Args:
         bf16: whether blocks are gathered in bf16, half the bytes. Their projections compute in bf16 anyway, so the
             results are the same. Gradients are reduced in fp32.
+        mesh: the processes, as `requested_mesh` arranges them.
     """
     base: Any = model.base_model
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
     for block in base.layers:
-        fully_shard(block, reshard_after_forward=_blocks_reshard(), mp_policy=precision)
-    fully_shard(model, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, reshard_after_forward=_blocks_reshard(), mp_policy=precision)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def _blocks_reshard() -> bool:

@@ -31,7 +31,7 @@ from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.generation.own_tools import generate_with_own_tools
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers, leave_out_unrunnable
-from nanochat_hf.trainers import compilation
+from nanochat_hf.trainers import compilation, disks
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.rewards import TASK, Reward, check_rewards, read_rewards
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
@@ -249,7 +249,7 @@ class PassAtK(TrainerCallback):
         if self.best:  # not the policy that training started from
             self.trainer.save_model(str(folder))
         self.best = {"step": state.global_step, "val_pass@1": score}
-        if state.is_world_process_zero:
+        if self.trainer.args.should_save:
             settings.write_json(folder.with_name(BEST_FILE), self.best)
 
 
@@ -339,6 +339,8 @@ def make_trainer(config: RolloutConfig, model: Any, tokenizer: Any) -> RolloutTr
     room = (context_length_of(model) or DEFAULT_CONTEXT_LENGTH) - config.max_new_tokens
     wanted = config.num_iterations * config.prompts_per_step if config.num_iterations > 0 else None
     prompts, too_long = prompt_order(tasks, tokenizer, room, wanted, config.seed)
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    disks.check_same("list of prompts", digest, "give the same --tasks on all machines")
     steps = len(prompts) // config.prompts_per_step
     if not steps:
         raise UserError(f"{len(prompts)} prompts are fewer than prompts_per_step {config.prompts_per_step}; lower it")

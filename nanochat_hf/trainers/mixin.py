@@ -19,7 +19,7 @@ from nanochat_hf.generation import allow_tf32
 from nanochat_hf.optim import MuonAdamW, Schedule, apply_schedule, build_optimizer
 from nanochat_hf.progress import quiet_transformers
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainers import checkpoints, compilation, fsdp
+from nanochat_hf.trainers import checkpoints, compilation, disks, fsdp
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -100,7 +100,8 @@ class MuonAdamWMixin(_Base):
             if dist.is_available() and dist.is_initialized():
                 fsdp.broadcast(model)
                 if self.uses_fsdp:
-                    fsdp.shard(model, bf16=self.args.bf16)
+                    mesh = fsdp.requested_mesh(self.args.device.type, self.args.world_size)
+                    fsdp.shard(model, bf16=self.args.bf16, mesh=mesh)
             self.optimizer = build_optimizer(model, **self.optimizer_hyper)
             self.optimizer.overlap_backward()
         return self.optimizer
@@ -136,10 +137,9 @@ class MuonAdamWMixin(_Base):
         Raises:
             UserError: a checkpoint could not be written.
         """
+        self.args.save_on_each_node = not disks.is_shared(self.args.output_dir)
         if resume_from_checkpoint is True:
-            verbose = self.is_world_process_zero()
-            resume_from_checkpoint = checkpoints.to_resume(self.args.output_dir, verbose=verbose)
-        checkpoints.check_shared(self.args.output_dir)
+            resume_from_checkpoint = checkpoints.to_resume(self.args.output_dir, writes=self.args.should_save)
         self.checkpointing.resume_from = resume_from_checkpoint or None
         if self.is_world_process_zero():
             compiled = self.compiles_layers or self.args.torch_compile
@@ -239,6 +239,8 @@ class Checkpointing(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.trainer.accelerator.wait_for_everyone()
+        if self.unfinished is not None:
+            disks.spread(self.unfinished, writes=args.should_save)
         if args.should_save and self.unfinished is not None:
             checkpoints.seal(self.unfinished)
             checkpoints.rotate(args.output_dir, self.keep)

@@ -20,7 +20,7 @@ from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers
-from nanochat_hf.trainers import checkpoints, compilation
+from nanochat_hf.trainers import compilation, disks
 from nanochat_hf.trainers.chat_rows import stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
@@ -30,11 +30,12 @@ from nanochat_hf.trainers.stage import (
     add_callbacks,
     chat_arguments,
     distributed_state,
+    hash_of,
     load_tasks,
     training_method,
 )
 from nanochat_hf.trainers.stage_settings import PreferenceConfig
-from nanochat_hf.trainers.supervised import WithoutMask, hash_of
+from nanochat_hf.trainers.supervised import WithoutMask
 
 Pair = dict[str, list[int]]  # chosen_ids, chosen_mask, rejected_ids, rejected_mask; masks are 1 where a token counts
 
@@ -216,8 +217,7 @@ def make_trainer(config: PreferenceConfig, model: Any, tokenizer: Any) -> Prefer
             f"pairs_per_step {config.pairs_per_step} cannot be divided among {world} processes; "
             f"take a multiple of {world}"
         )
-    checkpoints.check_shared(config.output_dir)
-    train_pairs, val_pairs = load_pairs(config, model, tokenizer, config.max_seq_len or longest, state)
+    train_pairs, val_pairs = load_pairs(config, model, tokenizer, config.max_seq_len or longest)
     steps = len(train_pairs) // config.pairs_per_step
     steps = min(steps, config.num_iterations) if config.num_iterations > 0 else steps
     if not steps:
@@ -260,10 +260,11 @@ def make_trainer(config: PreferenceConfig, model: Any, tokenizer: Any) -> Prefer
 
 
 def load_pairs(
-    config: PreferenceConfig, model: Any, tokenizer: Any, length: int, state: Any
+    config: PreferenceConfig, model: Any, tokenizer: Any, length: int
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Makes or opens the pairs: those to train on, and the held-out ones or None."""
     form = ChatFormat(tokenizer)
+    writes = disks.writes(disks.is_shared(config.output_dir))
     found: list[Any] = []
     settings = {name: getattr(config, name) for name in ("model", "num_samples", "max_new_tokens", "temperature")}
     settings |= {"top_k": config.top_k, "seed": config.seed, "length": length, "tokenizer": hash_of(tokenizer)}
@@ -277,8 +278,7 @@ def load_pairs(
                 Path(config.output_dir),
                 settings | {"tasks": specs, "epochs": epochs},
                 lambda made=made: make_pairs(*made),
-                is_main=state.is_main_process,
-                barrier=state.wait_for_everyone,
+                writes,
             )
         )
     return found[0], found[1]

@@ -3,6 +3,7 @@
 A stage script parses its settings, loads what the stage before made, builds a trainer, calls `train` and `finish`.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from nanochat_hf.generation import Sampling, load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import prepare_for_chat
 from nanochat_hf.generation.sampling import read_sampling
 from nanochat_hf.settings import UserError
-from nanochat_hf.trainers import checkpoints
+from nanochat_hf.trainers import checkpoints, disks
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
 from nanochat_hf.trainers.stage_settings import StageConfig, check_stage
@@ -132,6 +133,12 @@ def record_start(output_dir: str, asked: dict[str, Any], may_change: Set[str], w
     return notes
 
 
+def hash_of(tokenizer: Any) -> str:
+    """A hash of what a tokenizer does: vocabulary, merges, rules and chat template."""
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def add_callbacks(trainer: Any, save_minutes: float, *extra: Any) -> None:
     """Replaces the trainer's printing by a progress bar, and adds what saves a run.
 
@@ -158,6 +165,8 @@ def train(trainer: Any, resume: bool = True) -> None:
 
     Where SIGTERM stops the run before its last step, the process ends with status 143; the checkpoint is written.
     """
+    remedy = "copy its folder from one machine to the others"
+    disks.check_same("tokenizer", hash_of(trainer.processing_class), remedy)
     trainer.train(resume_from_checkpoint=resume)
     state = trainer.state
     if trainer.stop_on_signal.received and state.global_step < state.max_steps:
@@ -183,10 +192,11 @@ def finish(
     """
     trainer.final_weights.write()
     metrics = measure()
-    if trainer.is_world_process_zero():
-        seconds, history = time.time() - started, trainer.history()
+    seconds, history = time.time() - started, trainer.history()
+    if trainer.args.should_save:
         settings.save_run(config.output_dir, stage, config, seconds=seconds, metrics=metrics, history=history, **facts)
         delete_rows(config.output_dir)
+    if trainer.is_world_process_zero():
         shown = [f"{name} {value:.4f}" for name, value in metrics.items() if name == "loss" or name.startswith("val_")]
         print(f"{config.output_dir}: {', '.join([*shown, f'{seconds:.0f} s'])}", flush=True)
     trainer.accelerator.wait_for_everyone()

@@ -1,6 +1,5 @@
 """Training on conversations with TRL's `SFTTrainer`: what midtraining and SFT have in common."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH
 from nanochat_hf.scaling import BatchPlan, fit_batch
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
-from nanochat_hf.trainers import checkpoints, compilation
+from nanochat_hf.trainers import compilation, disks
 from nanochat_hf.trainers.chat_rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over
@@ -23,6 +22,7 @@ from nanochat_hf.trainers.stage import (
     add_callbacks,
     chat_arguments,
     distributed_state,
+    hash_of,
     load_tasks,
     training_method,
 )
@@ -106,7 +106,6 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
     length = sequence_length(config, model.config)
     state = distributed_state()
     plan = fit_batch(config.total_batch_size, length, state.num_processes, config.device_batch_size)
-    checkpoints.check_shared(config.output_dir)
     train_rows, val_rows, steps = load_rows(config, tokenizer, length, train_on, plan, state)
     arguments = chat_arguments(config, steps) | {
         "per_device_train_batch_size": plan.device_batch_size,
@@ -150,7 +149,7 @@ def load_rows(
     wanted = config.num_iterations * per_step if config.num_iterations > 0 else None
     folder = Path(config.output_dir)
     settings = {"tokenizer": hash_of(tokenizer), "length": length, "train_on": train_on}
-    waiting = {"is_main": state.is_main_process, "barrier": state.wait_for_everyone}
+    writes = disks.writes(disks.is_shared(folder))
 
     def train() -> dict:
         return make_rows(
@@ -166,11 +165,11 @@ def load_rows(
         return pad_with_empty_rows(columns, plan.device_batch_size * plan.world_size)
 
     seen = {"tasks": config.tasks, "epochs": config.epochs, "wanted": wanted, "seed": config.seed}
-    train_rows = stored_rows(folder, settings | seen, train, **waiting)
+    train_rows = stored_rows(folder, settings | seen, train, writes)
     val_rows = None
     if config.val_tasks:
         seen = {"tasks": config.val_tasks, "multiple": plan.device_batch_size * plan.world_size}
-        val_rows = stored_rows(folder, settings | seen, validation, **waiting)
+        val_rows = stored_rows(folder, settings | seen, validation, writes)
     steps = len(train_rows) // per_step
     if not steps:
         raise UserError(
@@ -180,8 +179,3 @@ def load_rows(
     if state.is_main_process:
         report_left_over(len(train_rows), steps * per_step, "rows", "total_batch_size")
     return train_rows.select(range(steps * per_step)), val_rows, steps
-
-
-def hash_of(tokenizer: Any) -> str:
-    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
-    return hashlib.sha256(text.encode()).hexdigest()

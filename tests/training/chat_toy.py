@@ -30,8 +30,8 @@ class ShortAnswers(Task):
         return max(0.0, 1.0 - len(completion) / 20)
 
 
-def make_base(folder: Path, sequence_length: int = 256, preset: str = "modern") -> Path:
-    chat_tokenizer = tokenizer.train(TEXTS, 300)
+def make_base(folder: Path, sequence_length: int = 256, preset: str = "modern", texts: list[str] = TEXTS) -> Path:
+    chat_tokenizer = tokenizer.train(texts, 300)
     torch.manual_seed(0)
     config = NanochatHFConfig.from_depth(
         2, vocab_size=320, sequence_length=sequence_length, head_dim=16, aspect_ratio=16, preset=preset

@@ -1,10 +1,12 @@
 """A pretraining run of seconds on arithmetic rows, for the tests to start, kill and resume as real processes.
 
-    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION [step=N:kill|kill_in_save|term|nan|spike[@RANK]]
+    python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION \
+        [step=N:kill|kill_in_save|term|nan|spike|full_disk|bad_file|evaluation[@RANK]]
 
 Rank 0 ends with one line of JSON: world size, losses and a sum over the weights.
 """
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +18,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import make_batch
 from nanochat_hf.optim import Schedule
-from nanochat_hf.settings import run_main
+from nanochat_hf.settings import UserError, run_main
 from nanochat_hf.trainers import checkpoints
 from nanochat_hf.trainers.callbacks import StopOnSignal
 from nanochat_hf.trainers.fsdp import is_sharded
@@ -32,11 +34,14 @@ class Rows:
 
     def __init__(self, rank: int, world_size: int, rows: int):
         self.rank, self.world_size, self.rows, self.position = rank, world_size, rows, 0
+        self.is_broken = False
 
     def __iter__(self):
         return self
 
     def __next__(self):
+        if self.is_broken:
+            raise UserError("cannot read rows.parquet: it is damaged; delete it")
         end = self.position + self.rows * self.world_size
         numbers = [k for k in range(self.position, end) if k % self.world_size == self.rank]
         self.position = end
@@ -56,14 +61,16 @@ class Rows:
 class Mishap(TrainerCallback):
     """What `order` says happens after its step, on all ranks or on the named one."""
 
-    def __init__(self, order: str | None, rank: int):
+    def __init__(self, order: str | None, rank: int, loader: Rows):
+        self.loader = loader
         self.step, self.kind = (int(order[5:].split(":")[0]), order.split(":")[1]) if order else (-1, "")
         self.kind, _, only = self.kind.partition("@")
         if only and int(only) != rank:
             self.step = -1
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        print(f"sharded: {is_sharded(model)}", flush=True)
+        mesh = f" on {tuple(model.lm_head.weight.device_mesh.shape)}" if is_sharded(model) else ""
+        print(f"sharded: {is_sharded(model)}{mesh}", flush=True)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == self.step:
@@ -71,10 +78,20 @@ class Mishap(TrainerCallback):
                 model.lm_head.weight.data.fill_(float("nan"))
             elif self.kind == "spike":
                 model.lm_head.weight.data.mul_(-50)
+            elif self.kind == "full_disk":
+                checkpoints.save_optimizer = disk_is_full
+            elif self.kind == "bad_file":
+                self.loader.is_broken = True
+            elif self.kind == "evaluation":
+                raise ZeroDivisionError("no examples here")
             elif self.kind == "kill_in_save":
                 checkpoints.seal = lambda _: os.kill(os.getpid(), signal.SIGKILL)
             else:
                 os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
+
+
+def disk_is_full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def main():
@@ -92,23 +109,25 @@ def main():
         if isinstance(module, torch.nn.Linear):
             module.reset_parameters()
     stop = StopOnSignal(every=1)
+    loader = Rows(arguments.process_index, arguments.world_size, rows)
+    order = sys.argv[5] if len(sys.argv) > 5 else None
     trainer = NanochatTrainer(
         model=model,
         args=arguments,
-        loader=Rows(arguments.process_index, arguments.world_size, rows),
+        loader=loader,
         schedule=Schedule(steps, warmup_steps=2),
         spike_threshold=2.0,
-        callbacks=[Mishap(sys.argv[5] if len(sys.argv) > 5 else None, arguments.process_index), stop],
+        callbacks=[Mishap(order, arguments.process_index, loader), stop],
     )
-    checkpoint, complaints = checkpoints.newest_intact(output)
-    print(*complaints, sep="\n", file=sys.stderr)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.log_norms = True
+    trainer.train(resume_from_checkpoint=True)
     if stop.received:
         sys.exit(143)
     if arguments.process_index == 0:
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         weights = sum(p.double().sum().item() for p in trainer.model.parameters())
         facts = {"world": trainer.accelerator.num_processes, "losses": losses, "weights": weights}
+        facts["norms"] = trainer.muon_adamw.norms
         facts["wrapped"] = trainer.model_wrapped is not trainer.model
         facts["parameters"] = sum(p.numel() for p in trainer.model.parameters())
         print(json.dumps(facts), flush=True)

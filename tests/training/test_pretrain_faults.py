@@ -6,19 +6,23 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from nanochat_hf.trainers import checkpoints
+
 TOY = Path(__file__).with_name("pretrain_toy.py")
 STEPS = 8
 
 
-def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_file=None):
+def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_file=None, options=()):
     command = [sys.executable]
     if config_file:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config_file), "--main_process_port", "0"]
+        command += options
     elif ranks > 1:
         command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone"]
     command += [str(TOY), str(output), str(STEPS), str(rows), str(accumulation), *([mishap] if mishap else [])]
@@ -26,26 +30,46 @@ def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_fil
     return subprocess.run([*prefix, *command], capture_output=True, text=True, env=environment, timeout=240)
 
 
-def launch_apart(output, rows, accumulation, mishap, ranks):
-    """Each rank as a process of its own, without a launcher that would end the others after one has ended."""
+def launch_apart(output, rows, accumulation, mishap="", ranks=3):
+    """Each rank of the toy as a process of its own, see `start_apart`."""
+    command = [TOY, output, STEPS, rows, accumulation, *([mishap] * bool(mishap))]
+    return start_apart(command, [None] * ranks)
+
+
+def start_apart(command, machines):
+    """Starts Python without a launcher that would end the others after one has ended.
+
+    Args:
+        machines: for each rank the folder of its machine, in which it works; None: all are on this machine.
+
+    Returns:
+        stdout, stderr and exit status of each.
+    """
+    ranks, own_disks = len(machines), machines[0] is not None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "WORLD_SIZE": str(ranks)}
-    shared |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(TOY), str(output), str(STEPS), str(rows), str(accumulation), mishap]
-    processes = [
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"LOCAL_WORLD_SIZE": "1" if own_disks else str(ranks)}
+    processes = []
+    for rank, machine in enumerate(machines):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if own_disks:
+            own |= {"LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
+            machine.mkdir(parents=True, exist_ok=True)
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=machine,
+                env={**os.environ, **shared, **own},
+            )
         )
-        for rank in range(ranks)
-    ]
     try:
-        return [(process.communicate(timeout=240)[1], process.returncode) for process in processes]
+        return [(*process.communicate(timeout=240), process.returncode) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -95,11 +119,26 @@ def test_fsdp_on_three_ranks_sees_the_same_losses_and_one_plain_process_goes_on(
     """Rows do not divide by three; the smear gate has a single one, so two ranks hold none of it."""
     output = tmp_path / "run"
     three = launch(output, 2, 1, "step=7:kill", config_file=fsdp_on_cpus(tmp_path, 3))
-    assert three.returncode != 0 and three.stdout.count("sharded: True") == 3, three.stderr[-3000:]
+    assert three.returncode != 0 and three.stdout.count("sharded: True on (3,)") == 3, three.stderr[-3000:]
     assert (output / "checkpoint-6" / "modeling_nanochat_hf.py").exists()  # loads anywhere, as without FSDP
     one = launch(output, 6, 1)
     assert "sharded: False" in one.stdout
     assert result(one)["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
+
+
+def test_two_copies_of_a_sharded_model_see_the_same_losses_and_one_plain_process_goes_on(tmp_path):
+    """HSDP on two "nodes" of two processes: the config file for FSDP and one option of the launcher."""
+    options = ["--parallelism_config_dp_replicate_size", "2"]
+    four = launch(tmp_path / "run", 3, 1, config_file=fsdp_on_cpus(tmp_path, 4), options=options)
+    assert four.stdout.count("sharded: True on (2, 2)") == 4, four.stderr[-3000:]
+    found, expected = result(four), result(launch(tmp_path / "plain", 12, 1))
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-3)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=0.02)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "run" / "checkpoint-6").glob("optimizer-*"))]
+    assert len(sizes) == 4 and max(sizes[2:]) < 100 < min(sizes[:2])  # the second copy's state is not written again
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    one = launch(tmp_path / "run", 12, 1)
+    assert "resuming from" in one.stdout and result(one)["losses"] == pytest.approx(expected["losses"], abs=1e-3)
 
 
 def test_after_sigkill_the_rest_is_bit_identical_even_from_the_checkpoint_before(plain, tmp_path):
@@ -136,15 +175,37 @@ def test_sigterm_saves_and_exits_and_nan_stops_with_the_batch(tmp_path):
 
 def test_a_nan_on_one_rank_stops_all_three_with_the_same_sentence(tmp_path):
     ended = launch_apart(tmp_path, 2, 1, "step=5:nan@1", ranks=3)
-    assert [status for _, status in ended] == [2, 2, 2], ended[0][0][-2000:]
-    said = {line for errors, _ in ended for line in errors.splitlines() if line.startswith("error:")}
+    assert [status for *_, status in ended] == [2, 2, 2], ended[0][1][-2000:]
+    said = {line for _, errors, _ in ended for line in errors.splitlines() if line.startswith("error:")}
     assert len(said) == 1 and "stopped at step 5: the loss is nan (process 1 of 3)" in said.pop()
     assert len(list(tmp_path.glob("bad-batch-step5-rank*.safetensors"))) == 3
 
 
+@pytest.mark.parametrize(
+    ("mishap", "status", "sentence"),
+    [
+        ("full_disk@0", 2, "cannot write the checkpoint of step 6 to {} ([Errno 28] No space left on device)"),
+        ("full_disk@2", 2, "cannot write the checkpoint of step 6 to {} ([Errno 28] No space left on device)"),
+        ("bad_file@1", 2, "cannot read rows.parquet: it is damaged"),
+        ("evaluation@2", 1, "ZeroDivisionError: no examples here"),
+    ],
+)
+def test_an_error_on_one_rank_ends_all_three_with_the_same_sentence(mishap, status, sentence, plain, tmp_path):
+    started = time.monotonic()
+    ended = launch_apart(tmp_path, 2, 1, f"step=5:{mishap}", ranks=3)
+    assert time.monotonic() - started < 200  # gloo waits for half an hour
+    assert [found for *_, found in ended] == [status] * 3, ended[0][1][-2000:]
+    said = [[line for line in errors.splitlines() if line.startswith("error:")] for _, errors, _ in ended]
+    assert said[0] == said[1] == said[2] and len(said[0]) == 1
+    assert sentence.format(tmp_path) in said[0][0] and f"(process {mishap[-1]} of 3, on " in said[0][0]
+    assert sum("Traceback" in errors for _, errors, _ in ended) == (status == 1)  # where it happened, no others
+    assert checkpoints.newest_intact(tmp_path)[0] == tmp_path / "checkpoint-3"
+    assert result(launch(tmp_path, 6, 1))["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
+
+
 def test_sigterm_on_one_rank_saves_and_ends_all_three(tmp_path):
     ended = launch_apart(tmp_path, 2, 1, "step=4:term@2", ranks=3)
-    assert [status for _, status in ended] == [143, 143, 143], ended[0][0][-2000:]
+    assert [status for *_, status in ended] == [143, 143, 143], ended[0][1][-2000:]
     assert (tmp_path / "checkpoint-4" / "checksums.json").exists()
 
 

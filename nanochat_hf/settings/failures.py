@@ -1,0 +1,114 @@
+"""An error in one process of a job ends all of them within seconds, with the same sentence.
+
+Without this, the others would wait for the failed process in a collective call, for minutes or hours. The failed
+process publishes its error in the key-value store through which the processes found each other (torch's `TCPStore`).
+A thread of every process looks there twice per second. So it does not matter where an error happens: while joining,
+reading data, saving, evaluating or sampling.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+POLL = 0.5  # seconds between two looks at the store
+GRACE = 1.0  # seconds in which other processes can publish the same error
+PATIENCE = 10.0  # seconds that a failed process waits for the store, and for the others to hear of it
+
+
+class Job:
+    """The processes of a job, as far as errors go.
+
+    Args:
+        rank: number of this process.
+        world_size: how many there are.
+        host, port: where their store listens.
+    """
+
+    def __init__(self, rank: int, world_size: int, host: str, port: int):
+        import torch.distributed  # here, not in the thread: imports in two threads can meet half-made modules
+
+        self.rank, self.world_size = rank, world_size
+        self._torch, self._address = torch, (host, port)
+        self._store: Any = None
+        self._connected, self._ending = threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, name="failures", daemon=True).start()
+
+    def fail(self, sentence: str, status: int) -> tuple[str, int, bool]:
+        """Publishes an error of this process.
+
+        Returns:
+            The sentence and the exit status with which all processes end, and whether the error of this process was
+            the first.
+        """
+        self._ending.set()
+        if not self._connected.wait(PATIENCE):
+            return sentence, status, True
+        try:
+            order = self._store.add("failures", 1)
+            self._store.set(f"failure {order}", json.dumps([self.rank, socket.gethostname(), sentence, status]))
+            if order == 1:
+                time.sleep(GRACE)
+                self._store.set("verdict", json.dumps(self._verdict()))
+            self._store.wait(["verdict"], timedelta(seconds=PATIENCE))
+            sentence, status = json.loads(self._store.get("verdict"))
+        except RuntimeError:  # the store has ended
+            return sentence, status, True
+        return sentence, status, order == 1
+
+    def end(self, sentence: str, status: int) -> None:
+        """Ends this process when all others have heard of it, or after `PATIENCE` seconds."""
+        print(f"error: {sentence}", file=sys.stderr)
+        try:
+            self._store.add("heard", 1)
+            waiting = time.monotonic() + PATIENCE
+            while self._store.add("heard", 0) < self.world_size and time.monotonic() < waiting:
+                time.sleep(0.1)
+        except (AttributeError, RuntimeError):  # there never was a store, or its process has ended
+            pass
+        for child in multiprocessing.active_children():
+            child.terminate()
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)  # not sys.exit: it would wait for collective calls that nobody answers
+
+    def _verdict(self) -> tuple[str, int]:
+        """The first error; it names its process, unless all processes have the same error."""
+        found = [json.loads(self._store.get(f"failure {n + 1}")) for n in range(self._store.add("failures", 0))]
+        rank, machine, sentence, status = found[0]
+        if sum(other[2] == sentence for other in found) < self.world_size:
+            sentence += f" (process {rank} of {self.world_size}, on {machine})"
+        return sentence, status
+
+    def _watch(self) -> None:
+        distributed = self._torch.distributed
+        try:
+            store = distributed.TCPStore(
+                *self._address, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=30)
+            )
+            # A launcher's store outlives a restart of its processes.
+            restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self._store = distributed.PrefixStore(f"nanochat-hf failures {restart}", store)
+            self._connected.set()
+            while not self._ending.wait(POLL):
+                if self._store.check(["verdict"]):
+                    sentence, status = json.loads(self._store.get("verdict"))
+                    self.end(sentence, status)
+        except RuntimeError:  # there is no store, or its process has ended
+            return
+
+
+def join_job() -> Job | None:
+    """Starts to watch the other processes of this job; None where this is the only one."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size < 2 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return Job(int(os.environ["RANK"]), world_size, host, port)
