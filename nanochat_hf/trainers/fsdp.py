@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from accelerate import ParallelismConfig
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh

@@ -27,7 +27,9 @@ def test_every_check_is_explained(monkeypatch):
     assert sorted(re.findall(r"`(\w+)`", " ".join(row[0] for row in table))) == sorted(done.stdout.split())
 
 
-def run_slurm_script(folder: Path, *words: str, nodes: int, node: int, gpus: int | None) -> list[str]:
+def run_slurm_script(
+    folder: Path, *words: str, nodes: int, node: int, gpus: int | None, options: str | None = None
+) -> list[str]:
     """The words of the `accelerate launch` line that one node runs; Slurm's programs are stand-ins."""
     stubs = {
         "scontrol": "printf 'alpha\\nbeta\\n'",
@@ -41,6 +43,7 @@ def run_slurm_script(folder: Path, *words: str, nodes: int, node: int, gpus: int
         path.chmod(0o755)
     environment = {"PATH": os.environ["PATH"], "SLURM_JOB_NODELIST": "alpha,beta", "SLURM_NNODES": str(nodes)}
     environment |= {"SLURM_NODEID": str(node)} | ({} if gpus is None else {"SLURM_GPUS_ON_NODE": str(gpus)})
+    environment |= {} if options is None else {"LAUNCH_OPTIONS": options}
     command = ["bash", str(ROOT / "training" / "slurm.sh"), *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.rstrip("\0").split("\0")
@@ -57,6 +60,16 @@ def test_the_slurm_script_starts_accelerate_on_each_node(tmp_path):
         assert (parsed.num_machines, parsed.num_processes) == (2, 2 * (gpus or 8))
         assert (parsed.machine_rank, parsed.main_process_ip, parsed.main_process_port) == (node, "alpha", 29500)
         assert (ROOT / parsed.config_file).exists() and parsed.training_script == "training/pretrain.py"
+
+
+def test_the_slurm_script_takes_options_of_accelerate(tmp_path):
+    from accelerate.commands.launch import launch_command_parser
+
+    (shown,) = re.findall(r'export LAUNCH_OPTIONS="(.*)"', (ROOT / "training" / "slurm.sh").read_text())
+    words = run_slurm_script(tmp_path, "training/sft.py", nodes=2, node=1, gpus=8, options=shown)
+    parsed = launch_command_parser().parse_args(words[1:])
+    assert parsed.config_file == "training/accelerate_fsdp.yaml" and parsed.parallelism_config_dp_replicate_size == 2
+    assert parsed.training_script == "training/sft.py" and (ROOT / parsed.config_file).exists()
 
 
 def test_the_page_shows_the_line_of_the_slurm_script():
