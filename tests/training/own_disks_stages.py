@@ -60,7 +60,9 @@ def main(base: str, shared: Path) -> None:
     own = Path("base")
     shutil.copytree(base, own)
     if second:  # another vocabulary of the same size, with the same model
-        make_base(own, texts=["Tomorrow is Friday. ", "The sky is blue, the grass is green. "] * 20, sequence_length=64)
+        make_base(
+            own, texts=["Tomorrow is Friday. ", "The sky is blue, the grass is green. "] * 20, sequence_length=64
+        )
     try:
         run("sft", own, "other")
     except UserError as error:

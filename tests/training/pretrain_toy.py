@@ -71,6 +71,8 @@ class Mishap(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         mesh = f" on {tuple(model.lm_head.weight.device_mesh.shape)}" if is_sharded(model) else ""
         print(f"sharded: {is_sharded(model)}{mesh}", flush=True)
+        if not is_sharded(model):
+            print(f"first weights: {sum(p.double().sum().item() for p in model.parameters())}", flush=True)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == self.step:
@@ -102,7 +104,7 @@ def main():
         use_cpu=True, logging_steps=1, save_steps=3, save_total_limit=2, ignore_data_skip=True, disable_tqdm=True,
         remove_unused_columns=False, report_to="none", max_grad_norm=0.0, logging_nan_inf_filter=False,
     )  # fmt: skip
-    set_seed(1)
+    set_seed(1 + arguments.process_index)  # the first process's weights count
     config = NanochatHFConfig.from_depth(3, vocab_size=64, head_dim=16, aspect_ratio=16, sequence_length=LENGTH)
     model = NanochatHFForCausalLM(config)
     for module in model.modules():  # behind upstream's zeros, gradients are noise, and Muon makes it large

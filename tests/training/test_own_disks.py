@@ -61,7 +61,7 @@ def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     base = make_base(folder / "base", sequence_length=64)
     command = [TOY.with_name("own_disks_stages.py"), base, folder / "shared"]
-    ended = start_apart(command, [folder / "first", folder / "second"])
+    ended = start_apart(command, [folder / "first", folder / "second"], imports="nanochat_hf.trainers.grpo")
     assert [status for *_, status in ended] == [0, 0], ended[1][1][-3000:]
     return folder, [out for out, *_ in ended]
 

@@ -1,11 +1,14 @@
 """Real processes, several ranks, killed and resumed."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,63 +18,65 @@ from nanochat_hf.trainers import checkpoints
 
 TOY = Path(__file__).with_name("pretrain_toy.py")
 STEPS = 8
+TIMEOUT = 280  # seconds, less than pytest's
 
 
-def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_file=None, options=()):
+def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_file=None):
     command = [sys.executable]
     if config_file:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config_file), "--main_process_port", "0"]
-        command += options
     elif ranks > 1:
         command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone"]
     command += [str(TOY), str(output), str(STEPS), str(rows), str(accumulation), *([mishap] if mishap else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run([*prefix, *command], capture_output=True, text=True, env=environment, timeout=240)
+    return subprocess.run([*prefix, *command], capture_output=True, text=True, env=environment, timeout=TIMEOUT)
 
 
-def launch_apart(output, rows, accumulation, mishap="", ranks=3):
+def launch_apart(output, rows, accumulation, mishap="", ranks=3, env=None):
     """Each rank of the toy as a process of its own, see `start_apart`."""
     command = [TOY, output, STEPS, rows, accumulation, *([mishap] * bool(mishap))]
-    return start_apart(command, [None] * ranks)
+    return start_apart(command, [None] * ranks, env)
 
 
-def start_apart(command, machines):
-    """Starts Python without a launcher that would end the others after one has ended.
+def start_apart(command, machines, env=None, imports="nanochat_hf.trainers.pretraining"):
+    """Starts the ranks of a job without a launcher that would end the others after one has ended.
 
     Args:
+        command: a script and its words.
         machines: for each rank the folder of its machine, in which it works; None: all are on this machine.
+        env: environment variables that a launcher would set besides.
+        imports: what the script imports, once for all ranks.
 
     Returns:
         stdout, stderr and exit status of each.
     """
-    ranks, own_disks = len(machines), machines[0] is not None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "WORLD_SIZE": str(ranks)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"LOCAL_WORLD_SIZE": "1" if own_disks else str(ranks)}
-    processes = []
-    for rank, machine in enumerate(machines):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if own_disks:
-            own |= {"LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
-            machine.mkdir(parents=True, exist_ok=True)
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, command)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=machine,
-                env={**os.environ, **shared, **own},
-            )
+    ranks, apart = len(machines), machines[0] is not None
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": "1" if apart else str(ranks)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (env or {})
+    with tempfile.TemporaryDirectory() as folder:
+        job = []
+        for rank, machine in enumerate(machines):
+            own = {"RANK": str(rank), "LOCAL_RANK": "0" if apart else str(rank)}
+            if apart:
+                machine.mkdir(parents=True, exist_ok=True)
+            files = {name: str(Path(folder, f"{name}-{rank}")) for name in ("stdout", "stderr")}
+            words = [*map(str, command)]
+            job.append({"command": words, "env": shared | own, "cwd": str(machine) if apart else None, **files})
+        start = [sys.executable, str(TOY.with_name("forked_ranks.py")), imports]
+        alone = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        process = subprocess.Popen(
+            start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone, start_new_session=True
         )
-    try:
-        return [(*process.communicate(timeout=240), process.returncode) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+        try:
+            found = process.communicate(json.dumps(job), timeout=TIMEOUT)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        written = [[Path(rank[name]).read_text() for name in ("stdout", "stderr")] for rank in job]
+    return [(*texts, status) for texts, status in zip(written, json.loads(found), strict=True)]
 
 
 def result(run):
@@ -88,11 +93,13 @@ def plain(tmp_path_factory):
 
 
 def test_three_ranks_and_accumulation_see_the_same_losses_and_two_or_one_go_on(plain, tmp_path):
-    accumulated = result(launch(tmp_path / "accumulated", 3, 2))
-    assert accumulated["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
+    alone = launch(tmp_path / "accumulated", 3, 2)
+    assert result(alone)["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
 
     three = launch(tmp_path / "ranks", 2, 1, "step=7:kill", ranks=3)
     assert three.returncode != 0
+    first = [line for run in (alone, three) for line in run.stdout.splitlines() if line.startswith("first weights")]
+    assert len(first) == 4 and len(set(first)) == 1  # those of the seed on any number of processes
     found = sorted(path.name for path in (tmp_path / "ranks").glob("checkpoint-*"))
     assert found == ["checkpoint-3", "checkpoint-6"]
     shutil.copytree(tmp_path / "ranks", tmp_path / "one")
@@ -125,12 +132,23 @@ def test_fsdp_on_three_ranks_sees_the_same_losses_and_one_plain_process_goes_on(
     assert result(one)["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
 
 
+def environment_of_launcher(*options):
+    """The environment variables that `accelerate launch` sets with these options."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    arguments = launch_command_parser().parse_args([*map(str, options), str(TOY)])
+    found = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    return {name: value for name, value in found.items() if os.environ.get(name) != value}
+
+
 def test_two_copies_of_a_sharded_model_see_the_same_losses_and_one_plain_process_goes_on(tmp_path):
     """HSDP on two "nodes" of two processes: the config file for FSDP and one option of the launcher."""
-    options = ["--parallelism_config_dp_replicate_size", "2"]
-    four = launch(tmp_path / "run", 3, 1, config_file=fsdp_on_cpus(tmp_path, 4), options=options)
-    assert four.stdout.count("sharded: True on (2, 2)") == 4, four.stderr[-3000:]
-    found, expected = result(four), result(launch(tmp_path / "plain", 12, 1))
+    options = ["--config_file", fsdp_on_cpus(tmp_path, 4), "--parallelism_config_dp_replicate_size", 2]
+    four = launch_apart(tmp_path / "run", 3, 1, ranks=4, env=environment_of_launcher(*options))
+    assert [status for *_, status in four] == [0] * 4, four[0][1][-3000:]
+    assert all("sharded: True on (2, 2)" in out for out, *_ in four)
+    found, expected = json.loads(four[0][0].splitlines()[-1]), result(launch(tmp_path / "plain", 12, 1))
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-3)
     assert found["norms"] == pytest.approx(expected["norms"], rel=0.02)
     sizes = [path.stat().st_size for path in sorted((tmp_path / "run" / "checkpoint-6").glob("optimizer-*"))]
