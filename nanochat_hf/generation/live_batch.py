@@ -1,21 +1,25 @@
 """Decoding of a batch whose rows come and go: a server's requests.
 
 A row can join after any step, and any row can leave. [`LiveBatch`] computes all rows of this project's models in one
-step. [`SeparateRows`] steps through the rows of any other model one by one: no faster than single requests, but none
-waits for the end of another.
+step; [`GraphedLiveBatch`] does so on GPUs, as a CUDA graph. [`SeparateRows`] steps through the rows of any other model
+one by one: no faster than single requests, but none waits for the end of another.
 
 Shapes: R rows, C hidden_size, H query heads, K key/value heads, D head_dim, S columns of the buffers, V vocabulary.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from nanochat_hf.generation import graphed_decoder
 from nanochat_hf.generation.decoding import pad_left
 from nanochat_hf.generation.fast_decoder import FastDecoder, WeightStore
 from nanochat_hf.generation.forward_decoder import ForwardDecoder
+
+logger = logging.getLogger(__name__)
 
 FIRST_COLUMNS = 256  # of the buffers, which grow by doubling
 
@@ -27,7 +31,9 @@ def live_batch(model: Any, context_length: int) -> "LiveBatch | SeparateRows":
         model: a causal language model of transformers, in evaluation mode.
         context_length: the longest row, in tokens.
     """
-    return LiveBatch(model, context_length) if FastDecoder.supports(model) else SeparateRows(model)
+    if not FastDecoder.supports(model):
+        return SeparateRows(model)
+    return (GraphedLiveBatch if model.device.type == "cuda" else LiveBatch)(model, context_length)
 
 
 class SeparateRows:
@@ -196,6 +202,101 @@ class LiveBatch(FastDecoder):
             query.unsqueeze(2),
             keys[:rows, :, first:last],
             values[:rows, :, first:last],
+            attn_mask=mask,
+            scale=self.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+
+class GraphedLiveBatch(LiveBatch):
+    """A [`LiveBatch`] that replays its steps as a CUDA graph, see `graphed_decoder`.
+
+    A graph computes all rows that the buffers have room for, and reads a fixed number of columns. Rows that are free
+    are computed in vain: nobody reads them. So rows may come and go without a new graph. One is captured when the
+    buffers have grown, and when the longest row has filled the columns that attention reads.
+    """
+
+    def __init__(self, model: Any, context_length: int):
+        """See [`LiveBatch`]."""
+        super().__init__(model, context_length)
+        self.can_capture = True
+        self._forget_graph()
+
+    def _forget_graph(self) -> None:
+        self.replay: Callable[[], None] | None = None
+        self.recorded: torch.Tensor | None = None  # the first layer's keys of the graph
+        self.span = 0  # columns that its attention reads
+
+    @torch.inference_mode()
+    def remove(self, row: int) -> None:
+        """See [`LiveBatch.remove`]."""
+        super().remove(row)
+        if not self.lengths:
+            self._forget_graph()  # it would keep the buffers
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """See [`LiveBatch.step`]."""
+        rows, needed = len(self.lengths), max(self.lengths) + 1
+        self._make_room(self.keys[0], needed)
+        keys, per_graph = self.keys[0], graphed_decoder.SLOTS_PER_GRAPH
+        span = min(-(-needed // per_graph) * per_graph, keys.shape[2])
+        is_new = self.recorded is not keys or self.span != span
+        if is_new:
+            self.replay, self.span, self.recorded = None, span, keys
+            self.inputs = torch.zeros(2, len(keys), dtype=torch.long, device=keys.device)  # tokens and positions
+            self.row_index = torch.arange(len(keys), device=keys.device)
+            self.all_previous = keys.new_zeros(len(keys), self.config.hidden_size)
+        self.inputs[:, :rows] = torch.tensor([list(tokens), self.lengths]).to(keys.device)
+        if self.config.smear:
+            self.all_previous[:rows] = self.previous
+        with torch.autocast(keys.device.type, enabled=False):
+            if self.replay is None and self.can_capture and not is_new:  # the first step loads what a capture must not
+                self._try_to_capture()
+            if self.replay is None:
+                self._update()
+            else:
+                self.replay()
+        self.previous = self.all_previous[:rows]
+        self.lengths = [length + 1 for length in self.lengths]
+        logits = self.logits[:rows]
+        return logits.clone() if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+    def _update(self) -> None:
+        """Computes one step from `inputs` and leaves its results in tensors: what a graph records."""
+        self.previous = self.all_previous
+        self.logits = self._step(self.inputs[0])
+        self.all_previous.copy_(self.previous)
+
+    def _try_to_capture(self) -> None:
+        """Records a graph; recording runs no kernel."""
+        try:
+            self.replay = graphed_decoder.capture(self._update)
+        except RuntimeError as error:
+            logger.warning("CUDA refused to capture a step of the server as a graph, so steps are slower: %s", error)
+            self.can_capture = False
+
+    def _positions(self) -> torch.Tensor:
+        return self.inputs[1]
+
+    def _masks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns which columns full and sliding layers may see: bool [R, 1, 1, span]."""
+        positions = self.inputs[1].unsqueeze(1)
+        columns = torch.arange(self.span, device=positions.device)
+        seen = columns <= positions
+        near = seen & (columns > positions - (self.config.sliding_window or self.capacity))
+        return seen[:, None, None], near[:, None, None]
+
+    def _attend_over_buffers(
+        self, index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        keys, values, positions = self.keys[index], self.values[index], self.inputs[1]
+        keys[self.row_index, :, positions] = key
+        values[self.row_index, :, positions] = value
+        return F.scaled_dot_product_attention(
+            query.unsqueeze(2),
+            keys[:, :, : self.span],
+            values[:, :, : self.span],
             attn_mask=mask,
             scale=self.scale,
             enable_gqa=query.shape[1] != key.shape[1],

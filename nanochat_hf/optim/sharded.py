@@ -24,7 +24,8 @@ def sharing_ranks(name: str, p: Tensor) -> Ranks | None:
     """The ranks that hold the rows of a parameter, or None if it is not sharded.
 
     Raises:
-        ValueError: it is sharded otherwise than by FSDP2 over one dimension of devices, or over two with copies (HSDP).
+        ValueError: it is sharded otherwise than by FSDP2, over one dimension of devices, or over two with copies
+            (HSDP).
     """
     if not isinstance(p, DTensor):
         return None

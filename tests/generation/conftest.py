@@ -3,9 +3,12 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.generation import graphed_decoder
 from nanochat_hf.tokenizer import CHAT_TEMPLATE
 
 CONTROL = [
@@ -97,3 +100,60 @@ class Scripted(torch.nn.Module):
 @pytest.fixture
 def scripted():
     return Scripted
+
+
+class Recorder(TorchDispatchMode):
+    """Records operations. Unlike CUDA, it also runs them."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        outputs = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, outputs))
+        return outputs
+
+    def replay(self):
+        """Runs all operations again; returns the new results by the identity of the recorded ones."""
+        results = {}
+
+        def current(value):
+            return results.get(id(value), value)
+
+        for func, args, kwargs, recorded in self.operations:
+            outputs = func(*tree_map(current, args), **tree_map(current, kwargs))
+            pairs = (
+                zip(recorded, outputs, strict=True) if isinstance(recorded, tuple | list) else [(recorded, outputs)]
+            )
+            results.update({id(old): new for old, new in pairs})
+        return results
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Lets `capture` of CUDA graphs record on the CPU; returns the list of recorders."""
+    made = []
+
+    def capture(function):
+        decoder = function.__self__
+        named = [getattr(decoder, name, None) for name in ("next_column", "previous", "all_previous")]
+        state = [*decoder.keys, *decoder.values, *named]
+        before = [None if tensor is None else tensor.clone() for tensor in state]
+        recorder = Recorder()
+        with recorder:
+            function()
+        for tensor, old in zip(state, before, strict=True):
+            if tensor is not None:
+                tensor.copy_(old)
+        made.append(recorder)
+        logits = decoder.logits
+
+        def replay():
+            logits.copy_(recorder.replay()[id(logits)])
+
+        return replay
+
+    monkeypatch.setattr(graphed_decoder, "capture", capture)
+    return made

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from nanochat_hf.generation import graphed_decoder
 from nanochat_hf.generation.decoding import pad_left, pick_decoder
@@ -15,62 +13,6 @@ from nanochat_hf.generation.graphed_decoder import GraphedDecoder
 
 PROMPTS = [[256, 5, 6, 7], [256, *range(40)], [256]]
 MODELS = [{}, {"num_key_value_heads": 2}, {"preset": "classic"}, {"sliding_window": 500}, {"smear": False}]
-
-
-class Recorder(TorchDispatchMode):
-    """Records operations. Unlike CUDA, it also runs them."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        outputs = func(*args, **kwargs)
-        self.operations.append((func, args, kwargs, outputs))
-        return outputs
-
-    def replay(self):
-        """Runs all operations again; returns the new results by the identity of the recorded ones."""
-        results = {}
-
-        def current(value):
-            return results.get(id(value), value)
-
-        for func, args, kwargs, recorded in self.operations:
-            outputs = func(*tree_map(current, args), **tree_map(current, kwargs))
-            pairs = (
-                zip(recorded, outputs, strict=True) if isinstance(recorded, tuple | list) else [(recorded, outputs)]
-            )
-            results.update({id(old): new for old, new in pairs})
-        return results
-
-
-@pytest.fixture
-def captures(monkeypatch):
-    """Lets `capture` record on the CPU; returns the list of recorders."""
-    made = []
-
-    def capture(function):
-        decoder = function.__self__
-        state = [*decoder.keys, *decoder.values, decoder.next_column, getattr(decoder, "previous", None)]
-        before = [None if tensor is None else tensor.clone() for tensor in state]
-        recorder = Recorder()
-        with recorder:
-            function()
-        for tensor, old in zip(state, before, strict=True):
-            if tensor is not None:
-                tensor.copy_(old)
-        made.append(recorder)
-        logits = decoder.logits
-
-        def replay():
-            logits.copy_(recorder.replay()[id(logits)])
-
-        return replay
-
-    monkeypatch.setattr(graphed_decoder, "capture", capture)
-    return made
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nanochat_hf.generation.live_batch import LiveBatch, SeparateRows
+from nanochat_hf.generation import graphed_decoder
+from nanochat_hf.generation.fast_decoder import FastDecoder
+from nanochat_hf.generation.live_batch import GraphedLiveBatch, LiveBatch, SeparateRows, live_batch
 from nanochat_hf.generation.row_sampling import RowSampler, RowSettings, draw_rows
 
 FIELDS = [{}, {"num_key_value_heads": 1}, {"window_pattern": "L"}, {"preset": "classic"}]
@@ -18,10 +21,17 @@ def full_logits(model, tokens):
         return model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
 
 
-@pytest.mark.parametrize(("kind", "fields"), [*(("together", each) for each in FIELDS), ("separate", {})], ids=str)
-def test_rows_that_come_and_go(kind, fields, make_model):
+KINDS = [*((LiveBatch, each) for each in FIELDS), *((GraphedLiveBatch, each) for each in FIELDS), (SeparateRows, {})]
+
+
+@pytest.mark.parametrize(("kind", "fields"), KINDS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_rows_that_come_and_go(kind, fields, make_model, captures, monkeypatch):
+    """As a graph, too: it is captured few times, and its replays run nothing of Python."""
+    monkeypatch.setattr(graphed_decoder, "SLOTS_PER_GRAPH", 32)
+    updates, update = [], GraphedLiveBatch._update
+    monkeypatch.setattr(GraphedLiveBatch, "_update", lambda self: updates.append(update(self)))
     model = make_model(**fields)
-    batch = LiveBatch(model, 192) if kind == "together" else SeparateRows(model)
+    batch = SeparateRows(model) if kind is SeparateRows else kind(model, 192)
     generator = random.Random(0)
     rows: list[list[int]] = []
     steps = 0
@@ -48,11 +58,39 @@ def test_rows_that_come_and_go(kind, fields, make_model):
             rows[leaving] = rows[-1]
             rows.pop()
         assert len(batch) == len(rows)
+    if kind is GraphedLiveBatch:
+        assert len(captures) >= 2 and len(updates) < 18  # of 24 steps; a graph takes one update and one recording
 
 
-def test_a_row_may_fill_the_whole_context(make_model):
+@torch.no_grad()
+def test_a_refused_capture_is_said_once_and_the_server_goes_on(make_model, monkeypatch, caplog):
+    def refuse(function):
+        function.__self__.previous = torch.zeros(0)  # half of a recording, before CUDA notices
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphed_decoder, "capture", refuse)
     model = make_model()
-    batch = LiveBatch(model, 192)
+    batches = [kind(model, 192) for kind in (GraphedLiveBatch, LiveBatch)]
+    for batch in batches:
+        batch.add([[1, 2, 3], [4]], [1, 2])
+    for turn in range(6):
+        ours, theirs = (batch.step([turn, 7, 8]) for batch in batches)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert len(caplog.records) == 1 and "not permitted" in caplog.text
+
+
+def test_the_server_takes_graphs_on_a_gpu(make_model, monkeypatch):
+    model = make_model()
+    assert type(live_batch(model, 64)) is LiveBatch
+    monkeypatch.setattr(FastDecoder, "supports", lambda model: True)
+    monkeypatch.setattr(GraphedLiveBatch, "__init__", lambda self, *_: None)
+    assert type(live_batch(SimpleNamespace(device=torch.device("cuda")), 64)) is GraphedLiveBatch
+
+
+@pytest.mark.parametrize("kind", [LiveBatch, GraphedLiveBatch])
+def test_a_row_may_fill_the_whole_context(kind, make_model, captures):
+    model = make_model()
+    batch = kind(model, 192)
     tokens = list(range(190))
     batch.add([tokens, [5]], [1, 1])
     for token in (7, 8):
