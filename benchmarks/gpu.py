@@ -311,6 +311,33 @@ def graphs_agree(results: Results, model: Any) -> float:
     return round(gap, 4)
 
 
+def server_speed(results: Results, model: Any) -> str:
+    """Times steps of the server's batch, kernel by kernel and as CUDA graphs, and compares their logits."""
+    import torch
+
+    from nanochat_hf.generation.live_batch import GraphedLiveBatch, LiveBatch
+
+    rows, length = (3, 4) if results.dry else (32, 64)
+    prompts = [list(range(8 + row)) for row in range(rows)]
+    batches = {"eager": LiveBatch(model, 256), "graphed": GraphedLiveBatch(model, 256)}
+    found, seconds = {}, {}
+    for name, batch in batches.items():
+        logits, start = [batch.add(prompts, [1] * rows)], time.perf_counter()
+        for step in range(2 * length):
+            if step == length:
+                synchronize(results)
+                start = time.perf_counter()
+            logits.append(batch.step([(7 * step + row) % 256 for row in range(rows)]))
+        synchronize(results)
+        found[name], seconds[name] = torch.stack(logits), time.perf_counter() - start
+    gap = float((found["eager"] - found["graphed"]).abs().max())
+    results.expect(gap < 0.1, "the server's graphed steps differ from eager ones")
+    if not results.dry:
+        results.expect(batches["graphed"].replay is not None, "no graph of the server's step was captured")
+    speeds = [f"{name} {rows * length / spent:,.0f} tokens/s" for name, spent in seconds.items()]
+    return f"{', '.join(speeds)}; logits differ by at most {gap:.4f}"
+
+
 def script(results: Results, path: str, *arguments: Any, seconds: float | None = None) -> dict[str, Any]:
     """Runs a script of this repository in a process of its own.
 
@@ -792,6 +819,7 @@ def generation(results: Results) -> None:
     import torch
 
     models = {depth: new_model(results, depth).to(torch.bfloat16).eval() for depth in (12, 24)}
+    results.measure("server, d12, 32 rows", lambda: server_speed(results, models[12]))
     for steps in STEPS:
         for depth, model in models.items():
             for rows in (1,) if results.dry and steps == "compiled" else (1, 64):

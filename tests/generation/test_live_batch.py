@@ -27,7 +27,7 @@ KINDS = [*((LiveBatch, each) for each in FIELDS), *((GraphedLiveBatch, each) for
 @pytest.mark.parametrize(("kind", "fields"), KINDS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_rows_that_come_and_go(kind, fields, make_model, captures, monkeypatch):
     """As a graph, too: it is captured few times, and its replays run nothing of Python."""
-    monkeypatch.setattr(graphed_decoder, "SLOTS_PER_GRAPH", 32)
+    monkeypatch.setattr(graphed_decoder, "SLOTS_PER_GRAPH", 16)
     updates, update = [], GraphedLiveBatch._update
     monkeypatch.setattr(GraphedLiveBatch, "_update", lambda self: updates.append(update(self)))
     model = make_model(**fields)
@@ -59,7 +59,8 @@ def test_rows_that_come_and_go(kind, fields, make_model, captures, monkeypatch):
             rows.pop()
         assert len(batch) == len(rows)
     if kind is GraphedLiveBatch:
-        assert len(captures) >= 2 and len(updates) < 18  # of 24 steps; a graph takes one update and one recording
+        # A graph takes one update and one recording; other steps are replays.
+        assert len(captures) >= 2 and steps - (len(updates) - len(captures)) >= 8
 
 
 @torch.no_grad()

@@ -12,6 +12,9 @@ from nanochat_hf.settings import load_run
 from nanochat_hf.trainers import checkpoints
 
 
+pytestmark = pytest.mark.timeout(1200)  # some seconds on a free machine, but a dozen processes on a busy one
+
+
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
