@@ -124,8 +124,8 @@ def _send(source: Path, target: Path | None, size: int, holder: int) -> None:
             chunk = chunk.to(device)
             dist.broadcast(chunk, src=holder)
             if writing:
-                writing.write(chunk.cpu().numpy())
-    if part:
+                writing.write(chunk.cpu().numpy().tobytes())
+    if part and target:
         part.rename(target)
 
 

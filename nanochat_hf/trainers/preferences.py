@@ -5,6 +5,7 @@ scored task several times. Of these answers the best is preferred to the worst. 
 of them counts; where several are as bad, the longest.
 """
 
+import contextlib
 import itertools
 import random
 from collections.abc import Sequence
@@ -62,6 +63,16 @@ class PreferenceTrainer(MuonAdamWMixin, ChatTrainerMixin, DPOTrainer):
     def compute_ref_log_probs(self, model, inputs):
         """TRL's log-probabilities of the model before training, without an attention mask as well."""
         return super().compute_ref_log_probs(WithoutMask(model), inputs)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """TRL's. Its first process keeps them in a file beside the pairs; machines with own disks receive it."""
+        if disks.world_size() > 1:
+            folder = Path(dataset.cache_files[0]["filename"]).parent
+            writes = disks.writes(disks.is_shared(folder))
+            with contextlib.suppress(FileNotFoundError):  # where the file is not yet
+                super()._precompute_ref_logps(dataset, name, batch_size)
+            disks.spread(folder, writes)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss on held-out pairs, the share of pairs in which the preferred answer has gained on the other, and by
