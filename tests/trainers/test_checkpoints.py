@@ -1,15 +1,11 @@
 """Torn and altered checkpoints are named and passed over; rotation keeps the newest."""
 
-import multiprocessing
-import os
 import random
-import socket
 
 import numpy as np
 import pytest
 import torch
 
-from nanochat_hf.settings import UserError
 from nanochat_hf.trainers import checkpoints
 
 
@@ -70,37 +66,3 @@ def test_random_generators_continue_where_they_were(tmp_path):
     assert draw() != expected
     checkpoints.load_random_state(tmp_path, 3)
     assert draw() == expected
-
-
-def _look(rank, folders, port, queue):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=len(folders))
-    try:
-        checkpoints.check_shared(folders[rank])
-        queue.put((rank, None))
-    except UserError as error:
-        queue.put((rank, str(error)))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_processes_that_do_not_share_the_output_folder_all_say_so(shared, tmp_path):
-    """As on two machines without a shared file system: the same path, different folders."""
-    folders = [tmp_path / "a", tmp_path / ("a" if shared else "b")]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_look, args=(rank, folders, port, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = dict(queue.get(timeout=240) for _ in workers)
-    for worker in workers:
-        worker.join()
-    assert not list(tmp_path.rglob(".shared-*"))
-    if shared:
-        assert found == {0: None, 1: None}
-    else:
-        assert found[0].replace(str(folders[0]), "") == found[1].replace(str(folders[1]), "")
-        assert "process 1 of 2 cannot see what process 0 writes" in found[0]

@@ -11,7 +11,6 @@ from test_pretrain_faults import STEPS, TOY, launch_apart, start_apart
 from nanochat_hf.settings import load_run
 from nanochat_hf.trainers import checkpoints
 
-
 pytestmark = pytest.mark.timeout(1200)  # some seconds on a free machine, but a dozen processes on a busy one
 
 
