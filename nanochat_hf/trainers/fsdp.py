@@ -94,6 +94,15 @@ def _blocks_reshard() -> bool:
     return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
 
 
+def reduce_gradients(model: nn.Module, now: bool) -> None:
+    """Says whether the next backward pass of a sharded model reduces gradients, or only adds them up on each process.
+
+    So a step with several micro-batches reduces once. Meanwhile each process holds whole gradients, 4 bytes each.
+    """
+    if is_sharded(model):
+        model.set_requires_gradient_sync(now)
+
+
 def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 

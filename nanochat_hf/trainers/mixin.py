@@ -121,6 +121,7 @@ class MuonAdamWMixin(_Base):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch. Before the last one of a step it sets the step's schedule and starts the reductions."""
+        fsdp.reduce_gradients(self.model, now=self.accelerator.sync_gradients)
         if self.accelerator.sync_gradients:  # the last micro-batch of the step
             apply_schedule(self.muon_adamw, self.schedule, self.state.global_step)
             logged = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
@@ -168,9 +169,9 @@ class MuonAdamWMixin(_Base):
                 model.save_pretrained(folder)  # LoRA's matrices only
             elif hasattr(model, "peft_config"):
                 model.save_pretrained(folder / "adapter")
-                copy.deepcopy(model).merge_and_unload().save_pretrained(folder)
+                write_model(copy.deepcopy(model).merge_and_unload(), folder)
             else:
-                fsdp.unsharded(model).save_pretrained(folder, state_dict=weights)
+                write_model(fsdp.unsharded(model), folder, state_dict=weights)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
         if is_checkpoint:
@@ -192,6 +193,15 @@ class MuonAdamWMixin(_Base):
             {name: value for name, value in row.items() if isinstance(value, int | float)}
             for row in self.state.log_history
         ]
+
+
+def write_model(model: Any, folder: Path, **options: Any) -> None:
+    """`save_pretrained` by this process, whichever it is. transformers lets only the first of all processes write."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        del model.should_save_on_this_rank
 
 
 class Checkpointing(TrainerCallback):

@@ -6,7 +6,8 @@ import torch.multiprocessing as mp
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.optim import Schedule, build_optimizer, kernels, parameter_roles
-from nanochat_hf.optim.muon_adamw import index_pieces
+from nanochat_hf.optim.buckets import Ranks
+from nanochat_hf.optim.muon_adamw import LEAST_STACK, index_pieces
 
 
 def toy(preset="modern"):
@@ -109,6 +110,22 @@ def test_state_goes_through_a_state_dict():
     train(model, optimizer, 2, first=2)
     train(twin, other, 2, first=2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 8, 16])
+@pytest.mark.parametrize("depth", [6, 12, 24])
+def test_a_call_of_the_kernel_works_on_a_stack(depth, world):
+    """Not on single matrices, which are many small kernels on a GPU."""
+    with torch.device("meta"):
+        model = NanochatHFForCausalLM(NanochatHFConfig.from_depth(depth))
+        optimizer = build_optimizer(model)
+        for group in optimizer.param_groups:
+            if group["kind"] != "muon":
+                continue
+            buckets = optimizer._make_buckets(group, Ranks(1, world), first=0)
+            rounds = [bucket.rounds for bucket in buckets]
+            assert all(count >= LEAST_STACK for count in rounds[:-1]), rounds  # the last one has what is left
+            assert sum(len(bucket.params) for bucket in buckets) == len(group["params"])
 
 
 def _count_bytes(world):

@@ -65,6 +65,22 @@ def test_compiled_layers_compute_the_same_with_a_few_graphs(model, eager_backend
     assert not counters["graph_break"]
 
 
+def test_a_compiled_block_hands_over_its_gradients_before_the_next_begins(model, eager_backend):
+    """So the optimizer's reductions run beside the backward pass. As one graph all come at its end."""
+    events = []
+    first, last = model.model.layers[0], model.model.layers[-1]
+
+    def watch(_, __, output):
+        output.register_hook(lambda _: events.append("first begins"))
+
+    first.register_forward_hook(watch)
+    for parameter in last.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _: events.append("last is done"))
+    with compilation.compiled_layers(model):
+        loss_and_gradients(model, torch.randint(0, 128, (2, 64)))
+    assert events == ["last is done"] * len(list(last.parameters())) + ["first begins"]
+
+
 def test_outside_of_the_context_nothing_is_compiled(model, eager_backend):
     with compilation.compiled_layers(model):
         pass

@@ -1,5 +1,7 @@
 """One device per process, and TF32 where the device is a GPU; GPUs are emulated."""
 
+import os
+
 import pytest
 import torch
 from transformers import TrainingArguments
@@ -9,7 +11,7 @@ from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, generation
 from nanochat_hf.settings import UserError
 from nanochat_hf.stages.pretrain import PretrainConfig
 from nanochat_hf.trainers import mixin, pretraining_setup, stage
-from nanochat_hf.trainers.pretraining import NanochatTrainer
+from nanochat_hf.trainers.pretraining import NanochatTrainer, OnDevice
 from nanochat_hf.trainers.pretraining_setup import PretrainingArguments
 
 
@@ -91,6 +93,24 @@ def test_every_trainer_and_every_loaded_checkpoint_allows_tf32(tmp_path, monkeyp
     devices.clear()
     generation.load_checkpoint(tmp_path, device="cpu")
     assert devices == [torch.device("cpu")]
+
+
+def test_a_batch_is_copied_without_labels():
+    """Meta stands in for a GPU. With labels, Trainer would count tokens, which waits for the GPU."""
+    batch = dict.fromkeys(("input_ids", "shift_labels", "labels"), torch.zeros(2, 8, dtype=torch.long))
+    (copied,) = OnDevice([batch], torch.device("meta"))
+    assert {name: tensor.device.type for name, tensor in copied.items()} == dict.fromkeys(
+        ("input_ids", "shift_labels"), "meta"
+    )
+
+
+def test_segments_of_memory_may_grow(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    stage.base_arguments(str(tmp_path), save_every=0, save_total_limit=1, seed=1)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "mine")
+    stage.base_arguments(str(tmp_path), save_every=0, save_total_limit=1, seed=1)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "mine"
 
 
 class Words:

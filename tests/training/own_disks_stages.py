@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from chat_toy import ShortAnswers, make_base, run_stage
+from chat_toy import TEXTS, ShortAnswers, make_base, run_stage
 
 from nanochat_hf import tasks
 from nanochat_hf.settings import UserError
@@ -60,9 +60,7 @@ def main(base: str, shared: Path) -> None:
     own = Path("base")
     shutil.copytree(base, own)
     if second:  # another vocabulary of the same size, with the same model
-        make_base(
-            own, texts=["Tomorrow is Friday. ", "The sky is blue, the grass is green. "] * 20, sequence_length=64
-        )
+        make_base(own, sequence_length=64, texts=[text.upper() for text in TEXTS])
     try:
         run("sft", own, "other")
     except UserError as error:

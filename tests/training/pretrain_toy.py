@@ -96,6 +96,20 @@ def disk_is_full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def count_reductions():
+    """Counts how often FSDP2 reduces the gradients of a group of parameters."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+
+    reduce, counted = _fsdp_param_group.foreach_reduce, []
+
+    def counting(*arguments, **options):
+        counted.append(1)
+        return reduce(*arguments, **options)
+
+    _fsdp_param_group.foreach_reduce = counting
+    return counted
+
+
 def main():
     output, steps, rows, accumulation = sys.argv[1], *map(int, sys.argv[2:5])
     torch.set_num_threads(1)
@@ -121,7 +135,7 @@ def main():
         spike_threshold=2.0,
         callbacks=[Mishap(order, arguments.process_index, loader), stop],
     )
-    trainer.log_norms = True
+    trainer.log_norms, reductions = True, count_reductions()
     trainer.train(resume_from_checkpoint=True)
     if stop.received:
         sys.exit(143)
@@ -129,6 +143,7 @@ def main():
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         weights = sum(p.double().sum().item() for p in trainer.model.parameters())
         facts = {"world": trainer.accelerator.num_processes, "losses": losses, "weights": weights}
+        facts["reductions"] = len(reductions)
         facts["norms"] = trainer.muon_adamw.norms
         facts["wrapped"] = trainer.model_wrapped is not trainer.model
         facts["parameters"] = sum(p.numel() for p in trainer.model.parameters())
