@@ -24,7 +24,12 @@ NOT_OURS = {"core.yaml", "my_chats.jsonl"}
 SOURCE_ENDINGS = (".py", ".rs", ".jinja", ".toml", ".yaml", ".sh", ".lock", ".cff")
 FOLDERS = ("nanochat_hf/", "training/", "evaluation/", "benchmarks/", "space/", "rustbpe/", "tests/", "docs/", ".ci/")
 # Options of other programs that the pages speak of.
-FOREIGN_OPTIONS = {"--trust-remote-code", "--model_args"}
+FOREIGN_OPTIONS = {
+    "--trust-remote-code",
+    "--model_args",
+    "--config_file",
+    "--parallelism_config_dp_replicate_size",
+}
 
 
 def page_name(path: Path) -> str:
