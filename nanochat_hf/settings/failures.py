@@ -6,6 +6,7 @@ A thread of every process looks there twice per second. So it does not matter wh
 reading data, saving, evaluating or sampling.
 """
 
+import atexit
 import json
 import logging
 import multiprocessing
@@ -38,7 +39,14 @@ class Job:
         self._torch, self._address = torch, (host, port)
         self._store: Any = None
         self._connected, self._ending = threading.Event(), threading.Event()
-        threading.Thread(target=self._watch, name="failures", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="failures", daemon=True)
+        self._thread.start()
+        atexit.register(self.leave)
+
+    def leave(self) -> None:
+        """Stops to watch. A thread inside of torch, while Python ends, would abort the process."""
+        self._ending.set()
+        self._thread.join(PATIENCE)
 
     def fail(self, sentence: str, status: int) -> tuple[str, int, bool]:
         """Publishes an error of this process.
@@ -47,8 +55,9 @@ class Job:
             The sentence and the exit status with which all processes end, and whether the error of this process was
             the first.
         """
+        connected = self._connected.wait(PATIENCE)
         self._ending.set()
-        if not self._connected.wait(PATIENCE):
+        if not connected:
             return sentence, status, True
         try:
             order = self._store.add("failures", 1)
@@ -88,20 +97,28 @@ class Job:
         return sentence, status
 
     def _watch(self) -> None:
-        distributed = self._torch.distributed
         try:
-            store = distributed.TCPStore(
-                *self._address, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=30)
-            )
-            # A launcher's store outlives a restart of its processes.
-            restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            self._store = distributed.PrefixStore(f"nanochat-hf failures {restart}", store)
-            self._connected.set()
+            self._connect()
             while not self._ending.wait(POLL):
                 if self._store.check(["verdict"]):
                     sentence, status = json.loads(self._store.get("verdict"))
                     self.end(sentence, status)
-        except RuntimeError:  # there is no store, or its process has ended
+        except RuntimeError:  # the store's process has ended
+            return
+
+    def _connect(self) -> None:
+        """Waits for the store, which another process may start later."""
+        distributed = self._torch.distributed
+        while not self._ending.wait(POLL):
+            try:
+                socket.create_connection(self._address, timeout=POLL).close()  # torch's own attempt would complain
+                store = distributed.TCPStore(*self._address, wait_for_workers=False, timeout=timedelta(minutes=1))
+            except (OSError, RuntimeError):
+                continue
+            # A launcher's store outlives a restart of its processes.
+            restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self._store = distributed.PrefixStore(f"nanochat-hf failures {restart}", store)
+            self._connected.set()
             return
 
 
