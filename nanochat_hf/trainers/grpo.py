@@ -214,8 +214,13 @@ class PassAtK(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
             self.measure(state)
-        elif (path := Path(args.output_dir, BEST_FILE)).exists():
-            self.best = json.loads(path.read_text(encoding="utf-8"))
+            return
+        path = Path(args.output_dir, BEST_FILE)
+        found = disks.gather(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+        self.best = next(filter(None, found), {})
+        disks.spread(Path(args.output_dir, BEST), writes=args.should_save)  # a machine may have lost its disk
+        if self.best and args.should_save:
+            settings.write_json(path, self.best)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:

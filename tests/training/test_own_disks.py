@@ -78,7 +78,7 @@ def test_chat_stages_resume_and_give_the_weights_of_a_shared_folder(stage, stage
         assert load_run(folder / machine / stage)["metrics"] == load_run(folder / "shared" / stage)["metrics"]
         assert not list((folder / machine / stage).glob("rows-*"))
     assert files(folder / "first" / stage) == files(folder / "second" / stage)
-    assert f"{stage}/checkpoint-2 is not on the disk of" in said[1]
+    assert f"{stage}/checkpoint-1 is not on the disk of" in said[1]
     rows = [line for out in said for line in out.splitlines() if line.startswith(f"{stage} [")]
     assert len(rows) == 2 and rows[0] == rows[1] and ("rows-" in rows[0]) == (stage != "rl")
 
