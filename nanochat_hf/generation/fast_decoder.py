@@ -397,10 +397,10 @@ class PromptGroups:
         if len(counts) > 1:
             order = prompt_of_row.argsort(stable=True)
             first = counts.cumsum(0) - counts  # of each prompt, in that order
-            self.members = order[(first[:, None] + torch.arange(int(counts.max()))).clamp(max=len(order) - 1)]  # [P, n]
-            self.places = torch.empty_like(order)  # [R], in [P * n]
-            ordered = prompt_of_row[order]
-            self.places[order] = ordered * int(counts.max()) + torch.arange(len(order)) - first[ordered]
+            most = int(counts.max())
+            self.members = order[(first[:, None] + torch.arange(most)).clamp(max=len(order) - 1)]  # [P, n]
+            self.places, ordered = torch.empty_like(order), prompt_of_row[order]
+            self.places[order] = ordered * most + torch.arange(len(order)) - first[ordered]  # [R], in [P * n]
 
     def select(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Keeps only these rows; returns the prompts that are still needed, or None where all are."""
