@@ -5,6 +5,7 @@ A shell block holds commands; any other block behind a line such as "`facts.yml`
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Sizes for a small model. The rest of a command stays as the page has it.
 SMALLER = (
     (r"(microworld-\w+)@\d+", r"\1@6"),
+    (r"(my_tasks:\w+)@300", r"\1@60"),
     (r"--num_iterations \d+", "--num_iterations 2"),
     (r"--prompts_per_step \d+", "--prompts_per_step 2"),
 )
@@ -56,16 +58,15 @@ def run_guide(name: str, extra: dict[str, str]) -> list[Ran]:
             smaller = re.sub(pattern, value, smaller)
         program, subcommand, *words = shlex.split(smaller, comments=True)
         assert program == "nanochat-hf", command
-        said = io.StringIO()
+        said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)  # as stdout is, for the chat
         with contextlib.redirect_stdout(said):
             run_command([subcommand, *words, *extra.get(subcommand, "").split()])
-        found.append(Ran(command, said.getvalue()))
+        said.seek(0)
+        found.append(Ran(command, said.read()))
     return found
 
 
 def score(folder: str, task: str) -> float:
     """The share of right answers of a task in the last evaluation of a checkpoint."""
-    import json
-
     rows = json.loads(Path(folder, "eval", "chat.json").read_text())["details"]["tasks"]
     return next(row["accuracy"] for row in rows if row["task"] == task)

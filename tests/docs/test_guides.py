@@ -26,9 +26,9 @@ def small_model(tmp_path, monkeypatch):
         files, _ = read_guide(page)
         kept = [json.loads(line) for line in files["keep.jsonl"].splitlines()]
         known = [(row["question"], row["answer"]) for row in kept] + NANO
-        words = tokenizer.train([" ".join(turn) for turn in known] * 5 + [more_text] * 5, 700)
+        words = tokenizer.train([" ".join(turn) for turn in known] * 5 + [more_text] * 5, 500)
         torch.manual_seed(0)
-        config = NanochatHFConfig.from_depth(2, vocab_size=704, sequence_length=256, head_dim=32, aspect_ratio=32)
+        config = NanochatHFConfig.from_depth(2, vocab_size=512, sequence_length=256, head_dim=32, aspect_ratio=32)
         config.bos_token_id, config.eos_token_id = words.bos_token_id, words.eos_token_id
         config.pad_token_id = words.pad_token_id
         model = NanochatHFForCausalLM(config)
@@ -71,7 +71,7 @@ def test_a_model_learns_new_skills(small_model):
     words = " ".join(re.findall(r"[a-z]+", files["my_tasks.py"].split("WORDS = (")[1].split(")")[0]))
     questions = " ".join(re.findall(r'"([^"]*\?)"', files["my_tasks.py"]))
     small_model("new-skill.md", f"{words} {questions} comes first. .count('a') 1 2 3 4 ####")
-    learning = "--num_threads 1 --init_lr_frac 1.0 --momentum_warmup_steps 20"
+    learning = "--num_threads 1 --epochs 3 --init_lr_frac 1.0 --momentum_warmup_steps 20"
     run_guide("new-skill.md", {"sft": learning, "chat": "--device cpu"})
     assert score("runs/quickstart/rl", "count-letters") < 0.1
     for folder in ("runs/skill/sft", "runs/skill/rl"):
