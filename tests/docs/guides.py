@@ -19,6 +19,7 @@ SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALLER = (
     (r"(microworld-\w+)@\d+", r"\1@6"),
     (r"(my_tasks:\w+)@300", r"\1@60"),
+    (r"--val_tasks my_tasks:(\w+)@\d+", r"--val_tasks my_tasks:\1@8"),
     (r"--num_iterations \d+", "--num_iterations 2"),
     (r"--prompts_per_step \d+", "--prompts_per_step 2"),
 )
