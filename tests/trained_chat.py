@@ -42,7 +42,7 @@ def make_run(folder: Path) -> Path:
     model = NanochatHFForCausalLM(config)
     for name in ("base", "rl"):
         if name == "rl":
-            _learn(model, words, conversations)
+            learn(model, words, conversations)
         model.save_pretrained(folder / name)
         words.save_pretrained(folder / name)
         names = [f"microworld-{task}" for task in TASKS] if name == "rl" else []
@@ -65,7 +65,7 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
-def _learn(model: Any, words: Any, conversations: list) -> None:
+def learn(model: Any, words: Any, conversations: list) -> None:
     rows = [render_conversation(words, messages)[0] for messages in conversations]
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), words.pad_token_id)

@@ -22,6 +22,7 @@ KEEP_TAILS_UP_TO = 512  # tokens per row
 MIN_TAIL = 16  # tokens; a shorter rest of a document is dropped, because it needs a start token of its own
 
 Packing = Literal["best_fit", "keep_tails"]
+ChatPacking = Literal["best_fit", "none"]
 
 
 def default_packing(sequence_length: int) -> Packing:
@@ -243,6 +244,7 @@ def pack_conversations(
     row_length: int,
     pad_id: int,
     *,
+    packing: ChatPacking = "best_fit",
     buffer_conversations: int = 100,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Packs whole conversations into rows. Where none fits any more, the rest of the row is padded.
@@ -252,7 +254,9 @@ def pack_conversations(
             `row_length` ids: whoever renders it shortens it. One with no 1 after the first token is left out.
         row_length: tokens per row.
         pad_id: the token id in the padding.
-        buffer_conversations: the number of conversations to choose from.
+        packing: `"best_fit"` puts several conversations into a row; `"none"` puts each into a row of its own, in
+            their order.
+        buffer_conversations: the number of conversations that `"best_fit"` chooses from.
 
     Yields:
         `input_ids` and `labels`, int64 [row_length]. Labels are the ids, not shifted; they are -100 in padding and
@@ -261,6 +265,8 @@ def pack_conversations(
     Raises:
         ValueError: a conversation is longer than a row, or ids and mask differ in length.
     """
+    if packing == "none":
+        buffer_conversations = 1
     packer = BestFitPacker(row_length)
     conversations = (_encode_mask(ids, mask, row_length) for ids, mask in rendered if any(mask[1:]))
     while True:
@@ -271,6 +277,8 @@ def pack_conversations(
             if not packer.fits(row_length - filled):
                 break
             filled += packer.place(row[filled:])
+            if packing == "none":
+                break
         if not filled:
             return
         ids = np.where(row < 0, ~row, row)

@@ -195,11 +195,12 @@ class FastDecoder:
         self.column = ids.shape[1]  # of the next token
         self.padding = (ids.shape[1] - mask.sum(dim=1))[chosen]  # [R]
         self.max_padding = int(self.padding.max())
-        # Samples of one prompt share its cache, because reading it is the cost of attention. Only in fp32: the shared
-        # path stores its scores, and in fewer bits they would lose precision.
-        one_prompt = self.shares_prompts and len(ids) == 1 < len(rows)
-        shared = one_prompt and ids.device.type == "cpu" and self.dtype == torch.float32
+        # Samples of a prompt share its cache, because reading it is the cost of attention. Only in fp32: the shared
+        # path stores its scores, and in fewer bits they would lose precision. Compiled steps know one prompt only.
+        several = len(rows) >= 2 * len(ids) and not (self.compiled and len(ids) > 1)
+        shared = self.shares_prompts and several and ids.device.type == "cpu" and self.dtype == torch.float32
         self.first_own = self.column if shared else 0  # the first column in the rows' own buffers
+        self.groups = PromptGroups(chosen, mask) if shared else None
         self.keys, self.values, self.prefixes = [], [], []
         for layer, cached in zip(self.weights.layers, reader.cache.layers, strict=False):
             slots = self.capacity - self.first_own
@@ -211,8 +212,9 @@ class FastDecoder:
                 if not shared:
                     buffer[:, :, kept] = states[chosen, :, -len(kept) :]
                 buffers.append(buffer)
-            prefix = (cached.keys[0].contiguous(), cached.values[0].contiguous()) if shared else None
-            self.prefixes.append(prefix)  # [K, tokens, D] each
+            prompts = (cached.keys, cached.values) if shared else ()
+            prefix = tuple(states.flatten(0, 1).contiguous() for states in prompts)  # [P * K, tokens, D] each
+            self.prefixes.append(prefix or None)
         if self.config.smear:
             self.previous = reader.cache.layers[self.config.num_hidden_layers].keys[chosen, 0, -1]  # [R, C]
         return logits[chosen]
@@ -223,6 +225,12 @@ class FastDecoder:
         self.values = [buffer[rows] for buffer in self.values]
         self.padding = self.padding[rows]
         self.max_padding = int(self.padding.max())
+        if self.groups is not None and (kept := self.groups.select(rows)) is not None:
+            heads = self.config.num_key_value_heads
+            self.prefixes = [
+                tuple(states.unflatten(0, (-1, heads))[kept].flatten(0, 1) for states in prefix)
+                for prefix in self.prefixes
+            ]
         if self.config.smear:
             self.previous = self.previous[rows]
 
@@ -271,6 +279,8 @@ class FastDecoder:
 
     def _masks(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Returns which slots full and sliding layers may see; None where they may see all filled ones."""
+        if self.first_own:  # the rows' own buffers begin after the prompts and their padding
+            return None, None
         window = min(self.capacity, self.config.sliding_window or self.capacity)
         return self._no_padding(self.capacity), self._no_padding(window)
 
@@ -303,7 +313,7 @@ class FastDecoder:
         keys, values = keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
         prefix = self._visible_prefix(index)
         if prefix is not None:
-            return attend_with_prefix(query * self.scale, keys, values, *prefix)
+            return attend_with_prefix(query * self.scale, keys, values, *prefix, self.groups)
         return F.scaled_dot_product_attention(
             query.unsqueeze(2),
             keys,
@@ -314,7 +324,7 @@ class FastDecoder:
         )
 
     def _visible_prefix(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Returns keys and values [K, tokens, D] of the shared prompt that the layer still sees, or None."""
+        """Returns keys and values [P * K, tokens, D] of the shared prompts that the layer still sees, or None."""
         if self.prefixes[index] is None:
             return None
         keys, values = self.prefixes[index]
@@ -364,21 +374,71 @@ def compiled_step() -> Callable[[FastDecoder, torch.Tensor], torch.Tensor]:
     return step
 
 
+class PromptGroups:
+    """Which rows continue which of P prompts; for attention over prompts that several rows share.
+
+    Shapes: n rows of the prompt with most rows, G query heads per key/value head. Prompts with fewer rows than n are
+    filled up with other rows, whose results nothing reads.
+
+    Attributes:
+        hidden: fp32 [P, 1, 1, T], 0 for tokens and -inf for padding; None where no prompt has padding.
+    """
+
+    def __init__(self, prompt_of_row: torch.Tensor, mask: torch.Tensor):
+        """Makes the groups of `prompt_of_row` [R], with the mask of the padded prompts [P, T]."""
+        self.hidden = None
+        if not bool(mask.all()):
+            self.hidden = torch.zeros(mask.shape).masked_fill_(mask == 0, -torch.inf)[:, None, None]
+        self._assign(prompt_of_row)
+
+    def _assign(self, prompt_of_row: torch.Tensor) -> None:
+        self.prompt_of_row, self.members = prompt_of_row, None
+        counts = prompt_of_row.bincount()
+        if len(counts) > 1:
+            order = prompt_of_row.argsort(stable=True)
+            first = counts.cumsum(0) - counts  # of each prompt, in that order
+            most = int(counts.max())
+            self.members = order[(first[:, None] + torch.arange(most)).clamp(max=len(order) - 1)]  # [P, n]
+            self.places, ordered = torch.empty_like(order), prompt_of_row[order]
+            self.places[order] = ordered * most + torch.arange(len(order)) - first[ordered]  # [R], in [P * n]
+
+    def select(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """Keeps only these rows; returns the prompts that are still needed, or None where all are."""
+        kept, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
+        everything = len(kept) > int(self.prompt_of_row.max())
+        if not everything and self.hidden is not None:
+            self.hidden = self.hidden[kept]
+        self._assign(prompt_of_row)
+        return None if everything else kept
+
+    def by_prompt(self, x: torch.Tensor) -> torch.Tensor:
+        """[R, K, G, X] → [P * K, n * G, X]"""
+        x = x.unsqueeze(0) if self.members is None else x[self.members]  # [P, n, K, G, X]
+        return x.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+    def by_row(self, x: torch.Tensor, kv_heads: int, group: int) -> torch.Tensor:
+        """[P * K, n * G, X] → [R, K, G, X]"""
+        x = x.view(len(x) // kv_heads, kv_heads, -1, group, x.shape[-1]).transpose(1, 2)
+        return x[0] if self.members is None else x.flatten(0, 1)[self.places]
+
+
 def attend_with_prefix(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     prefix_keys: torch.Tensor,
     prefix_values: torch.Tensor,
+    groups: PromptGroups,
 ) -> torch.Tensor:
-    """Attention over a prompt that all rows share, and over each row's own tokens.
+    """Attention over prompts that rows share, and over each row's own tokens.
 
-    The prompt's keys and values are read once for all rows, instead of once per row.
+    A prompt's keys and values are read once for all of its rows, instead of once per row.
 
     Args:
         query: [R, H, D], already scaled.
         keys, values: [R, K, S, D], of each row's own tokens.
-        prefix_keys, prefix_values: [K, P, D], of the prompt's P tokens.
+        prefix_keys, prefix_values: [P * K, T, D], of the prompts' last T tokens.
+        groups: which rows continue which prompt.
 
     Returns:
         [R, H * D]
@@ -386,18 +446,13 @@ def attend_with_prefix(
     rows, kv_heads, own, width = keys.shape
     group, shared = query.shape[1] // kv_heads, prefix_keys.shape[1]
     query = query.reshape(rows, kv_heads, group, width)
-    together = query.transpose(0, 1).reshape(kv_heads, rows * group, width)
+    of_prefix = torch.bmm(groups.by_prompt(query), prefix_keys.transpose(1, 2))  # [P * K, n * G, T]
+    if groups.hidden is not None:
+        of_prefix = of_prefix.unflatten(0, (-1, kv_heads)).add_(groups.hidden[..., -shared:]).flatten(0, 1)
     # Rows and heads in one dimension: with four dimensions `matmul` would make a contiguous copy.
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    scores = torch.cat(
-        (
-            torch.bmm(together, prefix_keys.transpose(1, 2)).view(kv_heads, rows, group, shared).transpose(0, 1),
-            torch.bmm(query.flatten(0, 1), keys.transpose(1, 2)).view(rows, kv_heads, group, own),
-        ),
-        dim=-1,
-    )
-    weights = scores.softmax(dim=-1)  # [R, K, H / K, P + S]
-    of_prefix = weights[..., :shared].transpose(0, 1).reshape(kv_heads, rows * group, shared)
-    attended = torch.bmm(of_prefix, prefix_values).view(kv_heads, rows, group, width).transpose(0, 1)
+    of_own = torch.bmm(query.flatten(0, 1), keys.transpose(1, 2)).view(rows, kv_heads, group, own)
+    weights = torch.cat((groups.by_row(of_prefix, kv_heads, group), of_own), dim=-1).softmax(dim=-1)
+    attended = groups.by_row(torch.bmm(groups.by_prompt(weights[..., :shared]), prefix_values), kv_heads, group)
     of_own = torch.bmm(weights[..., shared:].flatten(0, 1), values).view(rows, kv_heads, group, width)
     return (attended + of_own).reshape(rows, -1)

@@ -107,17 +107,17 @@ def load_module(name: str, option: str) -> Any:
 
 
 def load_function(path: str, option: str) -> Callable[..., Any]:
-    """Imports a function by its path `module:function`.
+    """Imports a function or a class by its path `module:name`.
 
     Raises:
         UserError: the path has another form, or there is no such function.
     """
     module, _, name = path.partition(":")
     if not module or not name:
-        raise UserError(f"{option} {path} is no path of a function; write module:function, such as my_rewards:score")
+        raise UserError(f"{option} {path} is no import path; write module:name, such as my_rewards:score")
     function = getattr(load_module(module, option), name, None)
     if not callable(function):
-        raise UserError(f"{option} {path}: the module {module} has no function {name}")
+        raise UserError(f"{option} {path}: the module {module} has no function or class {name}")
     return function
 
 

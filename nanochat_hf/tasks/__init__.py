@@ -1,7 +1,8 @@
 """Tasks: conversations to train on and to score a model with. One file per data set.
 
-To add a task, write a class in a new file here (`mmlu.py` is a short example) and give it a name in `TASKS` below. The
-base classes are in `base.py`, which says what a task must define.
+A task of your own is a class in a file of yours, named by its import path (docs/new-skill.md). To add one to this
+package, write a class in a new file here (`mmlu.py` is a short example) and give it a name in `TASKS` below. The base
+classes are in `base.py`, which says what a task must define.
 
 Recipes and command lines name a task with a short string, read by `load`:
 
@@ -14,8 +15,9 @@ Recipes and command lines name a task with a short string, read by `load`:
     smoltalk@~10000              10,000 conversations at random: the first of upstream's shuffle, always the same
     conversations=my_chats.jsonl your own file
     preferences=my_pairs.jsonl   pairs of answers, for DPO
+    my_tasks:CountLetters@500    the class CountLetters of your module my_tasks.py, installed or in the current folder
 
-Several are a list, or joined by commas.
+Several are a list, or joined by commas; a path of your own stands alone or first.
 """
 
 import inspect
@@ -26,7 +28,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, load_function
 from nanochat_hf.tasks import microworld
 from nanochat_hf.tasks.arc import ARC
 from nanochat_hf.tasks.base import Task
@@ -63,7 +65,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 MAX_REPEAT = 100_000  # of a task's examples; more would fill the memory with indices
 SPEC = re.compile(
-    r"(?P<name>[\w-]+)(?:/(?P<split>\w+))?(?:=(?P<source>.+?))?(?:@(?P<shuffle>~?)(?P<limit>\d{1,18}))?(?:\*(?P<repeat>\d{1,18}))?"
+    r"(?P<name>[\w-]+|[\w.]+:\w+)(?:/(?P<split>\w+))?(?:=(?P<source>.+?))?(?:@(?P<shuffle>~?)(?P<limit>\d{1,18}))?(?:\*(?P<repeat>\d{1,18}))?"
 )
 
 
@@ -83,15 +85,19 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     """
     found = _parse(spec)
     name, source = str(found["name"]), found["source"]
+    make = TASKS.get(name) or load_function(name, "--tasks")
     limits = [number for number in (limit, int(found["limit"]) if found["limit"] else None) if number is not None]
     options: dict[str, Any] = {"split": found["split"] or split, "limit": min(limits, default=None)}
     if found["shuffle"]:
-        if "shuffle" not in inspect.signature(TASKS[name]).parameters:
+        if "shuffle" not in inspect.signature(make).parameters:
             raise UserError(f"the examples of {name} are drawn at random already; write {name}@{found['limit']}")
         options["shuffle"] = True
     if source:
         options["source"] = source
-    return TASKS[name](**options), int(found["repeat"] or 1)
+    task = make(**options)
+    if not isinstance(task, Task):
+        raise UserError(f"--tasks {name} is no task; give a subclass of nanochat_hf.tasks.base.Task")
+    return task, int(found["repeat"] or 1)
 
 
 def _parse(spec: str) -> dict[str, str | None]:
@@ -114,8 +120,10 @@ def _parse(spec: str) -> dict[str, str | None]:
         raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
     if int(found["repeat"] or 1) > MAX_REPEAT:
         raise UserError(f"the task '{spec}' repeats its examples more than {MAX_REPEAT:,} times; repeat them less")
-    if found["name"] not in TASKS:
-        raise UserError(f"there is no task '{found['name']}'; known are {', '.join(TASKS)}")
+    if found["name"] not in TASKS and ":" not in str(found["name"]):
+        raise UserError(
+            f"there is no task '{found['name']}'; known are {', '.join(TASKS)}, and module:Class for one of your own"
+        )
     return found
 
 

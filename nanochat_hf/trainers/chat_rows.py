@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from nanochat_hf.data.packing import IGNORED, pack_conversations
+from nanochat_hf.data.packing import IGNORED, ChatPacking, pack_conversations
 from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
@@ -28,6 +28,7 @@ TrainOn = Literal["all", "assistant"]
 Rendered = tuple[list[int], list[int]]
 Counted = tuple[list[int], list[int], tuple[int, int]]  # ids and mask as cut; tokens and trained tokens of the whole
 CHUNK = 64  # conversations per task of a rendering process
+COLUMNS = 64  # widths of shortened batches are multiples of it, so that compiled layers see few of them
 
 
 def render(mixture: TaskMixture, position: int, form: ChatFormat, max_length: int, train_on: TrainOn) -> Counted:
@@ -77,10 +78,11 @@ def make_rows(
     seed: int = 42,
     epochs: int | None = 1,
     num_rows: int | None = None,
+    packing: ChatPacking = "best_fit",
     num_workers: int = 0,
     title: str = "packing",
 ) -> dict[str, np.ndarray]:
-    """Packs the conversations of `tasks` into rows: best fit, padded, never cropped.
+    """Packs the conversations of `tasks` into rows, padded, never cropped.
 
     Args:
         tasks: (task, repeat) pairs.
@@ -88,6 +90,7 @@ def make_rows(
         train_on: `"assistant"` gives all tokens that are not the assistant's the label -100; `"all"` only padding.
         epochs: passes over the tasks, each with its own order; None: as many as `num_rows` needs.
         num_rows: largest number of rows; None: all.
+        packing: `"best_fit"`: several conversations per row; `"none"`: one per row.
 
     Returns:
         `input_ids` and `labels`, int32 [rows, row_length], labels not shifted. Each row has at least one label.
@@ -113,7 +116,8 @@ def make_rows(
                     "raise max_seq_len"
                 )
 
-    rows = list(islice(pack_conversations(conversations(), row_length, tokenizer.pad_token_id), num_rows))
+    packed = pack_conversations(conversations(), row_length, tokenizer.pad_token_id, packing=packing)
+    rows = list(islice(packed, num_rows))
     counts.report()
     return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("input_ids", "labels")}
 
@@ -147,14 +151,23 @@ def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, writes: bo
     return datasets.load_from_disk(str(path)).with_format("numpy")
 
 
-def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[dict[str, np.ndarray]], shorten: bool = False) -> dict[str, torch.Tensor]:
     """Makes the batch from rows of T + 1 tokens: T inputs and, shifted by one, T targets; int64 [rows, T].
 
     Padding is at the end of a row, where no trained token sees it. So the attention mask is all ones; TRL counts
     tokens with it. `labels` are the inputs' own labels: Trainer asks whether a batch has labels.
+
+    Args:
+        shorten: leaves out the columns behind the last label of all rows, down to a multiple of `COLUMNS`. The loss
+            stays the same.
     """
     ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows])).long()
     labels = torch.from_numpy(np.stack([row["labels"] for row in rows])).long()
+    if shorten:
+        trained = (labels != IGNORED).any(dim=0).nonzero()
+        used = int(trained.max()) if len(trained) else 1  # targets up to the last label
+        width = -(-used // COLUMNS) * COLUMNS + 1
+        ids, labels = ids[:, :width], labels[:, :width]
     return {
         "input_ids": ids[:, :-1],
         "attention_mask": torch.ones_like(ids[:, :-1]),

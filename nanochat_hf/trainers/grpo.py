@@ -10,7 +10,8 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from nanochat_hf.generation.own_tools import generate_with_own_tools
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers, leave_out_unrunnable
 from nanochat_hf.trainers import compilation, disks
+from nanochat_hf.trainers.lora import merged_for_decoding
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.rewards import TASK, Reward, check_rewards, read_rewards
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
@@ -68,6 +70,16 @@ class RolloutTrainer(MuonAdamWMixin, ChatTrainerMixin, GRPOTrainer):
         self.form = ChatFormat(kwargs["processing_class"])
         functions = [reward.function for reward in rewards]
         super().__init__(*args, rollout_func=_rollout, reward_funcs=functions, **kwargs)
+
+    @contextmanager
+    def decoding_model(self) -> Iterator[Any]:
+        """The policy as it generates, in the precision of training: LoRA's matrices are merged into a copy."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "peft_config"):
+            yield model  # the forward that accelerate wrapped decides the precision
+            return
+        with self.accelerator.autocast():
+            yield merged_for_decoding(model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Leaves out rollouts without an advantage: all samples of their prompt scored the same, their gradient is 0.
@@ -132,8 +144,7 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list | No
             "the samples of one prompt are on several processes; "
             "make prompts_per_step a multiple of the number of processes"
         )
-    # The forward that accelerate wrapped decides the precision: rollouts are sampled in that of training.
-    model, form = trainer.accelerator.unwrap_model(trainer.model), trainer.form
+    form = trainer.form
     options = {
         "num_samples": group,
         "seed": rollout_seed(trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index),
@@ -141,10 +152,11 @@ def _rollout(prompts: list[str], trainer: RolloutTrainer) -> dict[str, list | No
         **asdict(trainer.sampling),
     }
     encoded = [form.prompt(messages, tools=form.reads_calls) for messages in conversations]
-    if form.reads_calls:
-        rollouts = generate_with_own_tools(model, form, encoded, **options)
-    else:
-        rollouts = generate_with_tools(model, trainer.processing_class, encoded, **options)
+    with trainer.decoding_model() as model:
+        if form.reads_calls:
+            rollouts = generate_with_own_tools(model, form, encoded, **options)
+        else:
+            rollouts = generate_with_tools(model, trainer.processing_class, encoded, **options)
     samples = [rollout for samples in rollouts for rollout in samples]
     return {
         "prompt_ids": [list(rollout.prompt_ids) for rollout in samples],
@@ -229,16 +241,16 @@ class PassAtK(TrainerCallback):
     def measure(self, state: Any) -> None:
         if not self.tasks:
             return
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        was_training = model.training
-        policy = EvaluatedModel("policy", model, self.trainer.processing_class)
-        policy.own_tools = self.trainer.form if self.trainer.form.reads_calls else None
+        was_training = self.trainer.model.training
         self.latest = {}
-        for task in self.tasks:
-            row = evaluate_generative(policy, task, self.answers, num_shown=0).row()
-            self.latest[f"val_pass@1/{task.name}"] = row["accuracy"]
-            self.latest |= {f"val_{key}/{task.name}": row[key] for key in row if key.startswith("pass@")}
-        model.train(was_training)
+        with self.trainer.decoding_model() as model:
+            policy = EvaluatedModel("policy", model, self.trainer.processing_class)
+            policy.own_tools = self.trainer.form if self.trainer.form.reads_calls else None
+            for task in self.tasks:
+                row = evaluate_generative(policy, task, self.answers, num_shown=0).row()
+                self.latest[f"val_pass@1/{task.name}"] = row["accuracy"]
+                self.latest |= {f"val_{key}/{task.name}": row[key] for key in row if key.startswith("pass@")}
+        self.trainer.model.train(was_training)
         state.log_history.append({"step": state.global_step, **self.latest})
         if state.is_world_process_zero:
             shown = ", ".join(f"{name} {value:.1%}" for name, value in self.latest.items())

@@ -33,6 +33,7 @@ PREFERENCE_LOSSES = (
     *("sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
+PACKINGS = ("best_fit", "none")
 REPORT_TO = ("none", "trackio", "wandb", "tensorboard")
 
 
@@ -148,7 +149,14 @@ class SupervisedConfig(StageConfig):
     """The settings of midtraining and SFT."""
 
     max_seq_len: int = setting(0, "tokens per row; 0: the model's context length", at_least=0, at_most=MAX_TOKENS)
-    total_batch_size: int = setting(524288, "tokens per optimizer step, over all processes", at_least=1, at_most=2**40)
+    total_batch_size: int = setting(
+        524288, "tokens per optimizer step, padding included, over all processes", at_least=1, at_most=2**40
+    )
+    packing: str = setting(
+        "best_fit",
+        "best_fit: several conversations per row; none: one per row, so that none sees another",
+        choices=PACKINGS,
+    )
     epochs: int = setting(1, "passes over the tasks, where num_iterations is not given", at_least=1, at_most=1_000_000)
     val_tasks: list[str] = setting([], "held-out tasks for the validation loss, written like tasks")
 

@@ -1,5 +1,6 @@
 """Training on conversations with TRL's `SFTTrainer`: what midtraining and SFT have in common."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
 
     Args:
         mask_name: suffix of the validation metrics' names; losses over different tokens cannot be compared.
+        packing: of the rows. With `"none"`, batches are shortened to their longest conversation.
     """
 
-    def __init__(self, *args, mask_name: str, **kwargs):
+    def __init__(self, *args, mask_name: str, packing: str = "best_fit", **kwargs):
         self.mask_name = mask_name
-        super().__init__(*args, data_collator=collate, **kwargs)
+        super().__init__(*args, data_collator=partial(collate, shorten=packing == "none"), **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's loss. TRL counts tokens by the batch's attention mask; the model does not get it."""
@@ -132,6 +134,7 @@ def make_trainer(config: SupervisedConfig, model: Any, tokenizer: Any, train_on:
         schedule=config.schedule(steps),
         **training_method(config, model),
         mask_name=f"{train_on}_tokens",
+        packing=config.packing,
     )
     add_callbacks(trainer, config.save_minutes)
     return trainer
@@ -148,19 +151,20 @@ def load_rows(
     per_step = plan.device_batch_size * plan.accumulation_steps * plan.world_size
     wanted = config.num_iterations * per_step if config.num_iterations > 0 else None
     folder = Path(config.output_dir)
-    settings = {"tokenizer": hash_of(tokenizer), "length": length, "train_on": train_on}
+    settings = {"tokenizer": hash_of(tokenizer), "length": length, "train_on": train_on, "packing": config.packing}
     writes = disks.writes(disks.is_shared(folder))
 
     def train() -> dict:
         return make_rows(
             load_tasks(config.tasks, "train"), tokenizer, length + 1, train_on=train_on, seed=config.seed,
-            epochs=None if wanted else config.epochs, num_rows=wanted, num_workers=config.num_threads,
+            epochs=None if wanted else config.epochs, num_rows=wanted, packing=config.packing,
+            num_workers=config.num_threads,
         )  # fmt: skip
 
     def validation() -> dict:
         columns = make_rows(
             load_tasks(config.val_tasks, "validation"), tokenizer, length + 1, train_on=train_on,
-            num_workers=config.num_threads, title="packing validation",
+            packing=config.packing, num_workers=config.num_threads, title="packing validation",
         )  # fmt: skip
         return pad_with_empty_rows(columns, plan.device_batch_size * plan.world_size)
 

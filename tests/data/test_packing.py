@@ -113,11 +113,11 @@ conversations = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(conversations, st.integers(1, 9))
-def test_conversations_stay_whole_and_padding_is_not_trained_on(masks, buffer):
+@given(conversations, st.integers(1, 9), st.sampled_from(["best_fit", "none"]))
+def test_conversations_stay_whole_and_padding_is_not_trained_on(masks, buffer, packing):
     pad, row_length = 5, 16
     rendered = [(list(range(100 * (i + 1), 100 * (i + 1) + len(mask))), mask) for i, mask in enumerate(masks)]
-    rows = list(pack_conversations(rendered, row_length, pad, buffer_conversations=buffer))
+    rows = list(pack_conversations(rendered, row_length, pad, packing=packing, buffer_conversations=buffer))
     found = {}
     for row in rows:
         ids, labels = row["input_ids"], row["labels"]
@@ -130,6 +130,8 @@ def test_conversations_stay_whole_and_padding_is_not_trained_on(masks, buffer):
             assert np.all(labels[place & (labels != -100)] == ids[place & (labels != -100)])
     trained = {i: (ids, mask) for i, (ids, mask) in enumerate(rendered) if any(mask[1:])}
     assert found == trained, "each conversation that trains anything is there once, whole, with its mask"
+    if packing == "none":
+        assert list(found) == list(trained) and len(rows) == len(trained), "a row each, in their order"
 
 
 def test_padding_is_not_mistaken_for_an_equal_token_of_a_conversation():

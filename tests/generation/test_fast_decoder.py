@@ -147,6 +147,34 @@ def test_samples_of_one_prompt_hold_its_cache_once(model):
     assert {len(keys) for keys, _ in steps.prefixes} == {heads}  # no dimension of rows
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_key_value_heads": 2}, {"sliding_window": 500}, {"preset": "classic"}], ids=str
+)
+@torch.inference_mode()
+def test_rows_of_several_prompts_share_each_prompts_cache(fields, make_model):
+    model = make_model(**fields)
+    ids, mask = pad_left(PROMPTS, 0, "cpu")
+    rows = [1, 0, 2, 0, 1, 1, 2, 0, 0, 2]
+    fast, plain = FastDecoder(model, ids.shape[1] + 40), ForwardDecoder(model)
+    ours, theirs = fast.prefill(ids, mask, rows), plain.prefill(ids, mask, rows)
+    heads = fast.config.num_key_value_heads
+    # Rows leave: one of a prompt, then all of a prompt, then all but one row, the last but one prompt among them.
+    leave = {5: [0], 10: [1, 2, 5, 6], 20: [0, 1, 3, 4]}
+    alive = rows
+    for turn in range(40):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        if turn in leave:
+            keep = torch.tensor([row for row in range(len(ours)) if row not in leave[turn]])
+            alive = [alive[row] for row in keep]
+            fast.select(keep)
+            plain.select(keep)
+            ours, theirs = ours[keep], theirs[keep]
+        assert {len(keys) for keys, _ in fast.prefixes} == {len(set(alive)) * heads}
+        tokens = (torch.arange(len(ours)) * 7 + turn * 13) % 256
+        ours, theirs = soft_cap(fast.step(tokens), fast.soft_cap), plain.step(tokens)
+    assert alive == [1]
+
+
 @torch.inference_mode()
 def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
     """For any weights, lengths, rows and capacities. `fullgraph` raises an error if the graph breaks."""

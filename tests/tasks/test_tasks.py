@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanochat_hf.settings import UserError
-from nanochat_hf.tasks import TASKS, load, separate
+from nanochat_hf.tasks import TASKS, check_specs, load, separate
 from nanochat_hf.tasks.base import choice_example, final_number, message_text
 from nanochat_hf.tasks.gsm8k import solution_parts, word_problem
 from nanochat_hf.tasks.humaneval import code_of, leading_imports
@@ -39,6 +39,30 @@ def test_a_mark_that_the_calculator_refuses_is_left_out():
     parts = solution_parts("x is <<2**3=8>>8.\n#### 8")
     assert [part["type"] for part in parts] == ["text", "text"]
     assert message_text({"content": parts}) == "x is 8.\n#### 8"
+
+
+def test_a_task_of_ones_own_is_named_by_its_import_path(tmp_path, monkeypatch):
+    (tmp_path / "own_tasks.py").write_text(
+        "from nanochat_hf.tasks.base import Task\n\n\n"
+        "class Twice(Task):\n    name = 'twice'\n\n"
+        "    def __init__(self, split='test', limit=None):\n"
+        "        super().__init__(range(9) if split == 'train' else range(3), limit)\n\n\n"
+        "def three(split, limit):\n    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    task, repeat = load("own_tasks:Twice@4*2", "train")
+    assert (type(task).__name__, len(task), repeat) == ("Twice", 4, 2)
+    assert len(load("own_tasks:Twice/test", "train")[0]) == 3
+    assert separate(["own_tasks:Twice@4,mmlu*3"]) == ["own_tasks:Twice@4", "mmlu*3"]
+    check_specs(["own_tasks:Twice@4"])
+    for wrong, says in (
+        ("own_tasks:Nothing", "the module own_tasks has no function or class Nothing"),
+        ("no_such_module:Twice", "--tasks: cannot import the module no_such_module"),
+        ("own_tasks:three", "own_tasks:three is no task; give a subclass of"),
+        ("own_tasks:Twice@~4", "drawn at random already"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load(wrong, "train")
 
 
 @pytest.mark.parametrize(

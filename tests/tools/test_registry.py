@@ -102,8 +102,8 @@ def test_modules_are_named_by_the_environment(tmp_path):
 def test_functions_are_found_by_path():
     assert load_function("json:dumps", "--reward") is json.dumps
     for path, words in (
-        ("json", "is no path of a function"),
-        ("json:nothing", "has no function nothing"),
+        ("json", "is no import path"),
+        ("json:nothing", "has no function or class nothing"),
         ("no_such_module:score", "cannot import the module no_such_module"),
     ):
         with pytest.raises(UserError, match=words):

@@ -161,6 +161,24 @@ def test_a_resumed_run_ends_with_the_same_bits(lora, base, pairs, tmp_path):
     assert any(not torch.equal(start[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("stage", ["dpo", "rl"])
+def test_gradient_checkpointing_changes_nothing(stage, base, pairs, tmp_path, monkeypatch):
+    options = {"tasks": f"preferences={pairs}", "num_iterations": 2}
+    if stage == "rl":
+        monkeypatch.setattr(tasks, "load", lambda spec, split: (ShortAnswers(range(8)), 1))
+        options = {"tasks": "short", "num_iterations": 2, "prompts_per_step": 2, "num_generations": 4, "eval_every": 0}
+    for name, switch in (("plain", "false"), ("again", "true")):
+        words = arguments(base, tmp_path / name, **options, gradient_checkpointing=switch)
+        if stage == "rl":
+            place = words.index("--pairs_per_step")
+            del words[place : place + 2]
+        run_stage(stage, *words)
+    start, plain, again = (weights(folder) for folder in (base, tmp_path / "plain", tmp_path / "again"))
+    assert any(not torch.equal(start[key], plain[key]) for key in plain)
+    for key in plain:
+        torch.testing.assert_close(plain[key], again[key], rtol=0, atol=1e-6)
+
+
 def test_what_cannot_be_paired_is_said(base, pairs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="microworld-problems holds no pairs; give preferences=PATH, or --num_samples"):
         run_stage("dpo", *arguments(base, tmp_path / "out", tasks="microworld-problems@4"))

@@ -67,7 +67,45 @@ def test_lora_needs_a_model_that_can_chat(chats, tmp_path):  # noqa: F811
         run_stage("sft", *arguments(base, chats, tmp_path / "out", lora_rank=4))
 
 
-def test_rl_trains_lora_too(base, tmp_path):
+@pytest.mark.parametrize("kind", ["ours", "llama"])
+def test_a_merged_copy_says_the_same_by_the_fast_decoder(kind, base, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from nanochat_hf.generation import generate_with_tools, load_checkpoint
+    from nanochat_hf.generation.fast_decoder import FastDecoder
+    from nanochat_hf.trainers.lora import merged_for_decoding
+
+    start = base if kind == "ours" else own_model(tmp_path / "base", PLAIN_TEMPLATE)
+    model, words = load_checkpoint(start, device="cpu")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"]))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in adapted.named_parameters():
+            if "lora_B" in name:
+                tensor.normal_(std=0.3)
+    merged = merged_for_decoding(adapted)
+    assert type(merged) is type(model) and FastDecoder.supports(merged) == (kind == "ours")
+    kept = adapted.get_base_model().state_dict()
+    for name, tensor in before.items():
+        wrapped = name.replace("_proj.weight", "_proj.base_layer.weight")
+        assert torch.equal(kept.get(name, kept.get(wrapped)), tensor), "the model that is trained has not changed"
+    assert merged.get_input_embeddings().weight is adapted.get_input_embeddings().weight
+    prompts = [words.encode(text, add_special_tokens=False) for text in ("What is 12*3?", "Hello!", "Anna has 4")]
+
+    def said(model, **sampling):
+        groups = generate_with_tools(
+            model, words, prompts, num_samples=4, seed=3, max_new_tokens=24, tool=None, **sampling
+        )
+        return [rollout.token_ids for group in groups for rollout in group]
+
+    for sampling in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 20}):
+        assert said(merged, **sampling) == said(adapted, **sampling)
+    with adapted.disable_adapter():
+        assert said(adapted, temperature=0.0) != said(merged, temperature=0.0)
+
+
+def test_rl_trains_lora_too(base, tmp_path, monkeypatch):
     options = {"model": base, "output_dir": tmp_path / "out", "tasks": "microworld-identity@8", "num_iterations": 2}
     options |= {"val_tasks": "[]", "prompts_per_step": 2, "num_generations": 4, "max_new_tokens": 8, "save_every": 0}
     options |= {"lora_rank": 2, "learning_rate": 1e-2, "init_lr_frac": 1.0, "eval_every": 0}
@@ -78,7 +116,14 @@ def test_rl_trains_lora_too(base, tmp_path):
         "def spread(completions, **_):\n    return [float(len(one[0]['content'])) for one in completions]\n"
     )
     sys.path.insert(0, str(tmp_path))
+    from nanochat_hf.generation import fast_decoder
+
+    fast, prepare = [], fast_decoder.DecoderWeights.__init__
+    monkeypatch.setattr(
+        fast_decoder.DecoderWeights, "__init__", lambda self, *given: fast.append(given[1]) or prepare(self, *given)
+    )
     run_stage("rl", *words, "--reward", "lengths:spread")
+    assert len(fast) == 2, "once per policy update"
     before, after = weights(base), weights(tmp_path / "out")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("layers." in name for name in changed)

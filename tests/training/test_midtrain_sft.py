@@ -148,12 +148,59 @@ def test_endless_passes_end_where_no_answer_fits(tokenizer):
         make_rows([([conversation("a" * 50, "b")], 1)], tokenizer, 8, train_on="assistant", epochs=None, num_rows=4)
 
 
+@pytest.mark.parametrize("stage", ["midtrain", "sft"])
+def test_without_packing_the_loss_is_that_of_each_conversation_alone(stage, base, tmp_path, monkeypatch):
+    """Per trained token. Packed conversations see the ones before them in their row, so their loss is another."""
+    from nanochat_hf.generation.chat_format import ChatFormat
+    from nanochat_hf.trainers import supervised
+    from nanochat_hf.trainers.stage import load_model
+
+    model, words = load_model(str(base))
+    chats = [[("user", f"What is {n} + 3? " * (1 + n % 3)), ("assistant", f"It is {n + 3}.")] for n in range(24)]
+    chats = [[{"role": role, "content": text} for role, text in turns] for turns in chats]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(turns) + "\n" for turns in chats))
+    nats, count = 0.0, 0
+    for turns in chats:
+        ids, mask = ChatFormat(words).conversation(turns)
+        mask = torch.tensor(mask[1:] if stage == "sft" else [1] * (len(ids) - 1))
+        with torch.no_grad():
+            logs = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        nats -= float((logs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])] * mask).sum())
+        count += int(mask.sum())
+    widths, losses = [], {}
+    monkeypatch.setattr(
+        supervised,
+        "collate",
+        lambda rows, shorten: widths.append((collated := collate(rows, shorten))["input_ids"].shape[1]) or collated,
+    )
+    for packing in ("none", "best_fit"):
+        options = {"max_seq_len": 200, "total_batch_size": 800, "device_batch_size": 4, "num_iterations": 1}
+        options |= {"packing": packing, "val_tasks": f"conversations={tmp_path}/chats.jsonl", "init_lr_frac": 0.0}
+        run_stage(stage, *stage_arguments(base, tmp_path / "chats.jsonl", tmp_path / packing, **options))
+        run = json.loads((tmp_path / packing / "run.json").read_text())
+        losses[packing] = next(value for name, value in run["metrics"].items() if name.startswith("val_loss"))
+        assert (max(widths) < 200) == (packing == "none"), "only rows of one conversation are shortened"
+    assert losses["none"] == pytest.approx(nats / count, abs=1e-5)
+    assert losses["best_fit"] != pytest.approx(nats / count, abs=1e-5)
+
+
 def test_collate_shifts_by_one_and_empty_rows_only_fill_up():
     columns = {"input_ids": np.array([[1, 2, 3, 4]] * 3), "labels": np.array([[-100, 2, 3, -100]] * 3)}
     padded = pad_with_empty_rows(columns, 4)
     batch = collate([{name: values[row] for name, values in padded.items()} for row in range(4)])
     assert batch["input_ids"][0].tolist() == [1, 2, 3]
     assert batch["shift_labels"].tolist() == [[2, 3, -100]] * 3 + [[-100, -100, -100]]
+
+
+@pytest.mark.parametrize(("last", "width"), [(64, 64), (65, 128), (150, 199), (None, 64)])
+def test_shortened_batches_keep_every_label(last, width):
+    row = {"input_ids": np.arange(200), "labels": np.full(200, -100)}
+    if last is not None:
+        row["labels"][[3, last]] = row["input_ids"][[3, last]]
+    batch = collate([row, {**row, "labels": np.full(200, -100)}], shorten=True)
+    assert batch["input_ids"].shape == batch["shift_labels"].shape == (2, width)
+    targets = batch["shift_labels"][0]
+    assert targets[targets >= 0].tolist() == ([3, last] if last is not None else [])
 
 
 @pytest.mark.parametrize("stage", ["midtrain", "sft"])

@@ -221,7 +221,7 @@ def test_trls_own_reward_functions_take_our_rows():
         ("score", "--reward score is unknown"),
         ("task*much", "the weight much is no number"),
         ("no_such_module:score", "cannot import the module no_such_module"),
-        ("json:nothing", "has no function nothing"),
+        ("json:nothing", "has no function or class nothing"),
     ],
 )
 def test_wrong_rewards_are_named(reward, words, base, tmp_path):
