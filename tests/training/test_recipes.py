@@ -12,7 +12,7 @@ from nanochat_hf.evals.runner import EvaluationConfig
 
 RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))
 STAGES = {stage: name for stage, name in ALL_STAGES.items() if stage != "report"}
-VARIABLES = {name: name for name in ("pretrain", "chat", "gsm8k", "mmlu", "arc", "core")}
+VARIABLES = {"local": {"text": True, "chat": False}, "overnight": {"text": True, "chat": False}}  # name → required
 
 
 def config_class(stage: str) -> type:
@@ -23,8 +23,10 @@ def config_class(stage: str) -> type:
 @pytest.mark.parametrize("stage", [*STAGES, "evaluation"])
 def test_every_setting_of_a_recipe_exists(recipe, stage):
     known = {field.name for field in fields(config_class(stage)) if field.init}
-    variables = VARIABLES if recipe.stem == "local" else {}
-    assert set(settings.read_recipe(recipe, stage, known, variables)) <= known
+    named = VARIABLES.get(recipe.stem, {})
+    assert settings.variables_of(recipe) == named
+    for given in (named, [name for name, required in named.items() if required]):
+        assert set(settings.read_recipe(recipe, stage, known, dict.fromkeys(given, "somewhere"))) <= known
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
