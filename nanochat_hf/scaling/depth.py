@@ -34,22 +34,19 @@ MUON_RATE = 0.02  # Muon's learning rate at the reference batch
 MAX_PASSES = 4
 MIN_STEPS = 200  # of a run that the text limits; its batch is made smaller for them. The warm-up alone takes 40
 # The preset "small", for short runs: docs/log.md has the measurements.
-SMALL_RUN = 2**25  # tokens; shorter runs are trained by it, where the batch is free or below SMALLEST_RATE_BATCH
+SMALL_RUN = 2**25  # tokens; up to there it is chosen, where neither batch nor steps are asked for
 SMALL_BATCH, SMALL_BATCH_TOKENS = 2**11, 2**21  # tokens per step, for a run of so many tokens
-SMALL_RATE = 4.0  # times upstream's square-root rule: the factor 0.5 at 2^13 tokens per step
 VOCAB_MULTIPLE = 64  # tables are padded to it, for tensor cores and for sharding
 DEFAULT_RATIO = {"modern": 12, "classic": 20, "small": 12}  # tokens per (scaling) parameter
 
 
 def architecture(preset: str) -> str:
-    """Returns the preset of the model, "modern" or "classic". The preset "small" trains the modern model otherwise."""
+    """Returns the preset of the model, "modern" or "classic": "small" trains the modern model."""
     return "modern" if preset == "small" else preset
 
 
 def lr_scale(total_batch_size: int, preset: str = "modern") -> float:
     """Returns the factor on the learning rates that follow the batch: √(max(batch, 2^17) / 2^19), classic 1.
-
-    The preset "small" has √(batch / 2^15), at most 1.
 
     The square root is Adam's rule, taken for Muon too (upstream). Upstream's own batches are 2^17 tokens or more at
     every depth with its vocabulary of 32,768. Below that the square root makes the rates too small. Measured with
@@ -58,12 +55,10 @@ def lr_scale(total_batch_size: int, preset: str = "modern") -> float:
 
     Args:
         total_batch_size: tokens per optimizer step over all processes, chosen by the dial or asked for.
-        preset: "modern", "classic" or "small".
+        preset: "modern", "small" (the same rule) or "classic".
     """
     if preset == "classic":
         return 1.0
-    if preset == "small":
-        return min(1.0, SMALL_RATE * (total_batch_size / REFERENCE_BATCH) ** 0.5)
     return (max(total_batch_size, SMALLEST_RATE_BATCH) / REFERENCE_BATCH) ** 0.5
 
 
@@ -86,7 +81,7 @@ def small_batch(tokens: int, sequence_length: int) -> int:
     """Returns the tokens per step of the preset "small": a power of two, at least a row and below 2^17.
 
     At few tokens the number of steps limits what is learned, not the noise of their gradients. So the batch is 2^11
-    for 2^21 tokens, and grows with the square root of the tokens.
+    for 2^21 tokens, and grows with the square root of the tokens (docs/log.md).
 
     Args:
         tokens: of the whole run.
@@ -262,7 +257,7 @@ class DepthDial:
 
     @property
     def is_short(self) -> bool:
-        """Whether the run has so few tokens that the preset "small" trains it better."""
+        """Whether the run has so few tokens that smaller batches than upstream's teach more."""
         return self.total_tokens <= SMALL_RUN
 
     @property
@@ -331,8 +326,8 @@ def depth_dial(
     Args:
         depth: number of layers.
         preset: "modern" (July 2026), "classic" (October 2025: fixed batch, no scaling of rates or decay), "small"
-            (the modern model with smaller batches and rates that follow them) or "auto": "small" for a run of at
-            most `SMALL_RUN` tokens whose batch is free or asked to be below 2^17, else "modern".
+            (modern with the batch of `small_batch`) or "auto": "small" for a run of at most `SMALL_RUN` tokens where
+            neither batch nor steps are asked for, else "modern".
         param_data_ratio: tokens per scaling parameter; default 12 (classic: 20 per parameter).
         vocab_size: tokens of the tokenizer.
         sequence_length: tokens per row.
@@ -353,9 +348,8 @@ def depth_dial(
     if preset == "auto":
         arguments = {name: value for name, value in locals().items() if name not in ("depth", "preset")}
         modern = depth_dial(depth, preset="modern", **arguments)
-        # Steps alone keep upstream's batch, and so its recipe.
-        small_steps = 0 < total_batch_size < SMALLEST_RATE_BATCH or max(total_batch_size, num_iterations) <= 0
-        return depth_dial(depth, preset="small", **arguments) if small_steps and modern.is_short else modern
+        batch_is_free = max(total_batch_size, num_iterations) <= 0  # steps alone keep upstream's batch
+        return depth_dial(depth, preset="small", **arguments) if batch_is_free and modern.is_short else modern
     check_preset(architecture(preset))
     ratio = DEFAULT_RATIO[preset] if param_data_ratio is None else param_data_ratio
     if ratio <= 0 and max(num_iterations, total_tokens, target_flops) <= 0:
@@ -391,12 +385,12 @@ def depth_dial(
         if by_ratio and text_tokens is not None and MAX_PASSES * text_tokens < target_tokens:
             text_limited, target_tokens = True, max(sequence_length, MAX_PASSES * text_tokens)
         batch = total_batch_size
-        if batch <= 0 and preset == "small":
-            flops_tokens = target_flops / shape.flops_per_token()
-            lengths = (total_tokens, flops_tokens, target_tokens)
-            batch = small_batch(round(next(length for length in lengths if length > 0)), sequence_length)
-        elif batch <= 0:  # the nearest power of two
-            batch = 2 ** round(math.log2(REFERENCE_BATCH * (target_tokens / reference_tokens) ** BATCH_EXPONENT))
+        if batch <= 0:
+            if preset == "small":
+                lengths = (total_tokens, target_flops / shape.flops_per_token(), target_tokens)
+                batch = small_batch(next(int(tokens) for tokens in lengths if tokens > 0), sequence_length)
+            else:  # the nearest power of two
+                batch = 2 ** round(math.log2(REFERENCE_BATCH * (target_tokens / reference_tokens) ** BATCH_EXPONENT))
             if text_limited:
                 batch = min(batch, max(sequence_length, 2 ** int(math.log2(max(1, target_tokens / MIN_STEPS)))))
         # Keeps batch / (lr · decay · tokens) constant, AdamW's time scale of forgetting: arXiv 2405.13698.

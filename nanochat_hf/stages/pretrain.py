@@ -51,8 +51,8 @@ class PretrainConfig:
     depth: int = setting(20, "number of layers; sets the rest", at_least=1, at_most=1024)
     preset: str = setting(
         "auto",
-        "modern (July 2026), classic (October 2025), or small: modern with a short run's batch and rates; auto: small "
-        "for up to 2^25 tokens whose batch is free or asked to be below 2^17, else modern",
+        "modern (July 2026), classic (October 2025), or small: modern with a short run's batch; auto: small for up to "
+        "2^25 tokens where neither batch nor steps are given, else modern",
         choices=("auto", "modern", "classic", "small"),
     )
     aspect_ratio: int = setting(

@@ -170,7 +170,7 @@ def describe_preset(dial: Any, asked: str) -> str:
     """The preset of a run; where it was chosen for the user, also why, and the option that chooses another."""
     if asked != "auto" or dial.preset != "small":
         return dial.preset
-    return f"small, for {dial.total_tokens:,} tokens (--preset modern trains by upstream's rules)"
+    return f"small, for {dial.total_tokens:,} tokens (--preset modern has upstream's batch)"
 
 
 def describe_limit(dial: Any, text_tokens: int) -> str:

@@ -196,17 +196,16 @@ def test_backouts_scalar_is_bounded_only_below_upstreams_batches():
 # The preset "small", for short runs.
 
 
-def test_the_preset_small_is_chosen_for_short_runs_whose_batch_is_free_or_small():
+def test_the_preset_small_is_chosen_for_short_runs_whose_batch_is_free():
     short = {"vocab_size": 8192, "sequence_length": 512, "preset": "auto"}
-    by_steps = {"num_iterations": 257, "total_batch_size": 8192}
-    for asked in ({"total_tokens": 2_100_000}, by_steps, {"text_tokens": 10**6}):
+    for asked in ({"total_tokens": 2_100_000}, {"text_tokens": 10**6}, {"target_flops": 1e13}):
         assert depth_dial(4, **short, **asked).preset == "small", asked
     for asked in (
         {},  # 64 million tokens
         {"total_tokens": 2**26},
         {"num_iterations": 20},  # steps alone keep upstream's batch
-        {"total_tokens": 2_100_000, "total_batch_size": 2**17},
-        {"num_iterations": 5000, "total_batch_size": 8192},
+        {"total_tokens": 2_100_000, "total_batch_size": 8192},
+        {"num_iterations": 257, "total_batch_size": 8192},
     ):
         chosen = depth_dial(4, **short, **asked)
         assert chosen == depth_dial(4, **short | {"preset": "modern"}, **asked), asked
@@ -219,8 +218,8 @@ def test_the_batch_of_the_preset_small_grows_with_the_root_of_the_tokens():
     runs = {tokens: depth_dial(4, total_tokens=tokens, **shape) for tokens in (2**17, 2**19, 2**21, 2**23, 2**25)}
     assert [run.total_batch_size for run in runs.values()] == [2**9, 2**10, 2**11, 2**12, 2**13]
     assert all(run.total_tokens == tokens for tokens, run in runs.items())
-    assert [run.lr_scale for run in runs.values()] == [(run.total_batch_size / 2**15) ** 0.5 for run in runs.values()]
+    assert {run.lr_scale for run in runs.values()} == {0.5}
     assert depth_dial(4, total_tokens=2**17, **shape | {"sequence_length": 2048}).total_batch_size == 2048, "a row"
     fitted = runs[2**21].with_batch(2**13)
-    assert (fitted.preset, fitted.lr_scale, fitted.num_iterations) == ("small", 0.5, 2**8)
-    assert fitted.shape == depth_dial(4, **shape | {"preset": "modern"}).shape
+    asked = depth_dial(4, **shape | {"preset": "modern"}, total_tokens=2**21, total_batch_size=2**13)
+    assert replace(fitted, preset="modern") == asked, "the batch is the only difference"
