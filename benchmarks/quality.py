@@ -38,6 +38,7 @@ from nanochat_hf.conversion import convert_folder
 from nanochat_hf.data.loader import ValidationDocuments
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.evals.bits_per_byte import packed_bits_per_byte
+from nanochat_hf.scaling.depth import small_batch
 from nanochat_hf.settings import UserError, load_run, run_main
 from nanochat_hf.tokenizer import token_byte_lengths
 
@@ -45,6 +46,7 @@ from nanochat_hf.tokenizer import token_byte_lengths
 ARMS: dict[str, list[str]] = {
     "ours": [],
     "upstream": [],
+    "small": "--preset small --total_batch_size {small_batch} --num_iterations {small} --eval_every {small}".split(),
     "best fit": ["--packing", "best_fit"],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],
@@ -118,6 +120,8 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
     command += ["--eval_documents", str(options.eval_documents)]
     values = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
+    values["small_batch"] = small_batch(options.tokens, options.sequence_length)
+    values["small"] = -(-options.tokens // values["small_batch"])
     values["scale"] = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on the learning rates
     command += [part.format(**values) for part in ARMS[arm]]
     if not load_run(output):
