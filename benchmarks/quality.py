@@ -7,7 +7,8 @@
 
 There are two tables. The first has upstream's figure: bits per byte of packed rows, which are beginnings of
 documents. The second has whole documents, each token once, from its document's beginning. It decides defaults, because
-readers read whole documents; upstream's script does not measure it.
+readers read whole documents. Upstream's script does not measure it, so its last checkpoint is converted and measured
+here, on the same documents.
 
 Every arm is a whole run of a training script with the same tokenizer, tokens, batch, context and validation rows.
 Validation rows are those of upstream's packing of the last shard, whatever packing the arm trains on. Models are not
@@ -29,16 +30,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tokenizer
 from pretrain import ROOT, prepare_upstream
 
+from nanochat_hf.conversion import convert_folder
+from nanochat_hf.data.loader import ValidationDocuments
 from nanochat_hf.data.sources import open_documents
+from nanochat_hf.evals.bits_per_byte import packed_bits_per_byte
+from nanochat_hf.scaling.depth import small_batch
 from nanochat_hf.settings import UserError, load_run, run_main
+from nanochat_hf.tokenizer import token_byte_lengths
 
 # Arm → what it adds to the command of training/pretrain.py, in order of importance. "upstream" is upstream's script.
 ARMS: dict[str, list[str]] = {
     "ours": [],
     "upstream": [],
+    "small": "--preset small --total_batch_size {small_batch} --num_iterations {small} --eval_every {small}".split(),
     "best fit": ["--packing", "best_fit"],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],
@@ -112,6 +120,8 @@ def train_ours(options: argparse.Namespace, arm: str, seed: int, tokenizer: Path
     command += ["--sequence_length", str(options.sequence_length), "--save_every", "20", *shape_options(options, "_")]
     command += ["--eval_documents", str(options.eval_documents)]
     values = {"seed": seed, "half_batch": options.batch_tokens // 2, "twice_steps": 2 * options.steps}
+    values["small_batch"] = small_batch(options.tokens, options.sequence_length)
+    values["small"] = -(-options.tokens // values["small_batch"])
     values["scale"] = (options.batch_tokens / 2**19) ** 0.5  # upstream's factor on the learning rates
     command += [part.format(**values) for part in ARMS[arm]]
     if not load_run(output):
@@ -141,6 +151,29 @@ def train_upstream(options: argparse.Namespace, seed: int, tokenizer: Path) -> d
         found = read_upstream(log, options.steps)
     if not found:
         raise UserError(f"{log} has no validation of step {options.steps}; read there why")
+    return found | {"document_bpb": measure_upstream(options, base, tokenizer)}
+
+
+def measure_upstream(options: argparse.Namespace, base: Path, tokenizer: Path) -> float:
+    """Bits per byte of whole documents of upstream's last checkpoint, measured once, by our code."""
+    kept = base / "document_bpb.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    from transformers import AutoTokenizer
+
+    from nanochat_hf import NanochatHFForCausalLM
+
+    converted = base / "converted"
+    if not (converted / "config.json").exists():
+        convert_folder(base / "base_checkpoints" / f"d{options.depth}", converted, tokenizer=tokenizer)
+    model = NanochatHFForCausalLM.from_pretrained(converted).eval()
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    shape = {"batch_size": options.rows_at_once, "sequence_length": options.sequence_length}
+    documents = ValidationDocuments(options.data, words, documents=options.eval_documents, **shape)
+    lengths = torch.zeros(model.config.vocab_size, dtype=torch.long)
+    lengths[: len(words)] = torch.as_tensor(token_byte_lengths(words))
+    found = packed_bits_per_byte(model, documents, lengths)
+    kept.write_text(json.dumps(found) + "\n")
     return found
 
 

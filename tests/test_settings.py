@@ -44,6 +44,18 @@ def test_a_mistake_is_named_with_its_remedy(recipe, argv, named):
         settings.parse_stage("stage", StageConfig, [word.format(recipe=recipe) for word in argv])
 
 
+def test_what_names_an_optional_variable_is_left_out_where_that_is_not_set(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stage:\n  output_dir: ${folder?}/x\n  tasks: ['chats=${chats?}@5', 'exam=${exam}']\n")
+    assert settings.variables_of(path) == {"folder": False, "chats": False, "exam": True}
+    options = ["--config", str(path), "--set", "exam=/exam"]
+    assert settings.parse_stage("stage", StageConfig, options) == StageConfig(tasks=["exam=/exam"])
+    full = settings.parse_stage("stage", StageConfig, [*options, "chats=/chats", "folder=here"])
+    assert full == StageConfig(output_dir="here/x", tasks=["chats=/chats@5", "exam=/exam"])
+    with pytest.raises(UserError, match="--set exam=VALUE"):
+        settings.parse_stage("stage", StageConfig, ["--config", str(path), "--set", "chats=/chats"])
+
+
 def test_a_setting_that_the_stage_does_not_have_is_an_error(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("stage:\n  dept: 5\n")

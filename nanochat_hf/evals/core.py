@@ -8,8 +8,8 @@ items are batched by length (`scoring`).
 CommonsenseQA 40.3 %. CORE is therefore reported twice. `core` uses the published values, to compare with others.
 `core_corrected` takes chance from the number of options in the data.
 
-The built-in bundle about the microworld has the same format and is scored by the same code, but it is not CORE. Its
-mean has a name of its own, see `headline_metric`.
+The bundles about the microworld and about text of one's own have the same format and are scored by the same code, but
+they are not CORE. Their means have names of their own, see `headline_metric`.
 """
 
 import random
@@ -25,7 +25,8 @@ from nanochat_hf.evals.metrics.formulas import accuracy_with_interval, centered,
 from nanochat_hf.evals.scoring import Span, SpanScore, common_prefix, distributed_rank, gather_sum, score_groups
 
 FEWSHOT_SEED = 1234
-MICROWORLD_PREFIX = "microworld_"  # of the labels of the built-in bundle's tasks
+# Beginning of the labels in the bundles that are made here → metric key of their mean.
+OWN_HEADLINES = {"microworld_": "microworld_completion", "text_": "text_completion"}
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -177,16 +178,18 @@ def evaluate_task(
 
 
 def headline_metric(results: Sequence[CoreResult]) -> str:
-    """Metric key of the mean over these results: "microworld_completion" for the built-in bundle, else "core"."""
-    from_microworld = any(result.task.label.startswith(MICROWORLD_PREFIX) for result in results)
-    return "microworld_completion" if from_microworld else "core"
+    """Metric key of the mean over these results: "core", or that of a bundle that is made here."""
+    labels = [result.task.label for result in results]
+    own = (name for begin, name in OWN_HEADLINES.items() if any(label.startswith(begin) for label in labels))
+    return next(own, "core")
 
 
 def summarize(results: Sequence[CoreResult]) -> dict[str, float]:
     """Flat metrics: the mean centered accuracy with its 95 % interval, and `accuracy/TASK` of every task.
 
     The mean is called `core` with the published chance accuracies and `core_corrected` with chance from the data. For
-    the microworld's bundle, where the two are the same, it is called `microworld_completion`.
+    the bundles that are made here, where the two are the same, it is called `microworld_completion` or
+    `text_completion`.
     """
     headline = headline_metric(results)
     means = {headline: "published_baseline"}

@@ -20,6 +20,7 @@ from nanochat_hf.settings import (
 )
 
 MICROWORLD = "microworld"
+TEXT = "text"  # the bundle of completion tasks made of the validation documents
 NAMES = ("bits_per_byte", "core", "chat", "strangers")  # the evaluations; the last is the quickstart's own
 
 
@@ -44,7 +45,9 @@ class EvaluationConfig:
     max_documents: int = setting(500, "bits per byte: number of documents; -1: all", at_least=1, also=[-1])
 
     core_bundle: str = setting(
-        MICROWORLD, "folder of the CORE bundle; default: the built-in completion tasks", path=True
+        MICROWORLD,
+        "folder of the CORE bundle; default: the built-in completion tasks; text: tasks made of --data's documents",
+        path=True,
     )
     core_tasks: list[str] | None = setting(None, "labels of the bundle's tasks; default: all", commas=True)
     core_stages: list[str] = setting(
@@ -118,7 +121,7 @@ def check_evaluation(config: EvaluationConfig, names: Sequence[str]) -> None:
     ]
     if "chat" in wanted:
         _check_chat(config)
-    if "core" in wanted and config.core_bundle != MICROWORLD:
+    if "core" in wanted and config.core_bundle not in (MICROWORLD, TEXT):
         from nanochat_hf.evals.bundle import check_bundle
 
         check_bundle(config.core_bundle, config.core_tasks)

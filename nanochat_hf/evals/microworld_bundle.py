@@ -81,22 +81,35 @@ def write_bundle(folder: str | Path, *, items: int = 100, split: str = "test", s
         split: split of the microworld that the questions are about: "train", "validation" or "test".
         seed: of the draws.
     """
+    tasks = {}
+    for label, (make, *about) in TASKS.items():
+        rng = random.Random(f"{label} {split} {seed}")
+        tasks[label] = ([make(rng, split) for _ in range(items)], *about)
+    return write_tasks(Path(folder), "microworld", tasks)
+
+
+def write_tasks(folder: Path, name: str, tasks: dict[str, tuple[list[Item], str, int, str, float]]) -> Path:
+    """Writes tasks as a bundle and returns its folder.
+
+    Args:
+        folder: is made where it is missing.
+        name: of the folder in it that receives the items.
+        tasks: label → items, kind, few-shot examples, delimiter, chance in percent.
+    """
     import yaml
 
-    folder = Path(folder)
-    data = folder / "eval_data" / "microworld"
+    data = folder / "eval_data" / name
     data.mkdir(parents=True, exist_ok=True)
     entries = []
-    for label, (make, kind, num_fewshot, delimiter, _) in TASKS.items():
-        rng = random.Random(f"{label} {split} {seed}")
-        lines = [json.dumps(make(rng, split), ensure_ascii=False) + "\n" for _ in range(items)]
+    for label, (items, kind, num_fewshot, delimiter, _) in tasks.items():
+        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
         (data / f"{label}.jsonl").write_text("".join(lines), encoding="utf-8")
-        entry = {"label": label, "dataset_uri": f"microworld/{label}.jsonl", "num_fewshot": [num_fewshot]}
+        entry = {"label": label, "dataset_uri": f"{name}/{label}.jsonl", "num_fewshot": [num_fewshot]}
         entries.append(entry | {"icl_task_type": kind, "continuation_delimiter": delimiter})
     (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": entries}, sort_keys=False), encoding="utf-8")
     with open(folder / "eval_meta_data.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["Eval Task", "Task Type", "#shots", "#datapoints", "Random baseline"])
-        for label, (_, kind, num_fewshot, _, chance) in TASKS.items():
-            table.writerow([label, kind, num_fewshot, items, chance])
+        for label, (items, kind, num_fewshot, _, chance) in tasks.items():
+            table.writerow([label, kind, num_fewshot, len(items), chance])
     return folder

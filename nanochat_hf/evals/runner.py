@@ -22,7 +22,7 @@ from nanochat_hf.evals import core, strangers
 from nanochat_hf.evals import tasks as task_scores
 from nanochat_hf.evals.bundle import load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
-from nanochat_hf.evals.evaluation_config import MICROWORLD, EvaluationConfig, checkpoints_of, stages_for
+from nanochat_hf.evals.evaluation_config import MICROWORLD, TEXT, EvaluationConfig, checkpoints_of, stages_for
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.evals.items import pack
 from nanochat_hf.evals.scoring import distributed_rank
@@ -30,6 +30,8 @@ from nanochat_hf.generation import Sampling, context_length_of, pick_device
 from nanochat_hf.generation.sampling import default_sampling, read_sampling
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
+
+TEXT_DOCUMENTS = 500  # the most validation documents that completion tasks are made of
 
 
 def show_progress(total: int, title: str) -> Any:
@@ -72,13 +74,19 @@ def run_bits_per_byte(evaluated: EvaluatedModel, config: EvaluationConfig) -> di
 
 
 def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
-    """CORE, or the microworld's completion tasks; returns `metrics` and `details`."""
+    """CORE, or the completion tasks of the microworld or of text; returns `metrics` and `details`."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = config.core_bundle
         if bundle == MICROWORLD:
             from nanochat_hf.evals.microworld_bundle import write_bundle
 
             bundle = write_bundle(folder)
+        elif bundle == TEXT:
+            from nanochat_hf.data.sources import open_documents
+            from nanochat_hf.evals import text_bundle
+
+            texts = open_documents(config.data, "validation")
+            bundle = text_bundle.write_bundle(folder, islice(texts, TEXT_DOCUMENTS))
         tasks = load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
     results = []
     for task in tasks:
@@ -256,7 +264,8 @@ def result_path(checkpoint: str, name: str, config: EvaluationConfig) -> Path:
 def deciding_settings(name: str, config: EvaluationConfig) -> dict[str, Any]:
     """The settings that decide the result of an evaluation."""
     values = asdict(config)
-    return {key: values[key] for key in (*DECIDING_SETTINGS[name], *ALWAYS_DECIDING)}
+    made_of = ("data",) if name == "core" and config.core_bundle == TEXT else ()
+    return {key: values[key] for key in (*DECIDING_SETTINGS[name], *made_of, *ALWAYS_DECIDING)}
 
 
 def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:

@@ -67,11 +67,11 @@ def peak_rates(preset: str, scale: float, **rates: float | None) -> dict[str, fl
     """Returns the peak learning rates for `build_param_groups`.
 
     Args:
-        preset: "modern" or "classic".
+        preset: "modern", "small" (the same rates) or "classic".
         scale: factor on all rates but those of smear and backout; see `nanochat_hf.scaling.lr_scale`.
         rates: rates at the reference batch that replace the preset's; None keeps the preset's.
     """
-    following = COMMON_RATES | PRESET_RATES[preset]
+    following = COMMON_RATES | PRESET_RATES["classic" if preset == "classic" else "modern"]
     chosen = following | FIXED_RATES | {name: rate for name, rate in rates.items() if rate is not None}
     return {name: rate * scale if name in following else rate for name, rate in chosen.items()}
 

@@ -33,8 +33,16 @@ MUON_RATE = 0.02  # Muon's learning rate at the reference batch
 # Text that is seen up to four times teaches almost as much as new text (Muennighoff et al., arXiv:2305.16264).
 MAX_PASSES = 4
 MIN_STEPS = 200  # of a run that the text limits; its batch is made smaller for them. The warm-up alone takes 40
+# The preset "small", for short runs: docs/log.md has the measurements.
+SMALL_RUN = 2**25  # tokens; up to there it is chosen, where neither batch nor steps are asked for
+SMALL_BATCH, SMALL_BATCH_TOKENS = 2**11, 2**21  # tokens per step, for a run of so many tokens
 VOCAB_MULTIPLE = 64  # tables are padded to it, for tensor cores and for sharding
-DEFAULT_RATIO = {"modern": 12, "classic": 20}  # tokens per (scaling) parameter
+DEFAULT_RATIO = {"modern": 12, "classic": 20, "small": 12}  # tokens per (scaling) parameter
+
+
+def architecture(preset: str) -> str:
+    """Returns the preset of the model, "modern" or "classic": "small" trains the modern model."""
+    return "modern" if preset == "small" else preset
 
 
 def lr_scale(total_batch_size: int, preset: str = "modern") -> float:
@@ -47,7 +55,7 @@ def lr_scale(total_batch_size: int, preset: str = "modern") -> float:
 
     Args:
         total_batch_size: tokens per optimizer step over all processes, chosen by the dial or asked for.
-        preset: "modern" or "classic".
+        preset: "modern", "small" (the same rule) or "classic".
     """
     if preset == "classic":
         return 1.0
@@ -64,9 +72,23 @@ def backout_bound(total_batch_size: int, preset: str = "modern") -> float | None
 
     Args:
         total_batch_size: tokens per optimizer step over all processes.
-        preset: "modern" or "classic", which has no backout.
+        preset: "modern", "small" or "classic", which has no backout.
     """
     return None if preset == "classic" or total_batch_size >= SMALLEST_RATE_BATCH else BACKOUT_BOUND
+
+
+def small_batch(tokens: int, sequence_length: int) -> int:
+    """Returns the tokens per step of the preset "small": a power of two, at least a row and below 2^17.
+
+    At few tokens the number of steps limits what is learned, not the noise of their gradients. So the batch is 2^11
+    for 2^21 tokens, and grows with the square root of the tokens (docs/log.md).
+
+    Args:
+        tokens: of the whole run.
+        sequence_length: tokens per row.
+    """
+    wanted = SMALL_BATCH * (max(1, tokens) / SMALL_BATCH_TOKENS) ** 0.5
+    return max(sequence_length, min(SMALLEST_RATE_BATCH // 2, 2 ** round(math.log2(wanted))))
 
 
 def bound_decay(weight_decay: float, rate_scale: float) -> float:
@@ -206,6 +228,7 @@ class DepthDial:
         text_limited: the text is too short for `ratio`: target_tokens is `MAX_PASSES` passes over it.
         rule_decay: weight_decay by the rule alone.
         decay_bounded: weight_decay is bounded by `bound_decay`, because nobody has asked for another.
+        preset: "modern", "classic" or "small".
     """
 
     depth: int
@@ -225,11 +248,17 @@ class DepthDial:
     text_limited: bool = False
     rule_decay: float = 0.0
     decay_bounded: bool = False
+    preset: str = "modern"
 
     @property
     def total_tokens(self) -> int:
         """Tokens of the whole run."""
         return self.num_iterations * self.total_batch_size
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the run has so few tokens that smaller batches than upstream's teach more."""
+        return self.total_tokens <= SMALL_RUN
 
     @property
     def total_flops(self) -> float:
@@ -256,9 +285,9 @@ class DepthDial:
         """
         if total_batch_size == self.total_batch_size:
             return self
-        classic = self.shape.preset == "classic"
+        classic = self.preset == "classic"
         factor = total_batch_size / self.total_batch_size
-        rate_scale = lr_scale(total_batch_size, self.shape.preset)
+        rate_scale = lr_scale(total_batch_size, self.preset)
         rule_decay = self.rule_decay if classic else self.rule_decay * factor**0.5
         return replace(
             self,
@@ -282,6 +311,7 @@ def depth_dial(
     key_value_heads: int | None = None,
     window_pattern: str | None = None,
     num_iterations: int = -1,
+    total_tokens: int = -1,
     target_flops: float = -1.0,
     total_batch_size: int = -1,
     base_weight_decay: float | None = None,
@@ -289,17 +319,21 @@ def depth_dial(
 ) -> DepthDial:
     """Returns every number of a run, from the depth of its model.
 
-    The length of the run is the first of these that is given: `num_iterations`, `target_flops`, `param_data_ratio`.
-    Batch size and weight decay follow from the ratio's token count even where one of the others decides the length.
+    The length of the run is the first of these that is given: `num_iterations`, `total_tokens`, `target_flops`,
+    `param_data_ratio`. Batch size and weight decay follow from the ratio's token count even where one of the others
+    decides the length; but the batch of the preset "small" follows from the tokens of the run.
 
     Args:
         depth: number of layers.
-        preset: "modern" (July 2026) or "classic" (October 2025: fixed batch, no scaling of rates or decay).
+        preset: "modern" (July 2026), "classic" (October 2025: fixed batch, no scaling of rates or decay), "small"
+            (modern with the batch of `small_batch`) or "auto": "small" for a run of at most `SMALL_RUN` tokens where
+            neither batch nor steps are asked for, else "modern".
         param_data_ratio: tokens per scaling parameter; default 12 (classic: 20 per parameter).
         vocab_size: tokens of the tokenizer.
         sequence_length: tokens per row.
         aspect_ratio, head_dim, key_value_heads, window_pattern: as in `NanochatHFConfig.from_depth`.
         num_iterations: optimizer steps; -1 leaves them to the others.
+        total_tokens: tokens of the run; -1 leaves them to the others.
         target_flops: floating point operations of the whole run; -1 leaves them to the ratio.
         total_batch_size: tokens per step; -1 chooses a power of two.
         base_weight_decay: Muon's decay at the reference depth; default 0.28, with the bound of `bound_decay` (classic:
@@ -311,15 +345,22 @@ def depth_dial(
     Raises:
         ValueError: the preset is unknown, nothing says how long to train, or the depth has no shape.
     """
-    check_preset(preset)
+    if preset == "auto":
+        arguments = {name: value for name, value in locals().items() if name not in ("depth", "preset")}
+        modern = depth_dial(depth, preset="modern", **arguments)
+        batch_is_free = max(total_batch_size, num_iterations) <= 0  # steps alone keep upstream's batch
+        return depth_dial(depth, preset="small", **arguments) if batch_is_free and modern.is_short else modern
+    check_preset(architecture(preset))
     ratio = DEFAULT_RATIO[preset] if param_data_ratio is None else param_data_ratio
-    if ratio <= 0 and num_iterations <= 0 and target_flops <= 0:
-        raise ValueError("nothing says how long to train: give num_iterations, target_flops or param_data_ratio")
+    if ratio <= 0 and max(num_iterations, total_tokens, target_flops) <= 0:
+        raise ValueError(
+            "nothing says how long to train: give num_iterations, total_tokens, target_flops or param_data_ratio"
+        )
 
     def shape_at(depth: int, key_value_heads: int | None = None) -> Shape:
         return shape_from_depth(
             depth,
-            preset=preset,
+            preset=architecture(preset),
             vocab_size=vocab_size,
             sequence_length=sequence_length,
             aspect_ratio=aspect_ratio,
@@ -340,22 +381,28 @@ def depth_dial(
     else:
         target_tokens = int(horizon_ratio * counts["scaling"])
         reference_tokens = horizon_ratio * shape_at(REFERENCE_DEPTH).parameter_counts()["scaling"]
-        by_ratio = param_data_ratio is None and num_iterations <= 0 and target_flops <= 0
+        by_ratio = param_data_ratio is None and max(num_iterations, total_tokens, target_flops) <= 0
         if by_ratio and text_tokens is not None and MAX_PASSES * text_tokens < target_tokens:
             text_limited, target_tokens = True, max(sequence_length, MAX_PASSES * text_tokens)
         batch = total_batch_size
-        if batch <= 0:  # the nearest power of two
-            batch = 2 ** round(math.log2(REFERENCE_BATCH * (target_tokens / reference_tokens) ** BATCH_EXPONENT))
+        if batch <= 0:
+            if preset == "small":
+                lengths = (total_tokens, target_flops / shape.flops_per_token(), target_tokens)
+                batch = small_batch(next(int(tokens) for tokens in lengths if tokens > 0), sequence_length)
+            else:  # the nearest power of two
+                batch = 2 ** round(math.log2(REFERENCE_BATCH * (target_tokens / reference_tokens) ** BATCH_EXPONENT))
             if text_limited:
                 batch = min(batch, max(sequence_length, 2 ** int(math.log2(max(1, target_tokens / MIN_STEPS)))))
         # Keeps batch / (lr · decay · tokens) constant, AdamW's time scale of forgetting: arXiv 2405.13698.
         base = BASE_WEIGHT_DECAY if base_weight_decay is None else base_weight_decay
         rule_decay = base * math.sqrt(batch / REFERENCE_BATCH) * (reference_tokens / target_tokens)
-    decay_bounded = preset == "modern" and base_weight_decay is None
+    decay_bounded = preset != "classic" and base_weight_decay is None
 
     flops = shape.flops_per_token()
     if num_iterations > 0:
         iterations = num_iterations
+    elif total_tokens > 0:
+        iterations = max(1, round(total_tokens / batch))
     elif target_flops > 0:
         iterations = max(1, round(target_flops / (flops * batch)))
     else:
@@ -372,12 +419,13 @@ def depth_dial(
         num_iterations=iterations,
         lr_scale=lr_scale(batch, preset),
         adam_dim_scale=(shape.hidden_size / REFERENCE_WIDTH) ** -0.5,
-        weight_decay=bound_decay(rule_decay, lr_scale(batch)) if decay_bounded else rule_decay,
+        weight_decay=bound_decay(rule_decay, lr_scale(batch, preset)) if decay_bounded else rule_decay,
         flops_per_token=flops,
         shape=shape,
         text_limited=text_limited,
         rule_decay=rule_decay,
         decay_bounded=decay_bounded,
+        preset=preset,
     )
 
 

@@ -58,6 +58,7 @@ from nanochat_hf.settings.recipes import (
     find_recipe,
     read_recipe,
     recipe_names,
+    variables_of,
 )
 from nanochat_hf.settings.run_files import RUN_FILE, environment, load_run, save_run, write_json
 
@@ -105,5 +106,6 @@ __all__ = [
     "setting",
     "split_at_commas",
     "take_recipe_options",
+    "variables_of",
     "write_json",
 ]

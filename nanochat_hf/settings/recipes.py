@@ -32,13 +32,16 @@ SHARED_SETTINGS = frozenset(
     "run_dir save_every save_minutes save_total_limit scalar_lr seed sequence_length stages tasks temperature "
     "text_column top_k total_batch_size unembedding_lr val_tasks warmdown_ratio warmup_ratio weight_decay".split()
 )
-VARIABLE = re.compile(r"\$\{(\w+)\}")
+VARIABLE = re.compile(r"\$\{(\w+)(\??)\}")  # ${name}, or ${name?} for one that may be left unset
+LEFT_OUT = object()  # in place of a value whose optional variable is not set
 
 
 def read_recipe(
     path: str | os.PathLike, stage: str, known: set[str] | None = None, variables: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """Returns the values that a recipe gives a stage, with `${name}` filled from `variables`.
+
+    A value or an item of a list that names an optional variable, `${name?}`, is left out where that one is not set.
 
     Args:
         path: YAML file of sections, or the name of a recipe of the package. The section `common` holds values that
@@ -68,7 +71,7 @@ def read_recipe(
     for name in recipe:
         if name not in sections:
             raise UserError(f"{path}: no stage reads a section {name}:{did_you_mean(str(name), sections)}")
-    unused = sorted(set(variables or {}) - set(VARIABLE.findall(text)))
+    unused = sorted(set(variables or {}) - {name for name, _ in VARIABLE.findall(text)})
     if unused:
         raise UserError(
             f"{path} has no variable ${{{unused[0]}}} for --set {unused[0]}=...; --set fills variables, "
@@ -91,7 +94,17 @@ def read_recipe(
         common = {name: value for name, value in common.items() if name in known}
         if stage in STAGE_FOLDERS and stage not in recipe and os.environ.get("RANK", "0") == "0":
             print(f"{path} has no section {stage}: defaults and the command line count", file=sys.stderr, flush=True)
-    return {name: _fill(value, variables or {}, path) for name, value in {**common, **own}.items()}
+    filled = {name: _fill(value, variables or {}, path) for name, value in {**common, **own}.items()}
+    return {name: value for name, value in filled.items() if value is not LEFT_OUT}
+
+
+def variables_of(path: str | os.PathLike) -> dict[str, bool]:
+    """Returns the variables of a recipe that can be read: name → whether it must be set."""
+    found: dict[str, bool] = {}
+    for line in find_recipe(path).read_text(encoding="utf-8-sig").splitlines():
+        for name, optional in VARIABLE.findall(line.partition("#")[0]):
+            found[name] = found.get(name, False) or not optional
+    return found
 
 
 def find_recipe(name: str | os.PathLike, folder: Path = RECIPES) -> Path:
@@ -142,16 +155,16 @@ def _parse_yaml(text: str, path: str | os.PathLike) -> Any:
 
 
 def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any:
-    """Replaces `${name}` in every string of a recipe's value."""
+    """Replaces `${name}` in every string of a recipe's value; `LEFT_OUT` where an optional one is not set."""
     if isinstance(value, list):
-        return [_fill(item, variables, path) for item in value]
+        return [item for item in (_fill(item, variables, path) for item in value) if item is not LEFT_OUT]
     if isinstance(value, dict):
-        return {name: _fill(item, variables, path) for name, item in value.items()}
+        filled = {name: _fill(item, variables, path) for name, item in value.items()}
+        return {name: item for name, item in filled.items() if item is not LEFT_OUT}
     if not isinstance(value, str):
         return value
-    missing = [name for name in VARIABLE.findall(value) if name not in variables]
-    if missing:
-        raise UserError(
-            f"{path} has the variable ${{{missing[0]}}}; set it on the command line: --set {missing[0]}=VALUE"
-        )
-    return VARIABLE.sub(lambda match: variables[match[1]], value)
+    missing = [(name, optional) for name, optional in VARIABLE.findall(value) if name not in variables]
+    for name, optional in missing:
+        if not optional:
+            raise UserError(f"{path} has the variable ${{{name}}}; set it on the command line: --set {name}=VALUE")
+    return LEFT_OUT if missing else VARIABLE.sub(lambda match: variables[match[1]], value)

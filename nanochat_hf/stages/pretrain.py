@@ -49,7 +49,12 @@ class PretrainConfig:
     num_threads: int | None = setting(None, "tokenizing threads; default: all cores", at_least=1, at_most=1024)
     # shape
     depth: int = setting(20, "number of layers; sets the rest", at_least=1, at_most=1024)
-    preset: str = setting("modern", "modern (July 2026) or classic (October 2025)", choices=("modern", "classic"))
+    preset: str = setting(
+        "auto",
+        "modern (July 2026), classic (October 2025), or small: modern with a short run's batch; auto: small for up to "
+        "2^25 tokens where neither batch nor steps are given, else modern",
+        choices=("auto", "modern", "classic", "small"),
+    )
     aspect_ratio: int = setting(
         64, "width = depth · aspect_ratio, rounded up to whole heads", at_least=1, at_most=4096
     )
@@ -64,7 +69,10 @@ class PretrainConfig:
     )
     # length of the run: the first that is given counts
     num_iterations: int = setting(
-        -1, "optimizer steps; -1: as target_flops or param_data_ratio says", at_least=1, at_most=MAX_STEPS, also=[-1]
+        -1, "optimizer steps; -1: as one of the next three says", at_least=1, at_most=MAX_STEPS, also=[-1]
+    )
+    total_tokens: int = setting(
+        -1, "tokens of the whole run; -1: as one of the next two says", at_least=1, at_most=2**50, also=[-1]
     )
     target_flops: float = setting(
         -1.0,
@@ -163,12 +171,12 @@ class PretrainConfig:
 HELP = StageHelp(
     "pretrain",
     __doc__,
-    "tokenizer output_dir data depth sequence_length num_iterations param_data_ratio total_batch_size "
+    "tokenizer output_dir data depth sequence_length num_iterations total_tokens param_data_ratio total_batch_size "
     "device_batch_size auto_device_batch eval_every fp8 dry_run",
     {
         "data": "text_column on_bad_file packing data_seed phases num_threads",
         "shape": "preset aspect_ratio head_dim num_key_value_heads context_length window_pattern",
-        "length of the run: num_iterations counts first, then target_flops": "target_flops",
+        "length of the run: num_iterations counts first, then total_tokens, then target_flops": "target_flops",
         "optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens": "unembedding_lr "
         "embedding_lr matrix_lr scalar_lr smear_lr backout_lr backout_max weight_decay lr_scale warmup_steps "
         "warmdown_ratio final_lr_frac momentum_warmup_steps",
@@ -195,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if config.packing == "auto":
         config.packing = default_packing(config.sequence_length)
+    chosen = config.preset  # "auto" becomes another in `plan`
     arguments = pretraining_setup.training_arguments(config)  # joins the other processes, if there are any
     tokenizer = pretraining_setup.load_tokenizer(config.tokenizer)
     reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file, "packing": config.packing}
@@ -210,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if leader:
         print(dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", sep="\n", flush=True)
         print(f"packing: {config.packing}", flush=True)
+        print(f"preset: {pretraining_setup.describe_preset(dial, asked=chosen)}", flush=True)
         if largest := pretraining_setup.largest_backout(config, dial):
             print(f"backout's scalar is at most {largest}", flush=True)
         if dial.text_limited:

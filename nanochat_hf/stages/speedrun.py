@@ -3,8 +3,8 @@
     nanochat-hf train quickstart                           # 2 CPU cores, 20 minutes
     nanochat-hf train my_recipe.yaml --run_dir runs/mine   # `nanochat-hf recipes quickstart` prints one to start from
     nanochat-hf train speedrun                             # 8×H100, GPT-2's CORE
-    nanochat-hf train local --set pretrain=DATA/pretrain chat=DATA/chat gsm8k=DATA/gsm8k mmlu=DATA/mmlu \\
-        arc=DATA/arc core=DATA/core_eval_bundle            # your own files
+    nanochat-hf train local --set text=DIR                 # your own text, 2 CPU cores
+    nanochat-hf train overnight --set text=DIR chat=FILE   # the same for a night, with your own chats
 
 Each stage is a process of its own and writes a checkpoint folder. Finished stages are skipped: run the same command
 again after an interruption. The recipe's section with the stage's name holds its settings.
@@ -27,7 +27,7 @@ from typing import Any
 from nanochat_hf import settings
 from nanochat_hf.settings import LAUNCH_FILES, StageHelp, UserError, find_recipe, setting
 
-MICROWORLD = "microworld"  # the built-in bundle
+MICROWORLD, TEXT = "microworld", "text"  # bundles that the evaluation makes
 CONFIGS = {
     "tokenizer": "TokenizerConfig",
     "pretrain": "PretrainConfig",
@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stages(config, stages)
     check_packages()
     settings.check_output_dir(run_dir, unfinished=False)
+    check_variables(recipe, variables)
     check_recipe(recipe_options, [stage for stage in stages if not settings.load_run(run_dir / stage.folder)])
     check_core_bundle(recipe, variables)
     if config.fresh:
@@ -151,6 +152,25 @@ def check_packages() -> None:
             settings.check_extra(package)
 
 
+def check_variables(recipe: str | None, variables: dict[str, str]) -> None:
+    """Says which optional variables of the recipe are not set, and so what is left out.
+
+    Raises:
+        UserError: a variable that must be set is not; the message names all of them.
+    """
+    if not recipe or not find_recipe(recipe).is_file():
+        return  # `check_recipe` says why it cannot be read
+    needed = settings.variables_of(recipe)
+    missing = [name for name, required in needed.items() if required and name not in variables]
+    if missing:
+        words = " ".join(f"{name}=VALUE" for name in missing)
+        raise UserError(f"{recipe} needs {', '.join(missing)}; give --set {words}")
+    left = [name for name, required in needed.items() if not required and name not in variables]
+    if left:
+        words = " ".join(f"{name}=VALUE" for name in left)
+        print(f"{recipe}: what needs {', '.join(left)} is left out; --set {words} adds it", flush=True)
+
+
 def check_recipe(recipe_options: list[str], stages: list[Stage]) -> None:
     """Raises UserError where a later stage or the evaluation would refuse the recipe: hours of training too late."""
     from nanochat_hf import tasks
@@ -162,7 +182,9 @@ def check_recipe(recipe_options: list[str], stages: list[Stage]) -> None:
         configs = [settings.parse_stage(stage.name, stage.config_class, recipe_options) for stage in stages]
         evaluation = settings.parse_stage("evaluation", EvaluationConfig, recipe_options)
     for config in (*configs, evaluation):
-        tasks.check_specs([*getattr(config, "tasks", []), *getattr(config, "val_tasks", [])])
+        specs = [*getattr(config, "tasks", []), *getattr(config, "val_tasks", [])]
+        tasks.check_specs(specs)
+        tasks.check_sources(specs)
     trains_model = any(stage.name != "tokenizer" for stage in stages)
     if trains_model and "chat" in evaluation.evaluations and evaluation.chat_stages and not evaluation.tasks:
         raise UserError(
@@ -177,7 +199,7 @@ def check_core_bundle(recipe: str | None, variables: dict[str, str]) -> None:
 
     wanted = settings.read_recipe(recipe, "evaluation", None, variables) if recipe else {}
     bundle = wanted.get("core_bundle", MICROWORLD)
-    if bundle != MICROWORLD and "core" in wanted.get("evaluations", ["core"]):
+    if bundle not in (MICROWORLD, TEXT) and "core" in wanted.get("evaluations", ["core"]):
         try:
             check_bundle(bundle, wanted.get("core_tasks"))
         except UserError as error:

@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from nanochat_hf.settings import UserError, load_function
+from nanochat_hf.data.found import looks_like_hub_id
+from nanochat_hf.settings import UserError, load_function, split_at_commas
 from nanochat_hf.tasks import microworld
 from nanochat_hf.tasks.arc import ARC
 from nanochat_hf.tasks.base import Task
@@ -135,6 +136,20 @@ def check_specs(specs: Iterable[str]) -> None:
     """
     for spec in separate(specs):
         _parse(spec)
+
+
+def check_sources(specs: Iterable[str]) -> None:
+    """Checks that the files and folders of tasks exist, without reading them. Ids of the Hub are not looked up.
+
+    Raises:
+        UserError: a source is neither there nor of the form of a Hub id; the message names it.
+    """
+    for spec in separate(specs):
+        for source in split_at_commas(_parse(spec)["source"] or ""):
+            path = os.path.expanduser(source)
+            if source and not os.path.exists(path) and not looks_like_hub_id(source):
+                if not os.path.exists(path.rpartition(":")[0] or path):  # FOLDER:config
+                    raise UserError(f"the task '{spec}' needs {source}, and there is no such file or folder")
 
 
 def separate(specs: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, TrainingArguments
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
 from nanochat_hf.optim import Schedule, peak_rates
-from nanochat_hf.scaling import backout_bound, depth_dial, fit_dial
+from nanochat_hf.scaling import architecture, backout_bound, depth_dial, fit_dial
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
@@ -57,7 +57,7 @@ def record_start(config: Any, tokenizer: Any, dial: Any, write: bool) -> list[st
             "give another --output_dir"
         )
     asked = asdict(config)
-    for name in ("param_data_ratio", "target_flops", "resume", "dry_run"):
+    for name in ("param_data_ratio", "target_flops", "total_tokens", "resume", "dry_run"):
         del asked[name]
     asked["tokenizer"] = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
     for name in ("num_iterations", "total_batch_size", "lr_scale", "weight_decay"):
@@ -122,11 +122,12 @@ def training_arguments(config: Any) -> TrainingArguments:
 def plan(config: Any, tokenizer: Any, arguments: TrainingArguments, text_tokens: int | None = None) -> tuple[Any, Any]:
     """The depth dial, with the batch that this many processes can make: (dial, batch plan).
 
-    `text_tokens` as in `depth_dial`. With `auto_device_batch` it tries out the largest batch first and writes it into
-    the settings.
+    `text_tokens` as in `depth_dial`. In the settings, a preset "auto" becomes "modern" or "small". With
+    `auto_device_batch` the largest batch is tried out first and written there, too.
     """
     world = arguments.world_size
     dial, batch = _dial_and_batch(config, len(tokenizer), world, text_tokens)
+    config.preset = dial.preset
     if config.auto_device_batch and not config.dry_run:
         make_model = partial(build_model, config, tokenizer, arguments.device)
         config.device_batch_size = largest_device_batch(dial, world, arguments.device, make_model, arguments.bf16)
@@ -148,6 +149,7 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int, text_tokens: 
             head_dim=config.head_dim,
             key_value_heads=config.num_key_value_heads,
             num_iterations=config.num_iterations,
+            total_tokens=config.total_tokens,
             target_flops=config.target_flops,
             total_batch_size=config.total_batch_size,
             base_weight_decay=config.weight_decay,
@@ -162,6 +164,13 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int, text_tokens: 
             ) from None
         raise UserError(str(error)) from None
     return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
+
+
+def describe_preset(dial: Any, asked: str) -> str:
+    """The preset of a run; where it was chosen for the user, also why, and the option that chooses another."""
+    if asked != "auto" or dial.preset != "small":
+        return dial.preset
+    return f"small, for {dial.total_tokens:,} tokens (--preset modern has upstream's batch)"
 
 
 def describe_limit(dial: Any, text_tokens: int) -> str:
@@ -215,7 +224,7 @@ def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:
     return NanochatHFConfig.from_depth(
         config.depth,
         vocab_size=-(-len(tokenizer) // 64) * 64,
-        preset=config.preset,
+        preset=architecture(config.preset),
         sequence_length=config.context_length or config.sequence_length,
         aspect_ratio=config.aspect_ratio,
         head_dim=config.head_dim,
@@ -268,7 +277,7 @@ def build_trainer(
             **rates,
             "weight_decay": dial.weight_decay,
             "backout_max": largest_backout(config, dial),
-            "variant": config.preset,
+            "variant": architecture(config.preset),
         },
         schedule=schedule,
         compile_layers=compilation.compiles_layers(config.compile, arguments.device),

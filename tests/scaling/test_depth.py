@@ -191,3 +191,35 @@ def test_a_decay_that_was_asked_for_is_not_bounded_and_batches_keep_the_rule():
 def test_backouts_scalar_is_bounded_only_below_upstreams_batches():
     assert backout_bound(2048) == 0.9 == backout_bound(2**17 - 1)
     assert backout_bound(2**17) is None and backout_bound(2048, "classic") is None
+
+
+# The preset "small", for short runs.
+
+
+def test_the_preset_small_is_chosen_for_short_runs_whose_batch_is_free():
+    short = {"vocab_size": 8192, "sequence_length": 512, "preset": "auto"}
+    for asked in ({"total_tokens": 2_100_000}, {"text_tokens": 10**6}, {"target_flops": 1e13}):
+        assert depth_dial(4, **short, **asked).preset == "small", asked
+    for asked in (
+        {},  # 64 million tokens
+        {"total_tokens": 2**26},
+        {"num_iterations": 20},  # steps alone keep upstream's batch
+        {"total_tokens": 2_100_000, "total_batch_size": 8192},
+        {"num_iterations": 257, "total_batch_size": 8192},
+    ):
+        chosen = depth_dial(4, **short, **asked)
+        assert chosen == depth_dial(4, **short | {"preset": "modern"}, **asked), asked
+    for depth in range(1, 33):  # so `--depth` alone is upstream's recipe
+        assert depth_dial(depth, preset="auto") == depth_dial(depth)
+
+
+def test_the_batch_of_the_preset_small_grows_with_the_root_of_the_tokens():
+    shape = {"vocab_size": 8192, "sequence_length": 512, "preset": "small"}
+    runs = {tokens: depth_dial(4, total_tokens=tokens, **shape) for tokens in (2**17, 2**19, 2**21, 2**23, 2**25)}
+    assert [run.total_batch_size for run in runs.values()] == [2**9, 2**10, 2**11, 2**12, 2**13]
+    assert all(run.total_tokens == tokens for tokens, run in runs.items())
+    assert {run.lr_scale for run in runs.values()} == {0.5}
+    assert depth_dial(4, total_tokens=2**17, **shape | {"sequence_length": 2048}).total_batch_size == 2048, "a row"
+    fitted = runs[2**21].with_batch(2**13)
+    asked = depth_dial(4, **shape | {"preset": "modern"}, total_tokens=2**21, total_batch_size=2**13)
+    assert replace(fitted, preset="modern") == asked, "the batch is the only difference"

@@ -143,8 +143,25 @@ def test_dry_run_draws_the_schedules_and_trains_nothing(script, tokenizer, tmp_p
     ],
 )
 def test_rates_follow_the_batch_down_to_131072_tokens(script, tokenizer, options, used, capsys, tmp_path):
-    script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--dry_run", "true", *options)
+    script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--dry_run", "--preset", "modern", *options)
     assert f"learning rates × {used}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "batch"),
+    [
+        (["--total_tokens", "65536"], "small, for 65,536 tokens (--preset modern has upstream's batch)\n", 256),
+        (["--total_tokens", "65536", "--preset", "small"], "small\n", 256),
+        (["--num_iterations", "9", "--total_batch_size", "8192"], "modern\n", 8192),
+        (["--num_iterations", "9"], "modern\n", 65536),
+        (["--total_tokens", "134217728"], "modern\n", 65536),
+    ],
+)
+def test_short_runs_choose_their_preset_and_say_so(script, tokenizer, options, said, batch, capsys, tmp_path):
+    script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--dry_run", *options)
+    output = capsys.readouterr().out
+    assert f"\npreset: {said}" in output and f"batch of {batch:,} tokens" in output
+    assert "learning rates × 0.500\n" in output
 
 
 def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):

@@ -44,6 +44,18 @@ def test_a_mistake_in_a_later_section_is_found_before_the_first_stage(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_not_given_is_said_before_the_first_stage(tmp_path):
+    run_dir = tmp_path / "run"
+    result = speedrun("--config", "local", "--run_dir", str(run_dir))
+    assert result.returncode == 2 and "local needs text; give --set text=VALUE" in result.stderr
+    result = speedrun("--config", "local", "--run_dir", str(run_dir), "--set", "text=microworld", "chat=./no/chats")
+    assert result.returncode == 2 and "needs ./no/chats, and there is no such file or folder" in result.stderr
+    assert not run_dir.exists()
+    result = speedrun("--config", "local", "--run_dir", str(run_dir), "--set", "text=./no/text")
+    assert "local: what needs chat is left out; --set chat=VALUE adds it" in result.stdout
+    assert result.returncode == 2 and "no data at ./no/text" in result.stderr
+
+
 def test_a_stage_made_with_other_settings_is_not_passed_off_as_finished(run_dir, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("tokenizer:\n  vocab_size: 1024\n")
