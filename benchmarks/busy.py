@@ -1,14 +1,17 @@
 """Speed beside other programs: what it costs to let OpenMP's threads spin, sleep, or spin for a bounded time.
 
-    python benchmarks/busy.py                                   # free, then with one busy neighbour per setting
-    python benchmarks/busy.py --neighbours 0 1 2 --seconds 20 --rounds 3
+    python benchmarks/busy.py --neighbours 0 1 --seconds 20 --rounds 3      # about ten minutes
     python benchmarks/busy.py --spins 1000 5000 20000 --parts training
+    python benchmarks/busy.py --settings "torch's" product "one thread"
 
 The model is the quickstart's: four layers of width 128. A neighbour is a process that computes without end. Each
 measurement is a process of its own, because OpenMP reads its settings once. The rounds alternate over the settings.
 
-Settings: `torch's` sets nothing; `spin N` is `GOMP_SPINCOUNT=N`; `passive` is `OMP_WAIT_POLICY=PASSIVE`; `one thread`
-is `OMP_NUM_THREADS=1`. `product` is what every command of this project sets.
+Settings: `torch's` sets nothing; `passive` is `OMP_WAIT_POLICY=PASSIVE`, a spin of 0; `spin N` is `GOMP_SPINCOUNT=N`;
+`one thread` is `OMP_NUM_THREADS=1`. `product` is what every command of this project sets; its spin count is marked.
+
+The tables say what each setting loses on the free machine, and which share of the free machine's speed it keeps beside
+neighbours. Both compare with the first setting on the free machine. The last table has the worst part of each setting.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from typing import Any
 
 from benchmark_tools import HelpFormat
 
-from nanochat_hf.openmp import bound_spinning
+from nanochat_hf.openmp import SPINS, bound_spinning
 from nanochat_hf.settings import UserError, run_main
 
 ROWS, LENGTH, VOCAB_SIZE = 21, 96, 1536  # the quickstart's step
@@ -38,18 +41,24 @@ PARTS = ("training", "evaluation", "rollouts", "chat")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--neighbours", nargs="+", type=int, default=[0, 1], help="busy processes beside the measured")
-    parser.add_argument("--spins", nargs="*", type=int, default=[1000, 5000, 20000], help="spin counts to try")
-    parser.add_argument("--settings", nargs="+", help="names of the settings to measure; the first is the reference")
+    parser.add_argument("--spins", nargs="*", type=int, default=[1000, SPINS], help="spin counts to try")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        help="settings to measure, the reference first; default: torch's, passive and the spin counts",
+    )
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what is measured")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the measured process")
-    parser.add_argument("--seconds", type=float, default=10.0, help="per part and measurement")
+    parser.add_argument("--seconds", type=float, default=20.0, help="per measurement, divided among its parts")
     parser.add_argument("--rounds", type=int, default=2, help="measurements of each setting")
     parser.add_argument("--output", type=Path, help="file for all figures, as JSON")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if min([*options.neighbours, *options.spins]) < 0 or options.rounds < 1 or options.seconds <= 0:
         raise UserError("--neighbours and --spins take numbers from 0 on, --rounds from 1, --seconds above 0")
-    if unknown := set(options.settings or ()) - set(all_settings(options)):
+    if options.settings is None:
+        options.settings = ["torch's", "passive", *(f"spin {count}" for count in options.spins)]
+    if unknown := set(options.settings) - set(all_settings(options)):
         raise UserError(f"there is no setting {sorted(unknown)[0]!r}; choose from {', '.join(all_settings(options))}")
     return options
 
@@ -58,9 +67,9 @@ def all_settings(options: argparse.Namespace) -> dict[str, dict[str, str]]:
     """The environment of each setting, without the number of threads where that is not its point."""
     product: dict[str, str] = {}
     bound_spinning(product)
-    found = {"torch's": {}, "product": product}
+    found = {"torch's": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
     found |= {f"spin {count}": {"GOMP_SPINCOUNT": str(count)} for count in options.spins}
-    return found | {"passive": {"OMP_WAIT_POLICY": "PASSIVE"}, "one thread": {"OMP_NUM_THREADS": "1"}}
+    return found | {"one thread": {"OMP_NUM_THREADS": "1"}, "product": product}
 
 
 @contextmanager
@@ -94,8 +103,14 @@ def measure_in_process(options: argparse.Namespace, environment: dict[str, str])
 
 
 def speed(work: Callable[[], int], seconds: float) -> float:
-    """Tokens per second of `work`, which returns how many it has done; the first call is a warm-up."""
-    work()
+    """Tokens per second of `work`, which returns how many it has done.
+
+    The first call is a warm-up. Where it alone takes longer than `seconds`, it is the measurement.
+    """
+    start = time.perf_counter()
+    tokens = work()
+    if (passed := time.perf_counter() - start) > seconds:
+        return tokens / passed
     start, tokens = time.perf_counter(), 0
     while (passed := time.perf_counter() - start) < seconds or not tokens:
         tokens += work()
@@ -147,38 +162,58 @@ def measured_parts() -> dict[str, Callable[[], int]]:
 # -- the table --
 
 
-def print_table(options: argparse.Namespace, found: dict[int, dict[str, dict[str, list[float]]]]) -> None:
-    """Prints medians: tokens per second, and their share of the first setting's with the fewest neighbours."""
-    first = next(iter(found[min(found)]))
-    free = found[min(found)][first]
+Figures = dict[int, dict[str, dict[str, list[float]]]]  # neighbours → setting → part → tokens per second
+
+
+def print_tables(options: argparse.Namespace, found: Figures) -> None:
+    """Prints one table per part with medians, and one with the worst part of each setting."""
+    fewest = min(options.neighbours)
+    place = "free machine" if fewest == 0 else f"{fewest} neighbours"
+    titles = [f"{place} | loss"] + [f"{count} neighbours | kept" for count in options.neighbours if count != fewest]
+    worst: dict[str, list[float]] = {}
     for part in options.parts:
-        titles = " | ".join(f"{count} neighbours | share" for count in options.neighbours)
-        print(f"\n| {part}, tokens per second, {options.threads} threads | {titles} |")
-        print("|---|" + "--:|--:|" * len(options.neighbours))
-        reference = statistics.median(free[part])
-        for name in found[options.neighbours[0]]:
-            middle = [statistics.median(found[count][name][part]) for count in options.neighbours]
-            cells = " | ".join(f"{one:,.0f} | {one / reference:.0%}" for one in middle)
-            print(f"| {name} | {cells} |", flush=True)
+        print(f"\n| {part}, tokens per second, {options.threads} threads | {' | '.join(titles)} |")
+        print("|---|" + "--:|--:|" * len(titles))
+        reference = statistics.median(found[fewest][options.settings[0]][part])
+        for name in options.settings:
+            speeds = {count: statistics.median(found[count][name][part]) for count in found}
+            shares = [1 - speeds[fewest] / reference]
+            shares += [speeds[count] / reference for count in speeds if count != fewest]
+            counts = [fewest] + [count for count in speeds if count != fewest]
+            cells = [f"{speeds[count]:,.0f} | {share:.0%}" for count, share in zip(counts, shares, strict=True)]
+            print(f"| {label(name)} | {' | '.join(cells)} |", flush=True)
+            before = worst.get(name, shares)
+            worst[name] = [max(before[0], shares[0]), *map(min, before[1:], shares[1:])]
+    kept = [f"kept beside {count}" for count in options.neighbours if count != fewest]
+    print(f"\n| worst of {', '.join(options.parts)} | {' | '.join([f'loss, {place}', *kept])} |")
+    print("|---|" + "--:|" * len(titles))
+    for name, shares in worst.items():
+        print(f"| {label(name)} | {' | '.join(f'{share:.0%}' for share in shares)} |")
+
+
+def label(name: str) -> str:
+    """The setting's name in a table; the one that the product sets is marked."""
+    return f"{name} (product)" if name == f"spin {SPINS}" else name
 
 
 def main() -> None:
     options = parse_arguments()
     if options.measure:
         parts = measured_parts()
-        print(json.dumps({part: speed(parts[part], options.seconds) for part in options.parts}))
+        seconds = options.seconds / len(options.parts)
+        print(json.dumps({part: speed(parts[part], seconds) for part in options.parts}))
         return
-    found: dict[int, dict[str, dict[str, list[float]]]] = {}
+    found: Figures = {count: {} for count in options.neighbours}
+    environments = all_settings(options)
     for _ in range(options.rounds):
         for count in options.neighbours:
-            environments = all_settings(options)
-            for name in options.settings or environments:
+            for name in options.settings:
                 with busy(count):
                     figures = measure_in_process(options, environments[name])
                 for part, value in figures.items():
-                    found.setdefault(count, {}).setdefault(name, {}).setdefault(part, []).append(value)
+                    found[count].setdefault(name, {}).setdefault(part, []).append(value)
                 print(f"{count} neighbours, {name}: {figures}", file=sys.stderr, flush=True)
-    print_table(options, found)
+    print_tables(options, found)
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n")
 

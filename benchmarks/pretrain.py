@@ -3,15 +3,17 @@
     python benchmarks/pretrain.py                   # the microworld, without upstream
     python benchmarks/pretrain.py --eager           # the same without a C++ compiler
     python benchmarks/pretrain.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT
+    python benchmarks/pretrain.py --data DATA_FOLDER --upstream NANOCHAT_CHECKOUT --depths 4 6 --pairs 5 --block 3
 
 Table 1 (loop) trains one model with one optimizer and one loader in two ways, alternating block by block: in a bare
 loop, and in `NanochatTrainer` with the callbacks of training/pretrain.py.
 
-Table 2 (scripts) starts whole scripts: ours not compiled, ours compiled, and upstream's scripts/base_train.py. They
+Table 2 (scripts) starts whole scripts: ours and upstream's scripts/base_train.py, not compiled and compiled. They
 train in turns: while one runs, the others are stopped by a signal.
 
-Models are compiled unless --eager is given. Tokens per second are those of the whole loop, data included, without the
-first steps. A ratio is the median over pairs of neighbouring blocks, so that other load on the machine affects both.
+Both tables are printed per depth. With --eager nothing is compiled. Tokens per second are those of the whole loop,
+data included, without the first steps. A ratio is the median over pairs of neighbouring blocks, so that other load on
+the machine affects both.
 """
 
 import argparse
@@ -52,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--data", default="microworld", help="source; with --upstream a folder of parquet shards")
     parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
-    parser.add_argument("--depth", type=int, default=4, help="layers; the hidden size is 64 × depth")
+    parser.add_argument("--depths", type=int, nargs="+", default=[4], help="layers; the hidden size is 64 × layers")
     parser.add_argument("--head_dim", type=int, default=64, help="width of an attention head")
     parser.add_argument("--sequence_length", type=int, default=512, help="tokens per row")
     parser.add_argument("--window_pattern", default="L", help="attention windows of the layers: L full, S short")
@@ -71,6 +73,11 @@ def parse_arguments() -> argparse.Namespace:
         options.data = str(Path(options.data).resolve())
     options.vocab_size = vocab_size_for(options.data, options.vocab_size, 8192)
     return options
+
+
+def compilations(options: argparse.Namespace) -> list[bool]:
+    """Whether models are compiled, for each way that is measured."""
+    return [False] if options.eager else [False, True]
 
 
 # -- table 1: the Trainer against a bare loop ------------------------------------------------------------------------
@@ -149,13 +156,13 @@ def trainer_block(model: Any, optimizer: Any, loader: Any, schedule: Schedule, s
     return times.ends
 
 
-def compare_loops(options: argparse.Namespace, tokenizer: Any) -> None:
-    """Prints table 1."""
+def compare_loops(options: argparse.Namespace, tokenizer: Any, depth: int, compiled: bool) -> None:
+    """Prints table 1 for a model of this depth."""
     from nanochat_hf.optim import build_optimizer
 
     torch.manual_seed(0)
     config = NanochatHFConfig.from_depth(
-        options.depth,
+        depth,
         vocab_size=-(-len(tokenizer) // 64) * 64,
         head_dim=options.head_dim,
         sequence_length=options.sequence_length,
@@ -164,7 +171,7 @@ def compare_loops(options: argparse.Namespace, tokenizer: Any) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = NanochatHFForCausalLM(config).to(device)
     optimizer = build_optimizer(model)
-    if not options.eager:
+    if compiled:
         model.compile()
     loader = PackedLoader(
         options.data, tokenizer, batch_size=options.batch_size, sequence_length=options.sequence_length
@@ -185,8 +192,8 @@ def compare_loops(options: argparse.Namespace, tokenizer: Any) -> None:
                     speeds[name].append(per_step * (len(ends) - 1) / (ends[-1] - ends[0]))
                     pauses[name].append(collector.longest)
     loader.close()
-    kind = "model" if options.eager else "compiled model"
-    shape = f"d{options.depth}, {per_step:,} tokens per step"
+    kind = "compiled model" if compiled else "model"
+    shape = f"d{depth}, {per_step:,} tokens per step"
     print(f"\n| loop over one {kind}, {shape} | tokens per second | times the bare loop |")
     print("|---|--:|--:|")
     for name, values in speeds.items():
@@ -259,10 +266,12 @@ class Script:
         self.process.wait()
 
 
-def our_command(options: argparse.Namespace, tokenizer_folder: Path, output: Path, compiled: bool) -> list[str]:
+def our_command(
+    options: argparse.Namespace, depth: int, tokenizer_folder: Path, output: Path, compiled: bool
+) -> list[str]:
     """training/pretrain.py with the benchmark's shapes."""
     command = [sys.executable, str(ROOT / "training" / "pretrain.py"), "--tokenizer", str(tokenizer_folder)]
-    command += ["--output_dir", str(output), "--data", str(options.data), "--depth", str(options.depth)]
+    command += ["--output_dir", str(output), "--data", str(options.data), "--depth", str(depth)]
     command += ["--head_dim", str(options.head_dim), "--sequence_length", str(options.sequence_length)]
     command += ["--window_pattern", options.window_pattern, "--device_batch_size", str(options.batch_size)]
     command += ["--total_batch_size", str(options.batch_size * options.sequence_length), "--num_iterations", "100000"]
@@ -278,9 +287,9 @@ def our_command(options: argparse.Namespace, tokenizer_folder: Path, output: Pat
     ]
 
 
-def upstream_command(options: argparse.Namespace) -> list[str]:
+def upstream_command(options: argparse.Namespace, depth: int) -> list[str]:
     """Upstream's script with the same shapes."""
-    command = [sys.executable, "-m", "scripts.base_train", "--depth", str(options.depth)]
+    command = [sys.executable, "-m", "scripts.base_train", "--depth", str(depth)]
     command += ["--head-dim", str(options.head_dim), "--max-seq-len", str(options.sequence_length)]
     command += ["--window-pattern", options.window_pattern, "--device-batch-size", str(options.batch_size)]
     command += ["--total-batch-size", str(options.batch_size * options.sequence_length), "--num-iterations", "100000"]
@@ -305,30 +314,31 @@ def prepare_upstream(options: argparse.Namespace, tokenizer: Any, base: Path) ->
     return {"NANOCHAT_BASE_DIR": str(base), "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def compare_scripts(options: argparse.Namespace, tokenizer: Any) -> None:
-    """Prints table 2."""
+def compare_scripts(options: argparse.Namespace, tokenizer: Any, depth: int) -> None:
+    """Prints table 2 for models of this depth."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         tokenizer.save_pretrained(base / "ours")
-        bar = r"(\d+)/100000 \["
-        starts = {"ours": (our_command(options, base / "ours", base / "eager", False), {}, ROOT, bar)}
-        if not options.eager:
-            command = our_command(options, base / "ours", base / "compiled", True)
-            starts["ours, compiled"] = (command, {}, ROOT, bar)
-        if options.upstream:
-            environment = prepare_upstream(options, tokenizer, base / "upstream")
-            if options.eager:
-                environment["TORCHDYNAMO_DISABLE"] = "1"
-            line = r"step (\d+)/100000 \("
-            starts["upstream"] = (upstream_command(options), environment, options.upstream, line)
+        bar, line = r"(\d+)/100000 \[", r"step (\d+)/100000 \("
+        environment = prepare_upstream(options, tokenizer, base / "upstream") if options.upstream else {}
+        starts, peers = {}, {}
+        for compiled in compilations(options):
+            suffix = ", compiled" if compiled else ""
+            command = our_command(options, depth, base / "ours", base / f"run{suffix}", compiled)
+            starts[f"ours{suffix}"] = (command, {}, ROOT, bar)
+            if options.upstream:
+                theirs = environment | ({} if compiled else {"TORCHDYNAMO_DISABLE": "1"})
+                starts[f"upstream{suffix}"] = (upstream_command(options, depth), theirs, options.upstream, line)
+            for name in (f"ours{suffix}", f"upstream{suffix}"):
+                peers[name] = f"upstream{suffix}" if options.upstream else "ours"
         scripts: dict[str, Script] = {}
         first: dict[str, float] = {}
         speeds: dict[str, list[float]] = {name: [] for name in starts}
         per_step = options.batch_size * options.sequence_length
         try:
-            for name, (command, environment, where, pattern) in starts.items():
+            for name, (command, variables, where, pattern) in starts.items():
                 print(f"starting {name} …", flush=True)
-                scripts[name] = Script(command, environment, where, pattern)
+                scripts[name] = Script(command, variables, where, pattern)
                 first[name] = scripts[name].run(2)[-1] - scripts[name].started
                 scripts[name].run(2)
             for pair in range(options.pairs):
@@ -338,12 +348,14 @@ def compare_scripts(options: argparse.Namespace, tokenizer: Any) -> None:
         finally:
             for script in scripts.values():
                 script.close()
-    peer = "upstream" if "upstream" in speeds else "ours"
-    shape = f"d{options.depth}, {per_step:,} tokens per step"
+    shape = f"d{depth}, {per_step:,} tokens per step"
+    peer = "upstream's, equally compiled" if options.upstream else "ours"
     print(f"\n| script, {shape} | tokens per second | times {peer} | seconds to the first steps |")
     print("|---|--:|--:|--:|")
     for name, values in speeds.items():
-        print(f"| {name} | {statistics.median(values):,.0f} | {ratio(values, speeds[peer])} | {first[name]:.0f} |")
+        print(
+            f"| {name} | {statistics.median(values):,.0f} | {ratio(values, speeds[peers[name]])} | {first[name]:.0f} |"
+        )
 
 
 def ratio(values: list[float], peers: list[float]) -> str:
@@ -359,10 +371,12 @@ def main() -> None:
     if not options.eager and not shutil.which("c++"):
         raise UserError("there is no C++ compiler to compile models with; give --eager")
     tokenizer = train_tokenizer(open_documents(options.data).next_batch(4000), options.vocab_size)
-    if "loop" in options.tables:
-        compare_loops(options, tokenizer)
-    if "scripts" in options.tables:
-        compare_scripts(options, tokenizer)
+    for depth in options.depths:
+        if "loop" in options.tables:
+            for compiled in compilations(options):
+                compare_loops(options, tokenizer, depth, compiled)
+        if "scripts" in options.tables:
+            compare_scripts(options, tokenizer, depth)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,16 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 use crate::splitter::{Splitter, MAX_PIECES};
+use crate::word_cache::{Found, WordCache, CACHED_IDS, ID_BITS};
 use crate::words::{hash_bytes, hash_key, pack, pack_at, Key, MAX_SHORT};
 
 const NONE: u32 = u32::MAX;
-const CACHE_LINES: usize = 1 << 18; // lines in the cache of short pieces: 16 MB per thread
-const CACHED_IDS: usize = 3; // ids that a line stores per piece
-const SPILLED: u32 = 1 << 31; // bit in the count of a piece with more ids than that
-const MAX_SPILLED_IDS: usize = 1 << 20; // maximum number of ids in `Workspace::spilled`
 const LONG_CACHE_SLOTS: usize = 1 << 12; // slots in the cache of long pieces
 const MAX_CACHED_BYTES: usize = 128; // the longest piece in that cache, in bytes
-const NOT_SHORT: Key = [0, 0]; // key of long pieces and of free lines; no short piece has it
+const NOT_SHORT: Key = [0, 0]; // key of long pieces; no short piece has it
 const NO_KEY: Key = [u64::MAX; 2]; // key of long tokens and of free slots; no short piece has it
 const MAX_SCAN_BYTES: usize = 48; // the longest piece that is merged by scanning, in bytes
 
@@ -26,6 +24,7 @@ pub struct Encoder {
     merged_ids: Vec<u32>, // by rank of the merge: the id that it makes
     short: ShortTokens,
     long: HashMap<Box<[u8]>, u32>,
+    cache: OnceLock<WordCache>, // of short pieces that are no token; made when text is first encoded
 }
 
 /// The tokens of up to `MAX_SHORT` bytes. The hash gives an id, the id gives the bytes.
@@ -44,23 +43,6 @@ enum SlotTable {
     Large(Vec<u32>),
 }
 
-/// A short piece and its ids. The count is stored after the ids, so that all four numbers can be copied at once.
-#[derive(Clone, Copy)]
-struct CachedShort {
-    key: Key,
-    ids: [u32; CACHED_IDS], // if spilled: ids[0] is the index of the first id in `Workspace::spilled`
-    count: u32,             // number of ids; if spilled, with the bit `SPILLED`
-}
-
-/// Two pieces with the same hash, in one line of the processor's cache.
-///
-/// The first keeps the piece that came first, which is most likely a frequent word. The second keeps the latest piece.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct CacheLine([CachedShort; 2]);
-
-const EMPTY_LINE: CacheLine = CacheLine([CachedShort { key: NOT_SHORT, ids: [0; CACHED_IDS], count: 0 }; 2]);
-
 #[derive(Clone, Default)]
 struct CachedLong {
     piece: Vec<u8>,
@@ -75,13 +57,11 @@ struct Pieces {
     misses: Vec<usize>, // indices of the pieces that are no token
 }
 
-/// What one thread owns: its output, its caches, and buffers for merging.
+/// What one thread owns: its output, its cache of long pieces, and buffers for merging.
 pub struct Workspace {
     pub ids: Vec<u32>, // the first `count` are the output, the rest is reserved
     pub count: usize,
     pieces: Pieces,
-    short_cache: Vec<CacheLine>,
-    spilled: Vec<u32>,
     long_cache: Vec<CachedLong>,
     heap: BinaryHeap<Reverse<(u32, u32)>>,
     pub steps: u64, // entries taken off the heap so far
@@ -119,7 +99,7 @@ impl Encoder {
         }
         let merged_ids = merges.iter().map(|merge| merge.2).collect();
         let (splitter, pairs, short) = (Splitter::new(pattern)?, PairTable::new(&merges), ShortTokens::new(short));
-        Ok(Encoder { splitter, byte_ids, pairs, merged_ids, short, long })
+        Ok(Encoder { splitter, byte_ids, pairs, merged_ids, short, long, cache: OnceLock::new() })
     }
 
     pub fn splitter(&self) -> &Splitter {
@@ -138,6 +118,7 @@ impl Encoder {
     /// Looks all pieces up first, without a branch that depends on the text. So the processor loads many addresses at
     /// the same time. Then handles the pieces that are no token.
     fn encode_pieces(&self, text: &[u8], start: usize, ends: &[usize], workspace: &mut Workspace, stop: &AtomicBool) {
+        let cache = self.cache.get_or_init(WordCache::new);
         let mut pieces = std::mem::take(&mut workspace.pieces);
         let num_misses = match &self.short.slots {
             SlotTable::Small(slots) => self.look_up(slots, text, start, ends, &mut pieces),
@@ -146,17 +127,14 @@ impl Encoder {
         let Pieces { keys, ids, misses } = &pieces;
         let misses = &misses[..num_misses];
         // Loads the cache lines of all misses before the first of them is needed.
-        let prefetched = misses
-            .iter()
-            .fold(0, |prefetched, &miss| prefetched | workspace.short_cache[cache_line(keys[miss])].0[0].count);
-        std::hint::black_box(prefetched);
+        std::hint::black_box(misses.iter().fold(0, |touched, &miss| touched | cache.touch(keys[miss])));
         let last = ends.last().map_or(start, |&end| end);
         workspace.make_room(last - start + CACHED_IDS + 1); // a token has at least one byte
         let mut done = 0;
         for &miss in misses {
             workspace.extend(&ids[done..miss]);
             let start_of_piece = if miss == 0 { start } else { ends[miss - 1] };
-            self.encode_miss(keys[miss], &text[start_of_piece..ends[miss]], workspace, stop);
+            self.encode_miss(cache, keys[miss], &text[start_of_piece..ends[miss]], workspace, stop);
             done = miss + 1;
         }
         workspace.extend(&ids[done..ends.len()]);
@@ -191,32 +169,34 @@ impl Encoder {
 
     /// Encodes a piece that `look_up` did not find.
     #[inline(always)]
-    fn encode_miss(&self, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
+    fn encode_miss(&self, cache: &WordCache, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
         if key == NOT_SHORT {
             return self.encode_long(piece, workspace, stop);
         }
-        let [first, latest] = &workspace.short_cache[cache_line(key)].0;
-        let cached = if latest.key == key { latest } else { first };
-        if cached.key != key {
-            return self.encode_short(key, piece, workspace, stop);
+        match cache.find(key) {
+            Some(Found::Few(ids, count)) => {
+                workspace.ids[workspace.count..workspace.count + CACHED_IDS].copy_from_slice(&ids);
+                workspace.count += count;
+            }
+            Some(Found::Many(ids)) => {
+                for (place, id) in workspace.ids[workspace.count..].iter_mut().zip(ids) {
+                    *place = id.load(Ordering::Relaxed);
+                }
+                workspace.count += ids.len();
+            }
+            None => self.encode_short(cache, key, piece, workspace, stop),
         }
-        let (ids, count) = (cached.ids, cached.count);
-        if count & SPILLED != 0 {
-            return workspace.extend_from_spilled(ids[0] as usize, (count & !SPILLED) as usize);
-        }
-        workspace.ids[workspace.count..workspace.count + CACHED_IDS].copy_from_slice(&ids);
-        workspace.count += count as usize;
     }
 
     /// Encodes a short piece that is not in the cache, and adds it to the cache.
     #[inline(never)]
-    fn encode_short(&self, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
+    fn encode_short(&self, cache: &WordCache, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
         let before = workspace.count;
         match self.short.collisions.get(&key) {
             Some(&id) => workspace.extend(&[id]),
             None => self.merge(piece, workspace, stop),
         }
-        workspace.remember(key, before);
+        cache.insert(key, &workspace.ids[before..workspace.count]);
     }
 
     /// Encodes a piece of more than `MAX_SHORT` bytes.
@@ -348,8 +328,6 @@ impl Workspace {
             ids: Vec::new(),
             count: 0,
             pieces: Pieces::default(),
-            short_cache: vec![EMPTY_LINE; CACHE_LINES],
-            spilled: Vec::new(),
             long_cache: vec![CachedLong::default(); LONG_CACHE_SLOTS],
             heap: BinaryHeap::new(),
             steps: 0,
@@ -366,33 +344,11 @@ impl Workspace {
         self.count += 1;
     }
 
-    /// Adds the ids from index `before` on to the cache, as those of the piece `key`.
-    fn remember(&mut self, key: Key, before: usize) {
-        let ids = &self.ids[before..self.count];
-        let mut new = CachedShort { key, ids: [0; CACHED_IDS], count: ids.len() as u32 };
-        if ids.len() <= CACHED_IDS {
-            new.ids[..ids.len()].copy_from_slice(ids);
-        } else if self.spilled.len() + ids.len() <= MAX_SPILLED_IDS {
-            new.ids[0] = self.spilled.len() as u32;
-            new.count |= SPILLED;
-            self.spilled.extend_from_slice(ids);
-        } else {
-            return;
-        }
-        let [first, latest] = &mut self.short_cache[cache_line(key)].0;
-        *(if first.key == NOT_SHORT { first } else { latest }) = new;
-    }
-
     /// Appends ids. The caller has made room for them.
     #[inline(always)]
     fn extend(&mut self, ids: &[u32]) {
         self.ids[self.count..self.count + ids.len()].copy_from_slice(ids);
         self.count += ids.len();
-    }
-
-    fn extend_from_spilled(&mut self, from: usize, count: usize) {
-        self.ids[self.count..self.count + count].copy_from_slice(&self.spilled[from..from + count]);
-        self.count += count;
     }
 
     /// Makes room for `additional` ids.
@@ -401,11 +357,6 @@ impl Workspace {
             self.ids.resize((self.count + additional).next_power_of_two(), 0);
         }
     }
-}
-
-#[inline(always)]
-fn cache_line(key: Key) -> usize {
-    hash_key(key) as usize & (CACHE_LINES - 1)
 }
 
 impl ShortTokens {
@@ -442,10 +393,9 @@ impl ShortTokens {
     }
 }
 
-/// A hash table from pairs of ids to ranks. Left id, right id and rank share one 64-bit number.
+/// A hash table from pairs of ids to ranks. Left id, right id and rank share one 64-bit number, `ID_BITS` each.
 struct PairTable(Vec<u64>);
 
-const ID_BITS: u32 = 21; // per id and per rank
 const EMPTY_PAIR: u64 = u64::MAX; // a free slot
 
 impl PairTable {

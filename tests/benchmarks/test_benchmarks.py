@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,11 +210,44 @@ def test_tokenizer(script, shards, capsys):
 
 
 def test_pretrain(script, capsys):
-    sizes = [*SHAPE, "--batch_size", 2, "--block", 1, "--pairs", 1, "--eager"]
+    """Two depths, each with both tables."""
+    sizes = [*SHAPE[2:], "--depths", 1, 2, "--batch_size", 2, "--block", 1, "--pairs", 1, "--eager"]
     script("pretrain", *sizes).main()
     rows = rows_of(capsys.readouterr().out)
-    speeds = {row[0]: number(row[1]) for row in rows if row[0] in ("bare loop", "Trainer", "ours")}
-    assert len(speeds) == 3 and all(speed > 0 for speed in speeds.values())
+    titles = [row[0] for row in rows if row[0].endswith("64 tokens per step")]
+    assert [title.rpartition(" d")[2][0] for title in titles] == ["1", "1", "2", "2"]
+    speeds = [number(row[1]) for row in rows if row[0] in ("bare loop", "Trainer", "ours")]
+    assert len(speeds) == 6 and all(speed > 0 for speed in speeds)
+
+
+def test_pretrain_measures_both_ways_of_compiling(script, tmp_path, monkeypatch, capsys):
+    """Ours and upstream's script, not compiled and compiled. No script is started; a stand-in says when steps end."""
+    started = []
+
+    class NoScript:
+        def __init__(self, command, environment, folder, pattern):
+            self.started = 0.0
+            started.append((Path(command[1]).name, environment.get("TORCHDYNAMO_DISABLE"), command[-1]))
+            self.speed = len(started)
+
+        def run(self, steps):
+            return [step / self.speed for step in range(steps)]
+
+        def close(self):
+            pass
+
+    module = script("pretrain", "--depths", 6, "--pairs", 1, "--block", 1, "--tables", "scripts")
+    options = module.parse_arguments()
+    options.upstream = tmp_path
+    monkeypatch.setattr(module, "Script", NoScript)
+    monkeypatch.setattr(module, "prepare_upstream", lambda *_: {})
+    tokenizer = type("Tokenizer", (), {"save_pretrained": lambda self, folder: None})()
+    module.compare_scripts(options, tokenizer, 6)
+    assert [one[1:] for one in started] == [(None, "false"), ("1", "-1"), (None, "true"), (None, "-1")]
+    rows = {row[0]: row for row in rows_of(capsys.readouterr().out)}
+    # The stand-in at place n makes n steps per second; each of ours is compared with the one of upstream's after it.
+    assert rows["ours"][2].startswith("0.500") and rows["ours, compiled"][2].startswith("0.750")
+    assert rows["upstream"][2].startswith("1.000") and rows["upstream, compiled"][2].startswith("1.000")
 
 
 def test_quality(script, shards, tmp_path, capsys):
@@ -238,12 +272,48 @@ def test_busy(script, capsys):
     module.main()
     said = capsys.readouterr()
     rows = [row for row in rows_of(said.out) if row[0] == "product"]
-    assert len(rows) == 2 and all(number(row[1]) > 0 and row[2] == "100%" for row in rows)
+    assert len(rows) == 3 and all(number(row[1]) > 0 and row[2] == "0%" for row in rows[:2]) and rows[2][1] == "0%"
     assert said.err.count("1 neighbours, product") == 1
     options = module.parse_arguments()
     assert module.all_settings(options)["product"].keys() == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-    with pytest.raises(UserError, match="there is no setting 'odd'; choose from torch's, product, spin 1000"):
+    with pytest.raises(UserError, match="there is no setting 'odd'; choose from torch's, passive, spin 1000"):
         script("busy", "--settings", "odd").parse_arguments()
+
+
+def test_busy_says_the_loss_on_a_free_machine_and_the_share_kept_on_a_busy_one(script, capsys):
+    module = script("busy", "--neighbours", 1, 0, "--parts", "training", "chat", "--threads", 2)
+    options = module.parse_arguments()
+    assert options.settings == ["torch's", "passive", "spin 1000", "spin 5000"]
+    free = {"torch's": (100, 10), "passive": (70, 9), "spin 1000": (90, 8), "spin 5000": (95, 10)}
+    beside = {"torch's": (5, 1), "passive": (60, 8), "spin 1000": (55, 6), "spin 5000": (50, 7)}
+    found = {
+        count: {name: {"training": [pair[0]], "chat": [pair[1]]} for name, pair in speeds.items()}
+        for count, speeds in ((1, beside), (0, free))
+    }
+    module.print_tables(options, found)
+    rows = rows_of(capsys.readouterr().out)
+    assert rows[0] == ["training, tokens per second, 2 threads", "free machine", "loss", "1 neighbours", "kept"]
+    assert rows[3] == ["passive", "70", "30%", "60", "60%"]
+    assert rows[-6] == ["worst of training, chat", "loss, free machine", "kept beside 1"]
+    assert rows[-4:] == [
+        ["torch's", "0%", "5%"],
+        ["passive", "30%", "60%"],
+        ["spin 1000", "20%", "55%"],
+        ["spin 5000 (product)", "5%", "50%"],
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(1.5, 1), (2.5, 3), (5.0, 4)])
+def test_busy_measures_a_single_call_where_it_takes_all_the_time(script, monkeypatch, seconds, calls):
+    """Each call takes two seconds of this clock; the first is a warm-up unless it takes longer than all the time."""
+    module, clock = script("busy"), [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def work():
+        clock[0] += 2
+        return 10
+
+    assert module.speed(work, seconds) == 5 and clock[0] == 2 * calls
 
 
 def test_serving(script, capsys):

@@ -1,6 +1,9 @@
 """The corpus encoder compared with the `PreTrainedTokenizerFast` and with tiktoken."""
 
 import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -100,6 +103,43 @@ def test_the_number_of_threads_does_not_matter(tokenizer):
     documents = [text * 40 for text in random_texts(1200)]
     one, two = (CorpusEncoder(tokenizer, threads).encode_batch(documents) for threads in (1, 3))
     assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1])
+
+
+def distinct_words(seed: int, count: int = 20_000) -> str:
+    """Words of three to eight letters, nearly all of them different."""
+    letters = np.random.default_rng(seed).integers(97, 123, 8 * count, dtype=np.uint8).tobytes().decode()
+    return " ".join(letters[start : start + 3 + start // 8 % 6] for start in range(0, len(letters), 8))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_callers_in_several_threads_share_what_the_encoder_has_learnt(tokenizer, num_threads):
+    """Eight callers encode overlapping texts at the same time, and get the ids of an encoder that knows nothing."""
+    texts = [distinct_words(seed) + TEXTS[seed % len(TEXTS)] for seed in range(10)]
+    calls = [[texts[(first + step) % 10] for step in range(4)] for first in range(16)]
+    shared = CorpusEncoder(tokenizer, num_threads)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda documents: shared.encode_batch(documents)[0], calls))
+    alone = [CorpusEncoder(tokenizer, 1).encode_batch([text])[0] for text in texts]
+    for first, ids in enumerate(results):
+        assert np.array_equal(ids, np.concatenate([alone[(first + step) % 10] for step in range(4)]))
+
+
+MEMORY = """
+import resource, sys
+from nanochat_hf import _rustbpe
+encoder = _rustbpe.Encoder([(bytes([byte]), byte) for byte in range(256)], [], num_threads=4)
+peaks = []
+for call in range(6):  # 840,000 different words
+    numbers = range(call * 140_000, call * 140_000 + 140_000)
+    encoder.encode_batch([" ".join(f"{number:07x}" for number in numbers[start::8]) for start in range(8)])
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+print(peaks[-1] - peaks[1])
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_words():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 10, f"the encoder's memory grew by {float(done.stdout):.0f} MB"
 
 
 def test_control_tokens_in_a_document_are_text(tokenizer):
