@@ -354,7 +354,7 @@ def words_to_spell(rng: random.Random, split: str, count: int) -> Turn:
 
 def word_problem(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A word problem, of `problems` or an everyday one."""
-    question, answer = problem(rng, split) if rng.random() < 0.35 else everyday_problem(rng)
+    question, answer = problem(rng, split) if rng.random() < 0.15 else everyday_problem(rng)
     return _counted(question, answer)
 
 
