@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from .shape_nanochat_hf import tokens_per_chunk
 
 IGNORE_INDEX = -100
+CACHED_LOGITS = 2**18  # of a chunk on a CPU: 1 MB of fp32
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -71,18 +72,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     So the logits are computed once, unlike with gradient checkpointing. What is kept for the backward pass has the
     size of the arguments. Source: Liger Kernel (arXiv:2410.10989).
+
+    On a CPU, chunks fit into its cache, and tokens that are not supervised are left out. On other devices leaving them
+    out would mean to wait until their number is known.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None):
         rows = tokens_per_chunk(hidden.shape[0], weight.shape[0])
+        every, kept = hidden, None
+        if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+            rows = min(rows, max(CACHED_LOGITS // weight.shape[0], 128))
+            kept = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+            hidden, targets = hidden[kept], targets[kept]
         cast_weight = weight.to(hidden.dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), device=hidden.device)
         grad_hidden = []
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-            loss, grad_logits = _loss_and_gradient(F.linear(states, cast_weight).float(), wanted, cap)
+            loss, grad_logits = _loss_and_gradient(
+                F.linear(states, cast_weight).float(), wanted, cap, kept is not None
+            )
             total = total + loss
             grad_logits = grad_logits.to(hidden.dtype)
             if needs_hidden:
@@ -91,9 +102,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(grad_logits.T, states)
             elif needs_weight:
                 grad_weight += grad_logits.T @ states
-        ctx.save_for_backward(
-            torch.cat(grad_hidden) if needs_hidden else None, grad_weight.to(weight.dtype) if needs_weight else None
-        )
+        by_token = torch.cat(grad_hidden) if needs_hidden else None
+        if by_token is not None and kept is not None:
+            by_token = torch.zeros_like(every).index_copy_(0, kept, by_token)
+        ctx.save_for_backward(by_token, grad_weight.to(weight.dtype) if needs_weight else None)
         return total
 
     @staticmethod
@@ -104,11 +116,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, cap: float | None
+    logits: torch.Tensor, targets: torch.Tensor, cap: float | None, all_supervised: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the summed loss of one chunk and its gradient [n, V].
 
-    `logits` [n, V] are fp32 and not yet soft-capped; their memory is reused for the gradient.
+    `logits` [n, V] are fp32 and not yet soft-capped; their memory is reused.
     """
     supervised = targets != IGNORE_INDEX
     index = targets.clamp(min=0).unsqueeze(1)
@@ -116,11 +128,12 @@ def _loss_and_gradient(
     if cap is not None:
         squashed = logits.div_(cap).tanh_()
         logits = squashed * cap
-    log_total = logits.logsumexp(1, keepdim=True)
-    loss = ((log_total - logits.gather(1, index)).squeeze(1) * supervised).sum()
-    grad = logits.sub_(log_total).exp_()  # softmax
+    log_probs = logits.log_softmax(1)
+    loss = -(log_probs.gather(1, index).squeeze(1) * supervised).sum()
+    grad = log_probs.exp_()  # softmax
     grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
-    grad.mul_(supervised.unsqueeze(1))
+    if not all_supervised:
+        grad.mul_(supervised.unsqueeze(1))
     if squashed is not None:
-        grad.mul_(squashed.square_().neg_().add_(1))  # the derivative of tanh
+        grad = torch.ops.aten.tanh_backward(grad, squashed)
     return loss, grad

@@ -46,6 +46,7 @@ from nanochat_hf.settings.fields import (
     MAX_TOKENS,
     checked,
     convert,
+    default_of,
     setting,
     split_at_commas,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "check_output_dir",
     "checked",
     "convert",
+    "default_of",
     "environment",
     "find_checkpoint",
     "find_recipe",

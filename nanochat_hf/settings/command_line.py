@@ -7,12 +7,12 @@ import sys
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanochat_hf.settings.errors import UserError
-from nanochat_hf.settings.fields import NEGATIVE, convert, did_you_mean, kind_of
+from nanochat_hf.settings.fields import NEGATIVE, convert, default_of, did_you_mean, kind_of
 from nanochat_hf.settings.recipes import STAGE_FOLDERS, read_recipe
 
 # Subcommands → the scripts of a clone that run the same code.
@@ -233,7 +233,7 @@ def _typed(one: Field, kind: Any) -> str:
 
 def _explanation(one: Field) -> str:
     """The help of a field, with its default where the words do not say it."""
-    default = one.default if one.default_factory is MISSING else one.default_factory()
+    default = default_of(one)
     words = str(one.metadata.get("help", ""))
     if default not in (None, "", []) and "default" not in words:
         shown = " ".join(map(str, default)) if isinstance(default, list) else default

@@ -8,7 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import field
+from dataclasses import MISSING, Field, field
 from typing import Any
 
 from nanochat_hf.settings.errors import UserError
@@ -53,6 +53,13 @@ def setting(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=rules)
     return field(default=default, metadata=rules)
+
+
+def default_of(one: Field) -> Any:
+    """Returns the default of a field that `setting` made; None where it has none."""
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return None if one.default is MISSING else one.default
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

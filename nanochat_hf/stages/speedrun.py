@@ -11,6 +11,7 @@ again after an interruption. The recipe's section with the stage's name holds it
 """
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import io
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ CONFIGS = {
 PACKAGES = ("accelerate", "datasets", "pyarrow", "trl")  # what an install without the extra `train` lacks
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage: it reads the recipe's section `name`, writes `folder`, and starts from an earlier stage's folder."""
 
@@ -69,7 +69,7 @@ class Stage:
 STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.items())
 
 
-@dataclass
+@dataclasses.dataclass
 class SpeedrunConfig:
     run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
     stages: list[str] = setting(
@@ -207,8 +207,12 @@ def check_core_bundle(recipe: str | None, variables: dict[str, str]) -> None:
 
 
 def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: dict[str, str]) -> None:
-    """Raises UserError where a finished stage was made with other settings than the recipe now has."""
-    made_with = settings.load_run(folder)["config"]
+    """Raises UserError where a finished stage was made with other settings than the recipe now has.
+
+    A setting that did not exist yet when the stage was made counts as its default.
+    """
+    defaults = {field.name: settings.default_of(field) for field in dataclasses.fields(stage.config_class)}
+    made_with = defaults | settings.load_run(folder)["config"]
     wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
     changed = [name for name, value in wanted.items() if not same_value(made_with[name], value)]
     if changed:

@@ -63,8 +63,22 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
         super().__init__(*args, data_collator=partial(collate, shorten=packing == "none"), **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """TRL's loss. TRL counts tokens by the batch's attention mask; the model does not get it."""
-        return super().compute_loss(WithoutMask(model), inputs, return_outputs, num_items_in_batch)
+        """Of our model, its own loss, which computes the head once. Of others TRL's, which also logs the entropy.
+
+        TRL counts tokens by the batch's attention mask; the model does not get it.
+        """
+        if return_outputs or not hasattr(model, "supervised_loss"):
+            return super().compute_loss(WithoutMask(model), inputs, return_outputs, num_items_in_batch)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            shift_labels=inputs["shift_labels"],
+            num_items_in_batch=None
+            if num_items_in_batch is None
+            else torch.as_tensor(num_items_in_batch).clamp(min=1),
+        )
+        # `num_items_in_batch` counts the tokens of all processes, and the optimizer averages over them.
+        counted = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        return outputs.loss * (self.accelerator.num_processes if counted else 1)
 
     @torch.no_grad()
     def evaluate(self, *args, **kwargs) -> dict[str, float]:

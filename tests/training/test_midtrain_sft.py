@@ -335,21 +335,24 @@ def test_a_batch_without_any_label_has_loss_zero_and_finite_gradients(base, toke
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_the_model_gets_no_mask_and_trl_counts_tokens_by_it(window, base, tokenizer, tmp_path, monkeypatch):
-    """Without windows every bit is as with the mask; with them attention adds up in another order."""
+def test_the_model_gets_no_mask_and_its_own_loss_is_that_of_trl(window, base, tokenizer, tmp_path, monkeypatch):
+    """Up to the order of additions: in the loss, and with windows in attention."""
     from nanochat_hf.model.modeling_nanochat_hf import NanochatHFModel
 
-    row = {"input_ids": np.arange(1, 34), "labels": np.arange(1, 34)}
+    labels = np.arange(1, 34)
+    labels[5:20] = -100
+    row = {"input_ids": np.arange(1, 34), "labels": labels}
     trainer = one_row_trainer(base, tokenizer, tmp_path, row)
     config = trainer.model.config
     kind = "full_attention" if window is None else "sliding_attention"
     config.layer_types, config.sliding_window = [kind] * config.num_hidden_layers, window
     for layer in trainer.model.model.layers:
         layer.self_attn.layer_type, layer.self_attn.sliding_window = kind, window
-    batch = collate([row])
-    with torch.no_grad():
-        outputs = trainer.model(**batch, fused_lm_head=True)
-    expected = -outputs.log_probs.sum() / 32
+    batch, model = collate([row]), trainer.model.train()
+    expected = -model(**batch, fused_lm_head=True).log_probs.sum() / 17
+    expected.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
 
     seen, forward = [], NanochatHFModel.forward
     monkeypatch.setattr(
@@ -357,13 +360,13 @@ def test_the_model_gets_no_mask_and_trl_counts_tokens_by_it(window, base, tokeni
         "forward",
         lambda self, *given, **options: seen.append(options.get("attention_mask")) or forward(self, *given, **options),
     )
-    loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=torch.tensor(32))
-    assert trainer._metrics["train"]["num_tokens"] == [32]
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(17))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward()
+    for own, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, own, rtol=1e-3, atol=1e-6)
     trainer.evaluate()
     assert seen == [None, None]
-    if window is None:
-        assert loss.item() == expected.item()
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
 def test_learning_rates_fall_to_the_end_and_never_rise_after_the_warmup():

@@ -108,6 +108,10 @@ def test_a_finished_stage_is_compared_as_yaml_means_it(tmp_path):
     recipe.write_text("tokenizer:\n  vocab_size: many\n")
     refused = speedrun("--config", str(recipe), *options)
     assert refused.returncode == 2 and "made with vocab_size: 512, the recipe now says many" in refused.stderr
+    # a setting that is newer than the folder: its default is what the folder was made with
+    recipe.write_text("tokenizer:\n  max_chars: 7\n")
+    refused = speedrun("--config", str(recipe), *options)
+    assert refused.returncode == 2 and "made with max_chars: " in refused.stderr, refused.stderr
 
 
 def test_a_run_folder_that_is_a_file_is_found_at_once(tmp_path):

@@ -4,7 +4,7 @@ import random
 
 from nanochat_hf.data.microworld import problems
 from nanochat_hf.data.microworld.small_talk import any_name
-from nanochat_hf.data.microworld.typing_habits import as_typed
+from nanochat_hf.data.microworld.typing_habits import any_way, as_typed
 from nanochat_hf.data.microworld.words import CREATURES, FOODS
 from nanochat_hf.data.microworld.world import ITEMS
 
@@ -17,7 +17,7 @@ THINGS = (
 ).split()
 # Questions with the beginnings of their solutions, by what is to be calculated. {n} and {m} are people, {p} and {p2}
 # he or she, {o} him or her, {i} things, {a} and {b} numbers.
-ONE_STEP = {
+WAYS = {
     "a+b": (
         ("{n} has {a} {i}. {p} buys {b} more. How many {i} does {n} have now?", "Now {n} has"),
         ("{n} had {a} {i}. {m} gave {o} {b} more. How many {i} does {n} have?", "Now {n} has"),
@@ -42,6 +42,27 @@ ONE_STEP = {
         ("I have {a} {i}. I get {b} more. How many do I have?", "Now you have"),
         ("I have {a} {i} and buy {b} more. How many {i} do I have now?", "Now you have"),
         ("If I have {a} {i} and {n} gives me {b} {i}, how many {i} do I have?", "Now you have"),
+        (
+            "{n} [has/had/owns/got/saw] {a} {i} [and/and then/. Then {p2}/, then {p2}] "
+            "[buys/bought/found/finds/gets/got/"
+            "wins/won/receives/picks up/picked/collected/made] {b} [more/more {i}/others/new ones/other {i}]. "
+            "How many [{i}/] [now/in all/in total/altogether/are there now/does {n} have now/has {n} got/is that]?",
+            "Now {n} has",
+        ),
+        (
+            "[I have/I had/I've got/If I have/Say I have] {a} {i} and [then/] [buy/get/find/win/receive/pick "
+            "up/make/add] "
+            "{b} [more/more {i}/others/new ones/of them], how many [{i}/] [do I have/are there/is that/have I got] "
+            "[now/in all/in total/then/altogether/]?",
+            "Now you have",
+        ),
+        (
+            "[There are/There were/We see/I see] {a} {i} [in the garden/on the table/in a room/in the box/on the "
+            "shelf/"
+            "in the shop/here/in the river/on the bus] and {b} [more come/more arrive/more are added/others join/"
+            "more are put there]. How many [{i}/] [now/in all/in total/are there now/are there altogether]?",
+            "Now there are",
+        ),
     ),
     "a-b": (
         ("{n} has {a} {i}. {p} gives {b} to {m}. How many {i} does {n} have now?", "Now {n} has"),
@@ -64,12 +85,51 @@ ONE_STEP = {
         ("{n} has {a} {i} and eats {b}. How many are left?", "Now {n} has"),
         ("{n} has {a} {i} and sells {b}. How many {i} does {n} still have?", "Now {n} has"),
         ("{n} had {a} {i}. {b} of them broke. How many are left?", "Now {n} has"),
+        (
+            "[A/My/The/This] book has {a} pages[ and/. / and so far] [I read/I have read/{n} read/{n} has read] {b}"
+            "[. How many/, how many] [pages/] [to go/are left/are still to read/left/remain]?",
+            "Now there are",
+        ),
+        (
+            "[{n} is/My mother is/My brother is/My uncle is] {a} years old and [{m}/my sister/my aunt] is {b}. [How "
+            "many years "
+            "older is/How much older is] [{n}/the first one]?",
+            "Now there are",
+        ),
+        (
+            "[I have/{n} has/We have] {a} [dollars/coins/euros] and [a/the/one] [toy/game/book/ticket/cake/ball] "
+            "costs {b}. "
+            "How much is left [after that/then/]?",
+            "Now there are",
+        ),
         ("There are {a} {i} in a box. {n} takes {b}. How many {i} are left?", "Now there are"),
         ("There were {a} {i}. {b} went away. How many {i} are there now?", "Now there are"),
         ("I have {a} {i} and eat {b}. How many are left?", "Now you have"),
         ("I have {a} {i}. I give {b} to {n}. How many do I have?", "Now you have"),
         ("If I have {a} {i} and lose {b}, how many {i} do I have left?", "Now you have"),
         ("I had {a} {i} and spent {b}. How many {i} do I have now?", "Now you have"),
+        (
+            "{n} [has/had/owns/got/bought] {a} {i} [and/and then/. Then {p2}/, but/, but then] "
+            "[lost/loses/sold/sells/ate/"
+            "eats/gave away/gives away/used/uses/broke/threw away/dropped/forgot/lent out/spent] {b} [of them/{i}/]. "
+            "How many [{i}/] [now/are left/left/remain/does {n} have now/does {n} have left/are still there/stay]?",
+            "Now {n} has",
+        ),
+        (
+            "[I have/I had/I've got/If I have/Say I have] {a} {i} and [then/] [lose/sell/eat/give away/use/break/"
+            "throw away/drop/spend/lend out] {b} [of them/{i}/], how many [{i}/] [do I have/are/have I got/will be] "
+            "[left/now/left over/then]?",
+            "Now you have",
+        ),
+        (
+            "[There are/There were/We see/I see] {a} {i} [in the garden/on the table/in a room/in the box/on the "
+            "shelf/"
+            "in the shop/here/in the river/on the bus]. {b} [of them/] [leave/left/are taken/go away/went away/are "
+            "sold/"
+            "disappear/get out/run away]. How many [{i}/] [now/are left/left/remain/are there now/stay/are still "
+            "there]?",
+            "Now there are",
+        ),
     ),
     "a*b": (
         ("There are {a} rows with {b} {i} each. How many {i} are there?", "In all there are"),
@@ -86,6 +146,73 @@ ONE_STEP = {
         ("{n} makes {b} {i} a day. How many {i} does {n} make in {a} days?", "In all there are"),
         ("{n} buys {a} {i} for {b} coins each. How many coins does {n} pay?", "In all it costs"),
         ("If one of the {i} costs {b} coins, how much do {a} {i} cost?", "In all it costs"),
+        (
+            "[If I buy/I buy/If you buy/We buy/I want] {a} {i} [for/at] {b} [coins/dollars/euros] [each/a piece/per "
+            "piece]"
+            "[. How much/, how much/. What] do [I/we] pay [in all/in total/]?",
+            "In all it costs",
+        ),
+        (
+            "[{n}/My sister/My brother] [saves/earns/gets/spends/makes] {b} [dollars/coins/euros/cents] "
+            "[a/each/every/per] "
+            "week. How much [is that/does that make/is it] [after/in] {a} weeks?",
+            "In all there are",
+        ),
+        (
+            "[I save/I earn/I get/I spend/If I save/We save] {b} [dollars/coins/euros/cents] [a/each/every/per] "
+            "day[. How/, how] "
+            "much [is that/do I have/is it] [after/in] {a} days?",
+            "In all there are",
+        ),
+        (
+            "[{n} walks/{n} runs/{n} drives/A train goes/A car goes] {b} [miles/km/kilometres] [a/each/every/per/in "
+            "one] "
+            "[hour/day]. How [far/many miles] [is that/is it] in {a} [hours/days]?",
+            "In all there are",
+        ),
+        (
+            "[A/One/Each/Every] [table/spider/box/car/team/class/room/page] has {b} {i}. How many {i} [do/have] {a} "
+            "[of them/]"
+            " have [together/in all/]?",
+            "In all there are",
+        ),
+    ),
+    "a-b+c": (
+        (
+            "[A bus has/A train has/There are/There were/A room has/A ship has] {a} "
+            "[people/children/men/guests/passengers]"
+            "[. Then/./ and] {b} [get off/leave/go out/go home/walk away] and {c} [get on/come in/arrive/come/more "
+            "come]. "
+            "How many [people/] are [there now/on it now/there/left there]?",
+            "Now there are",
+        ),
+        (
+            "{n} [has/had/owns] {a} {i}[. {p}/, then {p2}/ and] [loses/sells/eats/gives away/uses] {b} and [then/] "
+            "[buys/finds/gets/wins/makes] {c} [more/new ones/]. How many [{i}/] [now/does {n} have now/in the "
+            "end/are there]?",
+            "Now {n} has",
+        ),
+    ),
+    "a+b-c": (
+        (
+            "{n} [has/had/owns] {a} {i}[. {p}/, then {p2}/ and] [buys/finds/gets/wins/makes] {b} [more/new ones/] "
+            "and [then/] "
+            "[loses/sells/eats/gives away/uses] {c}. How many [{i}/] [now/does {n} have now/in the end/are left]?",
+            "Now {n} has",
+        ),
+        (
+            "[There are/We have/I see] {a} [red/big/green/small] and {b} [blue/old/new/white] {i}. {c} [of them/] "
+            "[are sold/go away/break/are lost]. How many [{i}/] [are left/now/remain]?",
+            "Now there are",
+        ),
+    ),
+    "a*b-c": (
+        (
+            "{n} has {a} [boxes/bags/packs/baskets] [with/of] {b} {i} [each/] and [loses/sells/eats/gives "
+            "away/uses] {c} "
+            "[of them/{i}/]. How many [{i}/] [are left/now/does {n} have now]?",
+            "Now {n} has",
+        ),
     ),
     "a//b": (
         ("{n} divides {a} {i} between {b} people. How many does each person get?", "Each one gets"),
@@ -97,32 +224,65 @@ ONE_STEP = {
     ),
 }
 
+UNITS = ("pages", "people", "children", "passengers", "dollars", "coins", "euros", "cents", "miles", "km", "years")
+AND_THEN = {
+    "+": (
+        "[And/Then/And then/Now/And if/Next,] [{p}/I/{n}/we/they] [buys/gets/finds/makes/wins] {b} [more/new "
+        "ones/others]"
+        "[. How many/, how many/?] [now/are there now/in all/]?",
+        "[And/Then/And then/Now/Next,] {b} [more come/more arrive/more are added]. How many [now/are there now/in "
+        "all/]?",
+    ),
+    "-": (
+        "[And/Then/And then/Now/And if/Next,] [{p}/I/{n}/we/they] [loses/sells/eats/gives away/breaks/drops] {b} "
+        "[of them/]"
+        "[. How many/, how many/?] [now/are left/are there now/]?",
+        "[And/Then/And then/Now/Next,] {b} [of them/] [break/fall down/get lost/are sold/go "
+        "away/leave/burst/disappear]"
+        "[. How many now/. How many are left/, how many are left/]?",
+    ),
+}
+
 
 def everyday_problem(rng: random.Random) -> tuple[str, str]:
     """Returns a question and its solution, in the format of `problems.problem`."""
     if rng.random() < 0.3:
         return _chain(rng)
-    kind = rng.choices(tuple(ONE_STEP), weights=(36, 36, 20, 8))[0]
-    template, begin = rng.choice(ONE_STEP[kind])
-    a, b = rng.randint(2, 99), rng.randint(1, 60)
-    if kind == "a-b":
+    kind = rng.choices(tuple(WAYS), weights=(30, 32, 20, 5, 4, 3, 6))[0]
+    begin_of = dict(WAYS[kind])
+    template = any_way(rng, tuple(begin_of))
+    begin = begin_of[template]
+    a, b, c = rng.randint(2, 99), rng.randint(1, 60), rng.randint(1, 40)
+    if kind.startswith("a-b"):
         a, b = max(a, b + 1), min(a, b)
-    elif kind == "a*b":
+    elif kind.startswith("a*b"):
         a, b = rng.randint(2, 15), rng.randint(2, 30)
     elif kind == "a//b":
         b = rng.randint(2, 12)
         a = b * rng.randint(2, 20)
+    if kind.endswith("-c"):
+        c = min(c, (a * b if "*" in kind else a + b) - 1)
     names, item = _names(rng), any_things(rng)
     he, him = rng.choice((("he", "him"), ("she", "her")))
-    pronouns = {"p": he.capitalize(), "p2": he, "o": him}
-    if "pages" in template:
-        item = "pages"
-    slots = {**pronouns, "n": names[0], "m": names[1], "i": item, "a": str(a), "b": str(b)}
-    expression = kind.replace("a", str(a)).replace("b", str(b))
-    result = eval(expression)  # of two numbers and a sign
-    unit = "coins" if "costs" in begin else item
-    solution = f"{begin.format(**slots)} <<{expression}={result}>>{result} {unit}.\n#### {result}"
-    return as_typed(rng, template, around=rng.random() < 0.2, **slots), solution
+    slots = {"n": names[0], "m": names[1], "p": he.capitalize(), "p2": he, "o": him, "i": item}
+    slots |= {"a": str(a), "b": str(b), "c": str(c)}
+    question = as_typed(rng, template, around=rng.random() < 0.2, **slots)
+    expression = kind.replace("a", str(a)).replace("b", str(b)).replace("c", str(c))
+    counted = item if "{i}" in template else next((unit for unit in UNITS if unit in question.lower()), "")
+    return question, _solution(begin.format(**slots), expression, "coins" if "costs" in begin else counted)
+
+
+def go_on_with_count(rng: random.Random, before: str) -> tuple[str, str]:
+    """Returns what happens after a problem that ended with `before` things, and the solution."""
+    sign = rng.choice("+-") if int(before) > 1 else "+"
+    b = rng.randint(1, min(60, int(before) - 1) if sign == "-" else 60)
+    question = as_typed(rng, rng.choice(AND_THEN[sign]), b=str(b), p=rng.choice(("he", "she")), n=any_name(rng))
+    return question, _solution("Now there are", f"{before}{sign}{b}", "")
+
+
+def _solution(begin: str, expression: str, counted: str) -> str:
+    result = eval(expression)  # of numbers and signs
+    return f"{begin} <<{expression}={result}>>{' '.join((str(result), counted)).strip()}.\n#### {result}"
 
 
 def _chain(rng: random.Random) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 import random
 
-from nanochat_hf.data.microworld.typing_habits import as_typed
+from nanochat_hf.data.microworld.typing_habits import any_way, as_typed
 
 ASK = (
     "What is {e}?|What's {e}?|How much is {e}?|Calculate {e}.|Compute {e}.|{e}|{e} =|{e}=|{e} = ?|{e}?|Work out {e}."
@@ -12,11 +12,19 @@ ASK = (
     "|How much does {e} make?|What is {e} equal to?"
     "|Can you calculate {e}?|Can you solve {e}?|What is the answer to {e}?|Evaluate {e}.|The result of {e}?"
     "|Give me {e}."
+    "|[Please/Can you/Could you/Quickly/Now/Ok, now/Would you/] [calculate/compute/solve/work out/tell me/do/add "
+    "up/find out]"
+    " {e} [for me/please/now/]"
+    "|[What/So what/And what/Tell me what/Do you know what/Hi, what/What's that,] [is/does/do I get "
+    "for/equals/would be/makes] "
+    "{e} [in total/then/please/equal/]?"
+    "|[How much/So how much/Tell me how much/Quick, how much] [is/would be/makes/does it make, ] {e} "
+    "[then/please/together/]?"
 ).split("|")
 SIGNS = {
     "+": ("+", "+", "plus", "and"),
     "-": ("-", "-", "minus", "less"),
-    "*": ("*", "*", "x", "times", "multiplied by", "×"),
+    "*": ("*", "*", "x", "X", "times", "multiplied by", "×"),
     "/": ("/", "/", "divided by", "over", "÷"),
 }
 IN_WORDS = {
@@ -34,14 +42,51 @@ IN_WORDS = {
     "|How often does {b} go into {a}?|Share {a} among {b}.",
 }
 GO_ON = {
-    "+": "And plus {b}?|Plus {b}|Add {b}.|Add {b} to that.|Now add {b}.|+ {b}|And {b} more?|And if I add {b}?",
-    "-": "And minus {b}?|Minus {b}|Subtract {b}.|Subtract {b} from that.|Take away {b}.|- {b}|And {b} less?"
+    "+": "[And/Now/Ok, now/Then/So/] [plus/add/with/increase it by/and] {b} [more/then/please/to it/]?"
+    "|And plus {b}?|Plus {b}|Add {b}.|Add {b} to that.|Now add {b}.|+ {b}|And {b} more?|And if I add {b}?",
+    "-": "[And/Now/Ok, now/Then/So/] [minus/less/take away/subtract/without/reduce it by] {b} [then/please/from it/]?"
+    "|And minus {b}?|Minus {b}|Subtract {b}.|Subtract {b} from that.|Take away {b}.|- {b}|And {b} less?"
     "|Now minus {b}",
-    "*": "And times {b}?|Times {b}|Multiply that by {b}.|Now multiply it by {b}.|* {b}|Multiply by {b}."
+    "*": "[And/Now/Ok, now/Then/So/] [times/multiply it by/multiplied by/that times/multiply by] {b} [then/please/]?"
+    "|And times {b}?|Times {b}|Multiply that by {b}.|Now multiply it by {b}.|* {b}|Multiply by {b}."
     "|And that times {b}?",
-    "/": "And divided by {b}?|Divide that by {b}.|/ {b}|Now divide it by {b}.|Divided by {b}",
+    "/": "[And/Now/Ok, now/Then/So/] [divided by/divide it by/divide by/that divided by/split by] {b} [then/please/]?"
+    "|And divided by {b}?|Divide that by {b}.|/ {b}|Now divide it by {b}.|Divided by {b}",
 }
 
+
+# Three numbers, asked in words.
+OF_THREE = (
+    "[Add/Add up/Sum/Sum up/Please add/Can you add/Now add] {a}[,/ and/ +] {b} and {c} [for me/please/together/]"
+    "|[What is/What's/How much is/Give me/Tell me] the [sum/total] of {a}, {b} and {c} [please/]?"
+    "|[What is/What's/How much is/What do you get for/Calculate] {a} plus {b} plus {c} [please/]?"
+    "|{a}, {b} and {c} [together/in total/added up/in all]?"
+).split("|")
+# One number, with what is done to it.
+OF_ONE = (
+    ("[Double/Can you double/Please double/Now double] {a}", "{a} * 2"),
+    ("[What is/What's/How much is/Tell me] [twice/double/two times/the double of] {a}?", "{a} * 2"),
+    ("[What is/What's/How much is/Tell me] [half of/a half of/one half of/half/the half of] {a}?", "{a} / 2"),
+    ("[Halve/Half of/Please halve/Half of] {a}", "{a} / 2"),
+    ("[What is/What's/How much is/Tell me] {a} squared?", "{a} * {a}"),
+    ("[What is/What's/How much is/Tell me] the square of {a}?", "{a} * {a}"),
+    ("Square {a}.", "{a} * {a}"),
+    ("[What is/What's/How much is/Tell me] [three times/the triple of/triple] {a}?", "{a} * 3"),
+    ("[What is/What's/How much is/Tell me] [a third of/one third of] {a}?", "{a} / 3"),
+    ("[What is/What's/How much is/Tell me] [a quarter of/one quarter of] {a}?", "{a} / 4"),
+)
+# What is done to the result of the sum before.
+AND_ONE = (
+    (
+        "[And/Now/Ok, now/Then/So/] [double/twice/two times/the double of] [it/that/this/the result] [please/then/]?",
+        "* 2",
+    ),
+    (
+        "[And/Now/Ok, now/Then/So/] [half of/halve/the half of/a half of] [it/that/this/the result] [please/then/]?",
+        "/ 2",
+    ),
+    ("[And/Now/Ok, now/Then/So/] [three times/triple] [it/that/this/the result] [please/then/]?", "* 3"),
+)
 
 SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -81,52 +126,42 @@ def plain_sum(rng: random.Random) -> tuple[str, str, str]:
     sign = rng.choices("+-*/", weights=(32, 26, 34, 8))[0]
     a, b = _numbers(rng, sign)
     shape = rng.random()
-    if shape < 0.07:
-        third, second_sign = str(rng.randint(1, 99)), rng.choice("+-*")
+    if shape < 0.08:
+        third, second_sign = str(rng.randint(1, 99)), rng.choice("++-*")
         if rng.random() < 0.3:
             asked = f"({a} {sign} {b}) {second_sign} {third}"
         else:
             gap = rng.choice(("", " "))
             asked = f"{a}{gap}{sign}{gap}{b}{gap}{second_sign}{gap}{third}"
-        return as_typed(rng, rng.choice(ASK), around=True, e=asked), *worked_out(asked)
+        return as_typed(rng, any_way(rng, ASK), around=True, e=asked), *worked_out(asked)
+    if shape < 0.12:
+        three = [str(rng.randint(1, rng.choice((9, 20, 99)))) for _ in range(3)]
+        question = as_typed(rng, rng.choice(OF_THREE), around=True, **dict(zip("abc", three, strict=True)))
+        return question, *worked_out(" + ".join(three))
     if shape < 0.25:
         return as_typed(rng, rng.choice(IN_WORDS[sign].split("|")), around=True, a=a, b=b), *worked_out(
             f"{a} {sign} {b}"
         )
     if shape < 0.31:
-        asked, sum_of_it = rng.choice(
-            (
-                ("Double {a}.", "{a} * 2"),
-                ("What is twice {a}?", "{a} * 2"),
-                ("What is the double of {a}?", "{a} * 2"),
-                ("What is half of {a}?", "{a} / 2"),
-                ("Half of {a}?", "{a} / 2"),
-                ("Halve {a}.", "{a} / 2"),
-                ("What is {a} squared?", "{a} * {a}"),
-                ("Square {a}.", "{a} * {a}"),
-                ("What is three times {a}?", "{a} * 3"),
-                ("What is the square of {a}?", "{a} * {a}"),
-                ("What is a third of {a}?", "{a} / 3"),
-            )
-        )
+        asked, sum_of_it = rng.choice(OF_ONE)
         if "/" in sum_of_it:
-            a = str(rng.randint(1, 400) * (3 if "3" in sum_of_it else 2))
+            a = str(rng.randint(1, rng.choice((50, 400))) * int(sum_of_it[-1]))
         return as_typed(rng, asked, around=True, a=a), *worked_out(sum_of_it.format(a=a))
     said = rng.choice(SIGNS[sign])
-    if shape < 0.37:
-        said = rng.choice(SIGNS[sign][2:3])
+    if shape < 0.39:
+        said = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}[sign]
         a, b = str(rng.randint(0, 40)), str(rng.randint(1, 20))
         if sign == "/":
             a = str(int(b) * rng.randint(1, 4))
-        question = as_typed(rng, rng.choice(ASK), around=True, e=f"{in_words(int(a))} {said} {in_words(int(b))}")
+        question = as_typed(rng, any_way(rng, ASK), around=True, e=f"{in_words(int(a))} {said} {in_words(int(b))}")
         return question, *worked_out(f"{a} {sign} {b}")
-    gap = "" if not said.isalpha() and " " not in said and rng.random() < 0.35 else " "
+    gap = "" if len(said) == 1 and rng.random() < 0.35 else " "
     if said == "and":
         question = as_typed(
             rng, rng.choice(("How much is {e}?", "What do {e} make?", "What is {e}?")), e=f"{a} and {b}"
         )
     else:
-        question = as_typed(rng, rng.choice(ASK), around=True, e=f"{a}{gap}{said}{gap}{b}")
+        question = as_typed(rng, any_way(rng, ASK), around=True, e=f"{a}{gap}{said}{gap}{b}")
     return question, *worked_out(f"{a} {sign} {b}")
 
 
@@ -134,11 +169,11 @@ def go_on(rng: random.Random, before: str) -> tuple[str, str, str]:
     """Like `plain_sum`, for a question that goes on with the result of the sum before."""
     sign = rng.choices("+-*/", weights=(30, 30, 30, 10))[0]
     b = str(rng.randint(2, 20) if sign in "*/" else rng.randint(1, 99))
-    if sign == "*" and rng.random() < 0.2:
-        return as_typed(
-            rng, rng.choice(("Double it.", "And twice that?", "Now double that.", "Twice that"))
-        ), *worked_out(f"{before} * 2")
-    return as_typed(rng, rng.choice(GO_ON[sign].split("|")), b=b), *worked_out(f"{before} {sign} {b}")
+    if rng.random() < 0.15:
+        asked, and_then = rng.choice(AND_ONE)
+        if and_then != "/ 2" or int(before) % 2 == 0:
+            return as_typed(rng, asked), *worked_out(f"{before} {and_then}")
+    return as_typed(rng, any_way(rng, GO_ON[sign].split("|")), b=b), *worked_out(f"{before} {sign} {b}")
 
 
 def worked_out(asked: str) -> tuple[str, str]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanochat_hf.data.microworld import outside, programs, small_talk, strangers_list, sums, words, world_talk
-from nanochat_hf.data.microworld.everyday_problems import everyday_problem
+from nanochat_hf.data.microworld.everyday_problems import everyday_problem, go_on_with_count
 from nanochat_hf.data.microworld.problems import problem
-from nanochat_hf.data.microworld.typing_habits import as_typed
+from nanochat_hf.data.microworld.typing_habits import any_way, as_typed
 from nanochat_hf.data.microworld.world import Relation, split_of
 
 LONGEST = 560  # characters of a conversation; a row of 256 tokens holds most of these
@@ -37,6 +37,14 @@ ASK_SPELLING = (
     "|Could you spell {w}?|Write {w} letter by letter.|I want you to spell {w}."
     "|Would you spell {w}?|List the letters of {w}.|Spell out {w}.|Spell out the word {w}."
     "|What is {w} letter by letter?|Try to spell {w}.|Spell this word: {w}|Break {w} into letters."
+    "|[Can/Could/Would/Will] you [please/maybe/try to/] [spell/spell out/write out] [the word/the name/] {w} [for "
+    "me/please/now/]?"
+    "|[Please/Now/Next,/So,/Then/I want you to/Try to] [spell/spell out] [the word/the name/this word:/] {w} [for "
+    "me/please/again/]"
+    "|[How/So how/And how] [do you/do I/would you/can I/is/should one/do people] [spell/spelled/write] [the "
+    "word/the name/] {w} [correctly/then/in English/]?"
+    "|[What/Which/Tell me which/Name the/Give me the] [are the letters/letters are/letters make/letters/letters do "
+    "I need] [in/of/for] [the word/the name/] {w}?"
 ).split("|")
 ASK_COUNT = (
     "How many {c} are in {w}?|How many {c}s are in {w}?|How many {c}'s are in {w}?|How many {c} in {w}?"
@@ -51,12 +59,24 @@ ASK_COUNT = (
     "|Can you count the {c} in {w}?|Tell me how many {c} are in {w}.|Does {w} have {c}, and how many?"
     "|How many '{c}' are in '{w}'?|How many {c} letters are in {w}?|Find the number of {c}'s in {w}."
     "|How many times do you see {c} in {w}?"
+    "|[How many/Tell me how many/Do you know how many/So how many/And how many] [of the letter/letters/times/] {c} "
+    "[are in/are there in/in/does it take to write/can you find in/do you see in/are inside] [the word/] {w}?"
+    "|[How many/Tell me how many/So how many/And how many] {c}[s/'s] [are in/are there in/in/can you find in/do you "
+    "see in] [the word/] {w}?"
+    "|[Count/Please count/Count all/Can you count/Could you count/Count for me] [the letter/the/all/every] {c} in "
+    "[the word/] {w} [please/for me/]"
+    "|[How often/How many times] [do/does/can/is] [the letter/] {c} [come up in/appear in/occur in/show up in/used "
+    "in/found in/in] [the word/] {w}?"
 ).split("|")
 ASK_LENGTH = (
     "How many letters does {w} have?|How many letters are in {w}?|How many letters are in the word {w}?"
     "|How long is the word {w}?|Count the letters of {w}.|Count the letters in {w}."
     "|How many letters has {w}?|Number of letters in {w}?|How many letters in {w}?|What is the length of {w}?"
     "|How long is {w}?|How many characters has {w}?|How many letters is {w}?"
+    "|[How many/Tell me how many/So how many/Do you know how many] [letters/characters] [are/are there/does one "
+    "find] in [the word/the name/] {w} [please/]?"
+    "|[Count/Please count/Can you count] [the/all/all the] [letters/characters] [of/in] [the word/the name/] {w} "
+    "[please/for me/]"
 ).split("|")
 ASK_FIRST = (
     "What is the first letter of {w}?|First letter of {w}?|Which letter does {w} start with?"
@@ -84,6 +104,13 @@ AND_WORD = (
     "{w}?",
     "Same for {w}.",
     "Another one: {w}",
+    "[And/Now/Then/Next/How about/What about/Also/Ok, now/And now/Same with/Do] [the word/] {w} "
+    "[please/too/then/now/]?",
+)
+AND_LETTER = (
+    "[And/Now/So/Ok,/] how many {c}[s/'s/] [are in it/are there/does it have/in it/then/]?",
+    "[And/Now/So/Ok,/] [count the/the letter/what about] {c} [in it/please/then/too/]?",
+    "[And/Now/So/] how often [is/does it have] {c} [in it/in there/]?",
 )
 
 TELL_NAME = (
@@ -99,7 +126,16 @@ ASK_NAME = (
     "What is my name?|What's my name?|Do you know my name?|Do you remember my name?|Who am I?|What am I called?"
     "|Tell me my name.|Say my name.|Can you remember my name?|Do you still know my name?|Do you know who I am?"
     "|How am I called?|What was my name?|And my name?|Did you forget my name?|Which name did I tell you?"
+    "|[Tell me/Please tell me/Can you tell me/Do you know/Do you remember/Say/Do you still know/Can you say] [what "
+    "my name is/who I am/how I am called/my name/what I am called] [please/now/again/]?"
+    "|[What/So what/Ok, what/And what/Now, what] [is/was/'s] my name [again/then/please/now/]?"
+    "|[Who/So who/Ok, who/And who] am I [again/then/]?"
 ).split("|")
+NAME_TO_SPELL = (
+    "[Spell/Can you spell/How do you spell/Please spell] my name[, it's/, it is/: / please, I am/. I am/. It's] {w}",
+    "[Spell/Can you spell/How do you spell/Please spell/How is] the name {w} [spelled/please/for me/]?",
+    "[My name is/I am/I'm] {w}[./, ] [Spell it/How is it spelled/Can you spell that/Spell my name] [please/]?",
+)
 SPELL_MY_NAME = (
     "Spell my name.",
     "How do you spell my name?",
@@ -110,6 +146,8 @@ SPELL_MY_NAME = (
 REPEAT = (
     "Say {t}.|Say {t}|Say: {t}|Repeat {t}.|Repeat after me: {t}|Repeat: {t}|Can you say {t}?|Please say {t}."
     '|Write {t}.|Write: {t}|Say "{t}".|Just say {t}.|Repeat the words {t}.|Type {t}.|Echo {t}'
+    "|[Please/Now/Just/Can you/Could you/Will you/Would you/Please just/I want you to/] [say/repeat/write/type/echo] "
+    "[the words/this:/after me:/back:/the phrase/for me:/] {t}"
 ).split("|")
 WHAT_DID_I_SAY = (
     "What did I say?|What did I just say?|What did I ask?|What did I ask you?|What was my question?"
@@ -121,6 +159,9 @@ ASK_CODE = (
     "|Write code: {d}.|Code a function: {d}.|Make a function: {d}.|Can you write a function to {d}?"
     "|Function to {d}?|Python function to {d}|I need a function to {d}."
     "|Program this: {d}.|Write a program to {d}.|Write Python code to {d}."
+    "|[Please/Can you/Could you/I want you to/Now/Would you/] [write/code/make/give me/program/show me] "
+    "[a/a small/a short/some/a Python/one] [function/code/program/Python function/Python code] "
+    "[to/that can/which can/that will/that should/:] {d}[./ please/]"
 ).split("|")
 
 
@@ -134,7 +175,9 @@ class Memory:
     subject: str | None = None  # of the last answer about the world
     total: str | None = None  # of the last sum
     word_task: str | None = None  # what was last done with a word: "spell", "count" or "length"
+    word: str = ""  # that it was done with
     letter: str = ""  # that was counted
+    counted: str | None = None  # what the last word problem ended with
 
 
 @dataclass(frozen=True)
@@ -220,8 +263,13 @@ def _turn(rng: random.Random, split: str, memory: Memory) -> Turn:
 
 
 def belongs(message: str, split: str) -> bool:
-    """Whether a message may be said in a split. What is on the stranger's list is said in none."""
-    return message not in strangers_list.messages() and split_of("said", message) == split
+    """Whether a message may be said in a split. What is on the stranger's list is said in none.
+
+    Messages of one word are only in training: everybody types the same few, such as "hi" and "ok".
+    """
+    if message in strangers_list.messages():
+        return False
+    return split == ("train" if message.rstrip("!?. ").isalpha() else split_of("said", message))
 
 
 # -- turns that can come at any time ---------------------------------------------------------------------------------
@@ -229,13 +277,13 @@ def belongs(message: str, split: str) -> bool:
 
 def any_small_talk(rng: random.Random, split: str, memory: Memory) -> Turn:
     """Small talk of any kind."""
-    kinds = small_talk.KINDS
+    kinds = small_talk.kinds()
     return _small_talk(rng, rng.choices(tuple(kinds), weights=[kind.weight for kind in kinds.values()])[0])
 
 
 def _small_talk(rng: random.Random, name: str) -> Turn:
-    kind = small_talk.KINDS[name]
-    question = as_typed(rng, rng.choice(kind.said), False, **small_talk.fillers(rng))
+    kind = small_talk.kinds()[name]
+    question = as_typed(rng, any_way(rng, kind.said), False, **small_talk.fillers(rng))
     return Turn(question, rng.choice(kind.answers), kind.answers)
 
 
@@ -266,13 +314,18 @@ def length(rng: random.Random, split: str, memory: Memory) -> Turn:
     return _word_turn(rng, split, task, {"length": ASK_LENGTH, "first": ASK_FIRST, "last": ASK_LAST}[task])
 
 
-def _word_turn(rng: random.Random, split: str, task: str, asked: Sequence[str], letter: str = "") -> Turn:
+def _word_turn(
+    rng: random.Random, split: str, task: str, asked: Sequence[str], letter: str = "", word: str = ""
+) -> Turn:
     """Asks for something about a word. Answers are in small letters, and begin with the word's letters."""
-    word = words.any_word(rng, split)
+    if task == "spell" and rng.random() < 0.08:
+        word, asked = small_talk.any_name(rng).lower(), NAME_TO_SPELL
+    else:
+        word = word or words.any_word(rng, split)
     letter = letter or (rng.choice(word) if rng.random() < 0.8 else rng.choice("abcdefghijklmnopqrstuvwxyz"))
     shown = rng.choices((word, word.capitalize(), word.upper()), weights=(78, 14, 8))[0]
     shown_letter = letter.upper() if rng.random() < 0.12 else letter
-    question = as_typed(rng, rng.choice(asked), around=len(asked) > len(AND_WORD), w=shown, c=shown_letter)
+    question = as_typed(rng, any_way(rng, asked), around=asked not in (AND_WORD, AND_LETTER), w=shown, c=shown_letter)
     letters = "-".join(word)
     if task == "spell":
         answer = letters
@@ -283,7 +336,7 @@ def _word_turn(rng: random.Random, split: str, task: str, asked: Sequence[str], 
         answer = f"{letters}\n<<'-{letters}'.count('-')={len(word)}>>{len(word)}\n#### {len(word)}"
     else:
         answer = f"{letters}\nThe {task} letter is {word[0 if task == 'first' else -1]}."
-    return Turn(question, answer, leaves={"word_task": task, "letter": letter})
+    return Turn(question, answer, leaves={"word_task": task, "word": word, "letter": letter})
 
 
 def several_words(rng: random.Random, split: str, memory: Memory) -> Turn:
@@ -296,12 +349,20 @@ def words_to_spell(rng: random.Random, split: str, count: int) -> Turn:
     chosen = [words.any_word(rng, split) for _ in range(count)]
     shown = [rng.choices((word, word.capitalize(), word.upper()), weights=(78, 14, 8))[0] for word in chosen]
     listed = ", ".join(shown) if count > 3 or rng.random() < 0.5 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-    return Turn(as_typed(rng, rng.choice(ASK_SEVERAL), w=listed), "\n".join("-".join(word) for word in chosen))
+    return Turn(as_typed(rng, any_way(rng, ASK_SEVERAL), w=listed), "\n".join("-".join(word) for word in chosen))
 
 
 def word_problem(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A word problem, of `problems` or an everyday one."""
-    return Turn(*(problem(rng, split) if rng.random() < 0.35 else everyday_problem(rng)))
+    question, answer = problem(rng, split) if rng.random() < 0.15 else everyday_problem(rng)
+    return _counted(question, answer)
+
+
+def _counted(question: str, answer: str) -> Turn:
+    """A word problem whose result a later turn can go on with."""
+    result = answer.rsplit("#### ", 1)[-1]
+    whole = result.isdigit() and len(result) < 6
+    return Turn(question, answer, leaves={"total": result, "counted": result} if whole else {})
 
 
 def about_the_world(rng: random.Random, split: str, memory: Memory) -> Turn:
@@ -336,13 +397,13 @@ def tell_name(rng: random.Random, split: str, memory: Memory) -> Turn:
 def ask_name(rng: random.Random, split: str, memory: Memory) -> Turn:
     """The user asks for the name that was said before, or was not."""
     answer = f"Your name is {memory.name}." if memory.name else "You have not told me your name."
-    return Turn(as_typed(rng, rng.choice(ASK_NAME), around=True), answer)
+    return Turn(as_typed(rng, any_way(rng, ASK_NAME), around=True), answer)
 
 
 def repeat(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A few words to repeat."""
     text = " ".join(rng.choice(words.ENGLISH) for _ in range(rng.randint(1, 4)))
-    return Turn(as_typed(rng, rng.choice(REPEAT), t=text), text)
+    return Turn(as_typed(rng, any_way(rng, REPEAT), t=text), text)
 
 
 def count_up(rng: random.Random, split: str, memory: Memory) -> Turn:
@@ -353,7 +414,7 @@ def count_up(rng: random.Random, split: str, memory: Memory) -> Turn:
 def code(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A small function that is asked for in plain words."""
     does, answer = programs.in_words(rng, split)
-    return Turn(as_typed(rng, rng.choice(ASK_CODE), d=does), answer)
+    return Turn(as_typed(rng, any_way(rng, ASK_CODE), d=does), answer)
 
 
 # -- turns that need something that was said before -------------------------------------------------------------------
@@ -368,6 +429,18 @@ def thanks_and_so_on(rng: random.Random, split: str, memory: Memory) -> Turn:
 def go_on_with_sum(rng: random.Random, split: str, memory: Memory) -> Turn | None:
     """`And times 3?` after a sum."""
     return _sum(*sums.go_on(rng, memory.total)) if memory.total else None
+
+
+def go_on_with_problem(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """`Then 3 of them break.` after a word problem."""
+    return _counted(*go_on_with_count(rng, memory.counted)) if memory.counted else None
+
+
+def another_letter(rng: random.Random, split: str, memory: Memory) -> Turn | None:
+    """`And how many r?` after a word."""
+    if memory.word_task not in ("spell", "count", "length") or not memory.word:
+        return None
+    return _word_turn(rng, split, "count", AND_LETTER, word=memory.word)
 
 
 def another_word(rng: random.Random, split: str, memory: Memory) -> Turn | None:
@@ -393,7 +466,7 @@ def what_did_i_say(rng: random.Random, split: str, memory: Memory) -> Turn | Non
     """The user asks for the last message."""
     if memory.said is None or len(memory.said) > 50:
         return None
-    return Turn(as_typed(rng, rng.choice(WHAT_DID_I_SAY), around=True), f"You said: {memory.said}")
+    return Turn(as_typed(rng, any_way(rng, WHAT_DID_I_SAY), around=True), f"You said: {memory.said}")
 
 
 def ask_known_name(rng: random.Random, split: str, memory: Memory) -> Turn | None:
@@ -412,14 +485,14 @@ def spell_my_name(rng: random.Random, split: str, memory: Memory) -> Turn | None
 
 ANY_TIME: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
     any_small_talk: 27,
-    plain_sum: 12,
-    spelling: 11,
+    plain_sum: 14,
+    spelling: 12,
     several_words: 3,
-    counting: 9,
+    counting: 10,
     length: 3,
     about_the_world: 14,
     outside_world: 17,
-    word_problem: 8,
+    word_problem: 12,
     tell_name: 5,
     ask_name: 1.5,
     repeat: 4,
@@ -430,6 +503,8 @@ FOLLOW_UPS: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
     thanks_and_so_on: 4,
     go_on_with_sum: 6,
     another_word: 6,
+    another_letter: 2,
+    go_on_with_problem: 4,
     same_of_another: 6,
     more_of_the_same: 8,
     what_did_i_say: 1,

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 
 OPENERS = (
     "hey, |hey |hi, |hi! |hello, |ok, |ok |okay, |so |so, |please |well, |um, |and |now |one more question: "
@@ -16,14 +17,21 @@ CLOSERS = (
 ).split("|")
 
 
+def any_way(rng: random.Random, templates: Sequence[str]) -> str:
+    """Draws a template for `as_typed`. Where some have choices, half of the draws are of these."""
+    with_choices = [template for template in templates if "[" in template]
+    return rng.choice(with_choices if with_choices and rng.random() < 0.5 else templates)
+
+
 def as_typed(rng: random.Random, template: str, around: bool = False, **slots: str) -> str:
     """Fills a template and returns it as somebody could have typed it.
 
     Args:
-        template: text with `{slot}`s. What fills a slot is never misspelt; in a text of small letters it may become
-            small too.
+        template: text with `{slot}`s and choices such as `[so/very/]`, of which one is taken. What fills a slot is
+            never misspelt; in a text of small letters it may become small too.
         around: whether polite or connecting words may stand before and after it. Only for requests and questions.
     """
+    template = _chosen(rng, template) if "[" in template else template
     pieces = re.split(r"(\{\w+\})", template)  # text, slot, text, …, text
     habit = rng.random()
     small, loud = habit < 0.35, habit > 0.98
@@ -49,6 +57,12 @@ def as_typed(rng: random.Random, template: str, around: bool = False, **slots: s
             text = text.lower() if small else text.upper()
         pieces[place] = text
     return "".join(pieces)
+
+
+def _chosen(rng: random.Random, template: str) -> str:
+    """Takes one of each group of choices, and closes the gaps that empty ones leave."""
+    text = re.sub(r"\[([^]]*)\]", lambda group: rng.choice(group[1].split("/")), template)
+    return re.sub(r"\s+(?=[,.!?'\s])", "", text).strip(" ,")
 
 
 def _mistyped(rng: random.Random, text: str) -> str:
