@@ -186,8 +186,10 @@ class FastDecoder:
         angles = torch.arange(self.capacity, device=device)[:, None] * self.model.model.rotary_emb.inv_freq.float()
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(dtype)  # [capacity, D]
         self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(dtype)
-        fp32_on_cpu = device.type == "cpu" and dtype == self.weights.embed_tokens.dtype == torch.float32
-        self.fused = self.fuses and fp32_on_cpu and not self.compiled
+        fp32_on_cpu = device.type == "cpu" and dtype == torch.float32
+        tables = [layer["table"] for layer in self.weights.layers if layer["table"] is not None]
+        plain = all(table.dtype == torch.float32 and table.is_contiguous() for table in tables)
+        self.fused = self.fuses and fp32_on_cpu and plain and not self.compiled
         self.eps = torch.tensor(self.config.rms_norm_eps) if fp32_on_cpu else None
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

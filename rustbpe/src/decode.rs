@@ -260,8 +260,8 @@ pub fn attend(
             || unsafe { attention.run(rows.clone(), num_rows, &mut scratch.borrow_mut()) },
         );
     };
-    if threads == 1 {
-        return part(0);
+    if work < WORK_PER_THREAD {
+        return part(0); // shorter than it takes other Python threads to notice that they could run
     }
     py.detach(|| {
         std::thread::scope(|scope| {
