@@ -3,12 +3,10 @@
     python pretrain_toy.py OUTPUT STEPS ROWS ACCUMULATION \
         [step=N:kill|kill_in_save|term|nan|spike|full_disk|bad_file|evaluation[@RANK]]
 
-Rank 0 ends with one line of JSON: world size, losses and a sum over the weights. With TOY_COMPILES in the environment
-the blocks are compiled.
+Rank 0 ends with one line of JSON: world size, losses and a sum over the weights.
 """
 
 import errno
-import functools
 import json
 import os
 import signal
@@ -126,8 +124,6 @@ def main():
     for module in model.modules():  # behind upstream's zeros, gradients are noise, and Muon makes it large
         if isinstance(module, torch.nn.Linear):
             module.reset_parameters()
-    if compiled := "TOY_COMPILES" in os.environ:  # traced, but no code is generated
-        torch.compile = functools.partial(torch.compile, backend="eager")
     stop = StopOnSignal(every=1)
     loader = Rows(arguments.process_index, arguments.world_size, rows)
     order = sys.argv[5] if len(sys.argv) > 5 else None
@@ -137,7 +133,6 @@ def main():
         loader=loader,
         schedule=Schedule(steps, warmup_steps=2),
         spike_threshold=2.0,
-        compile_layers=compiled,
         callbacks=[Mishap(order, arguments.process_index, loader), stop],
     )
     trainer.log_norms, reductions = True, count_reductions()
@@ -149,7 +144,6 @@ def main():
         weights = sum(p.double().sum().item() for p in trainer.model.parameters())
         facts = {"world": trainer.accelerator.num_processes, "losses": losses, "weights": weights}
         facts["reductions"] = len(reductions)
-        facts["graph breaks"] = sum(torch._dynamo.utils.counters["graph_break"].values()) if compiled else 0
         facts["norms"] = trainer.muon_adamw.norms
         facts["wrapped"] = trainer.model_wrapped is not trainer.model
         facts["parameters"] = sum(p.numel() for p in trainer.model.parameters())
