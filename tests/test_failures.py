@@ -1,0 +1,78 @@
+"""Processes of one job, without any training: an error of one ends all; who ends in peace is left in peace.
+
+One process imports torch, holds the store and forks the others.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+TEMPLATE = """
+import json, os, sys, time
+import torch.distributed as dist
+from nanochat_hf.settings import UserError, run_main
+
+def sleep(rank): time.sleep(60)
+def one_is_wrong(rank): time.sleep(60) if rank != 1 else wrong()
+def all_are_wrong(rank): wrong()
+def one_crashes(rank): time.sleep(60) if rank else [][0]
+def in_peace(rank): time.sleep(0.3 + 0.02 * rank)  # its thread is anywhere in its round
+def wrong(): raise UserError("the disk is full; make room")
+
+def start(rank, world, port, main):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for stream in (1, 2):
+        os.dup2(os.open(f"{main.__name__}-{rank}-{stream}", os.O_CREAT | os.O_WRONLY), stream)
+    run_main(lambda: main(rank))
+    sys.exit(0)  # as any process ends, with all that Python does then
+
+found = {}
+for main, world in ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (in_peace, 40)):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            start(rank, world, store.port, main)
+        children.append(child)
+    found[main.__name__] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Exit statuses by case, and a function that reads what a process wrote to stderr."""
+    folder = tmp_path_factory.mktemp("job")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TEMPLATE]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout), lambda case, rank: (folder / f"{case}-{rank}-2").read_text()
+
+
+def test_an_error_of_one_ends_all_with_the_same_sentence(job):
+    statuses, stderr = job
+    assert statuses["one_is_wrong"] == [2, 2, 2]
+    said = [stderr("one_is_wrong", rank) for rank in range(3)]
+    assert len(set(said)) == 1
+    assert said[0].startswith("error: the disk is full; make room (process 1 of 3, on ") and said[0].count("\n") == 1
+
+
+def test_an_error_of_all_names_no_process(job):
+    statuses, stderr = job
+    assert statuses["all_are_wrong"] == [2, 2, 2]
+    assert [stderr("all_are_wrong", rank) for rank in range(3)] == ["error: the disk is full; make room\n"] * 3
+
+
+def test_a_crash_ends_all_and_is_shown_where_it_happened(job):
+    statuses, stderr = job
+    assert statuses["one_crashes"] == [1, 1]
+    assert "Traceback" in stderr("one_crashes", 0)
+    assert stderr("one_crashes", 1).startswith("error: IndexError: list index out of range (process 0 of 2, on ")
+
+
+def test_a_process_that_ends_in_peace_is_not_aborted(job):
+    assert job[0]["in_peace"] == [0] * 40
