@@ -80,7 +80,7 @@ def train_one_model(output_dir: Path, options: argparse.Namespace, passed: list[
     Args:
         output_dir: folder that receives the model.
         options: what `parse_sweep_arguments` has returned.
-        passed: further arguments of pretraining.
+        passed: further arguments of pretraining. All models have the preset "modern", where they name no other.
 
     Raises:
         UserError: pretraining has failed.
@@ -93,7 +93,8 @@ def train_one_model(output_dir: Path, options: argparse.Namespace, passed: list[
         config_file = find_recipe(options.accelerate_config, LAUNCH_FILES)
         launcher += ["-m", "accelerate.commands.launch", "--config_file", str(config_file)]
     command = [*launcher, "-m", PRETRAIN, "--tokenizer", options.tokenizer, "--output_dir", str(output_dir)]
-    status = subprocess.run([*command, *passed]).returncode
+    # The preset "auto" would train the small models of a sweep by another rule than the large ones.
+    status = subprocess.run([*command, "--preset", "modern", *passed]).returncode
     run = settings.load_run(output_dir)
     if status or run is None:
         raise UserError(f"{output_dir} stopped with exit status {status} (see above); the same command continues it")

@@ -5,11 +5,14 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nanochat_hf import settings
+from nanochat_hf.scaling import sweep
 from nanochat_hf.stages import scaling_laws as laws
+from nanochat_hf.stages.pretrain import PretrainConfig
 
 TRAINING = Path(__file__).parents[2] / "training"
 
@@ -63,6 +66,22 @@ def test_a_tiny_sweep_trains_what_is_missing_and_draws(tmp_path):
     assert [one["depth"] for one in rows] == [1, 2] and rows[0]["tokens"] == 256 and rows[1]["loss"] == 5.0
     assert (tmp_path / "runs" / "miniseries.png").read_bytes().startswith(b"\x89PNG")
     assert "| 2 | 4,000 | 10,000 | 2e+09 | 5.0000 |" in done.stdout
+
+
+def test_all_models_of_a_sweep_have_one_preset(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        finished(Path(command[command.index("--output_dir") + 1]), 1, 5.0)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
+    options = SimpleNamespace(tokenizer="x", accelerate_config=None)
+    sweep.train_one_model(tmp_path / "a", options, ["--total_tokens", "1000"])
+    sweep.train_one_model(tmp_path / "b", options, ["--preset", "small"])
+    chosen = [settings.parse_stage("pretrain", PretrainConfig, command[3:]) for command in commands]
+    assert [config.preset for config in chosen] == ["modern", "small"]
 
 
 def test_scaling_laws_over_finished_runs(tmp_path, monkeypatch, capsys):
