@@ -11,7 +11,7 @@ import sys
 import pytest
 
 TEMPLATE = """
-import json, os, sys, time
+import ctypes, json, os, sys, time
 import torch.distributed as dist
 from nanochat_hf.settings import UserError, run_main
 
@@ -32,6 +32,7 @@ def start(rank, world, port, main):
 found = {}
 for main, world in ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (in_peace, 40)):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its threads stay here: children must not destroy it
     children = []
     for rank in range(world):
         child = os.fork()
