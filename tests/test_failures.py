@@ -19,7 +19,7 @@ def sleep(rank): time.sleep(60)
 def one_is_wrong(rank): time.sleep(60) if rank != 1 else wrong()
 def all_are_wrong(rank): wrong()
 def one_crashes(rank): time.sleep(60) if rank else [][0]
-def in_peace(rank): time.sleep(0.3 + 0.02 * rank)  # its thread is anywhere in its round
+def in_peace(rank): time.sleep(0.3 + 0.1 * rank)  # its thread is anywhere in its round
 def wrong(): raise UserError("the disk is full; make room")
 
 def start(rank, world, port, main):
@@ -30,7 +30,7 @@ def start(rank, world, port, main):
     sys.exit(0)  # as any process ends, with all that Python does then
 
 found = {}
-for main, world in ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (in_peace, 40)):
+for main, world in ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (in_peace, 8)):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its threads stay here: children must not destroy it
     children = []
@@ -76,4 +76,4 @@ def test_a_crash_ends_all_and_is_shown_where_it_happened(job):
 
 
 def test_a_process_that_ends_in_peace_is_not_aborted(job):
-    assert job[0]["in_peace"] == [0] * 40
+    assert job[0]["in_peace"] == [0] * 8

@@ -46,7 +46,7 @@ class Job:
     def leave(self) -> None:
         """Stops to watch. A thread inside of torch, while Python ends, would abort the process."""
         self._ending.set()
-        self._thread.join(PATIENCE)
+        self._thread.join(6 * PATIENCE)  # not for ever: it may be waiting for a store that never comes
 
     def fail(self, sentence: str, status: int) -> tuple[str, int, bool]:
         """Publishes an error of this process.
