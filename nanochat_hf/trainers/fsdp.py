@@ -99,7 +99,7 @@ def reduce_gradients(model: nn.Module, now: bool) -> None:
 
     So a step with several micro-batches reduces once. Meanwhile each process holds whole gradients, 4 bytes each.
     """
-    if is_sharded(model):
+    if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
 
 

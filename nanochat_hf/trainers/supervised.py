@@ -2,12 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
+from nanochat_hf.data.packing import ChatPacking
 from nanochat_hf.evals.metrics.formulas import bits_per_byte
 from nanochat_hf.generation import DEFAULT_CONTEXT_LENGTH
 from nanochat_hf.scaling import BatchPlan, fit_batch
@@ -167,18 +168,19 @@ def load_rows(
     folder = Path(config.output_dir)
     settings = {"tokenizer": hash_of(tokenizer), "length": length, "train_on": train_on, "packing": config.packing}
     writes = disks.writes(disks.is_shared(folder))
+    packing = cast(ChatPacking, config.packing)
 
     def train() -> dict:
         return make_rows(
             load_tasks(config.tasks, "train"), tokenizer, length + 1, train_on=train_on, seed=config.seed,
-            epochs=None if wanted else config.epochs, num_rows=wanted, packing=config.packing,
+            epochs=None if wanted else config.epochs, num_rows=wanted, packing=packing,
             num_workers=config.num_threads,
         )  # fmt: skip
 
     def validation() -> dict:
         columns = make_rows(
             load_tasks(config.val_tasks, "validation"), tokenizer, length + 1, train_on=train_on,
-            packing=config.packing, num_workers=config.num_threads, title="packing validation",
+            packing=packing, num_workers=config.num_threads, title="packing validation",
         )  # fmt: skip
         return pad_with_empty_rows(columns, plan.device_batch_size * plan.world_size)
 
