@@ -207,6 +207,7 @@ class FastDecoder:
         shared = self.shares_prompts and several and ids.device.type == "cpu" and self.dtype == torch.float32
         self.first_own = self.column if shared else 0  # the first column in the rows' own buffers
         self.groups = PromptGroups(chosen, mask) if shared else None
+        self.fused = self.fused and not (shared and len(ids) > 1)  # the kernel knows one shared prompt, for all rows
         self.keys, self.values, self.prefixes = [], [], []
         for layer, cached in zip(self.weights.layers, reader.cache.layers, strict=False):
             slots = self.capacity - self.first_own
