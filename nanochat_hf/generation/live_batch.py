@@ -228,6 +228,7 @@ class GraphedLiveBatch(LiveBatch):
     def __init__(self, model: Any, context_length: int):
         """See [`LiveBatch`]."""
         super().__init__(model, context_length)
+        self.fuses = False  # a graph records operations of torch
         self.can_capture = True
         self._forget_graph()
 

@@ -76,6 +76,7 @@ def test_kernels_compute_what_torch_does(fields, rows, prompts, make_model, monk
     fused, torchs = FastDecoder(model, ids.shape[1] + 50), FastDecoder(model, ids.shape[1] + 50)
     torchs.fuses = False
     for decoder in (fused, torchs):
+        decoder.shares_prompts = len(prompts) == 1  # the kernel does not know several shared ones
         decoder.prefill(ids, mask, of_rows)
     assert fused.fused and not torchs.fused
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
