@@ -31,7 +31,7 @@ def as_typed(rng: random.Random, template: str, around: bool = False, **slots: s
             never misspelt; in a text of small letters it may become small too.
         around: whether polite or connecting words may stand before and after it. Only for requests and questions.
     """
-    template = _chosen(rng, template) if "[" in template else template
+    template = chosen(rng, template) if "[" in template else template
     pieces = re.split(r"(\{\w+\})", template)  # text, slot, text, …, text
     habit = rng.random()
     small, loud = habit < 0.35, habit > 0.98
@@ -59,7 +59,7 @@ def as_typed(rng: random.Random, template: str, around: bool = False, **slots: s
     return "".join(pieces)
 
 
-def _chosen(rng: random.Random, template: str) -> str:
+def chosen(rng: random.Random, template: str) -> str:
     """Takes one of each group of choices, and closes the gaps that empty ones leave."""
     text = re.sub(r"\[([^]]*)\]", lambda group: rng.choice(group[1].split("/")), template)
     return re.sub(r"\s+(?=[,.!?'\s])", "", text).strip(" ,")
