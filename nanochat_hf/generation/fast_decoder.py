@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from nanochat_hf.generation import cpu_kernels
 from nanochat_hf.generation.forward_decoder import ForwardDecoder
 from nanochat_hf.model.modeling_nanochat_hf import Linear, NanochatHFForCausalLM
 
@@ -140,11 +139,9 @@ class FastDecoder:
         dtype: the compute dtype, known after `prefill`: that of the keys which the model's forward left in its cache.
         soft_cap: the soft cap that the logits of `step` still need (see [`Sampling.draw`]), or None.
         shares_prompts: whether the samples of one prompt may read its keys and values from one place.
-        fuses: whether steps may use the kernels of `cpu_kernels`; they do on a CPU in fp32, if not compiled.
     """
 
     shares_prompts = True
-    fuses = True
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -187,9 +184,6 @@ class FastDecoder:
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(dtype)  # [capacity, D]
         self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(dtype)
         fp32_on_cpu = device.type == "cpu" and dtype == torch.float32
-        tables = [layer["table"] for layer in self.weights.layers if layer["table"] is not None]
-        plain = all(table.dtype == torch.float32 and table.is_contiguous() for table in tables)
-        self.fused = self.fuses and fp32_on_cpu and plain and not self.compiled
         self.eps = torch.tensor(self.config.rms_norm_eps) if fp32_on_cpu else None
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -207,7 +201,6 @@ class FastDecoder:
         shared = self.shares_prompts and several and ids.device.type == "cpu" and self.dtype == torch.float32
         self.first_own = self.column if shared else 0  # the first column in the rows' own buffers
         self.groups = PromptGroups(chosen, mask) if shared else None
-        self.fused = self.fused and not (shared and len(ids) > 1)  # the kernel knows one shared prompt, for all rows
         self.keys, self.values, self.prefixes = [], [], []
         for layer, cached in zip(self.weights.layers, reader.cache.layers, strict=False):
             slots = self.capacity - self.first_own
@@ -258,11 +251,8 @@ class FastDecoder:
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The model's forward for one token per row: [R] → fp32 logits [R, V]. What `compiled` compiles."""
         config, weights = self.config, self.weights
-        if self.fused:
-            places, tokens = self._places(), tokens.contiguous()
-        else:
-            positions, masks = self._positions(), self._masks()
-            rotation = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [R or 1, 1, D]
+        positions, masks = self._positions(), self._masks()
+        rotation = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [R or 1, 1, D]
 
         x = self._norm(F.embedding(tokens, weights.embed_tokens).to(self.dtype))  # [R, C]
         if config.smear:
@@ -274,10 +264,7 @@ class FastDecoder:
         for index, layer in enumerate(weights.layers):
             if initial is not None:
                 x = torch.addcmul(initial[index], x, weights.resid_scales[index])
-            if self.fused:
-                attended = self._attend_fused(index, self._norm(x), tokens, places[layer["sliding"]])
-            else:
-                attended = self._attend(index, self._norm(x), tokens, rotation, masks[layer["sliding"]])
+            attended = self._attend(index, self._norm(x), tokens, rotation, masks[layer["sliding"]])
             x = layer["out"](attended, residual=x)
             x = layer["down"](layer["up"](self._norm(x)).relu_().square_(), residual=x)
             if index == config.num_hidden_layers // 2:
@@ -296,33 +283,6 @@ class FastDecoder:
             return None, None
         window = min(self.capacity, self.config.sliding_window or self.capacity)
         return self._no_padding(self.capacity), self._no_padding(window)
-
-    def _places(self) -> list[torch.Tensor]:
-        """Returns the tokens' places in full and in sliding layers (see [`cpu_kernels.attend`])."""
-        column, places = self.column - self.first_own, []
-        for slots in (self.capacity, min(self.capacity, self.config.sliding_window or self.capacity)):
-            slots = min(slots, self.capacity - self.first_own)
-            first = self.padding.clamp(min=max(0, column + 1 - slots))  # a shared prompt has no padding
-            places.append(torch.stack((self.column - self.padding, first, torch.full_like(first, column))))
-        return places
-
-    def _attend_fused(self, index: int, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """The same as `_attend`, by one kernel: [R, C] → [R, H * D]."""
-        config, layer = self.config, self.weights.layers[index]
-        keys, prefix = self.keys[index], self._visible_prefix(index)
-        return cpu_kernels.attend(
-            layer["qkv"](x),
-            (config.num_attention_heads, config.num_key_value_heads, config.head_dim),
-            (self.cos, self.sin),
-            places,
-            keys.shape[2] + (0 if prefix is None else prefix[0].shape[1]),
-            keys,
-            self.values[index],
-            prefix,
-            None if layer["table"] is None else (layer["table"], tokens),
-            self.scale,
-            config.rms_norm_eps,
-        )
 
     def _attend(self, index: int, x: torch.Tensor, tokens: torch.Tensor, rotation: Any, mask: Any) -> torch.Tensor:
         """Attention of one token per row over the layer's buffers: [R, C] → [R, H * D]."""
@@ -383,8 +343,6 @@ class FastDecoder:
         return (column >= self.padding[:, None])[:, None, None]
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused and x.ndim == 2:
-            return cpu_kernels.rms_norm(x, self.config.rms_norm_eps)
         if self.eps is None:
             return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
         # On a CPU `rms_norm` is eight small operations. With these four, a step of a single row takes 7 % less time.

@@ -29,7 +29,6 @@ class GraphedDecoder(FastDecoder):
     """
 
     shares_prompts = False  # attention over two places would need shapes that change
-    fuses = False
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """See [`FastDecoder.prefill`]."""

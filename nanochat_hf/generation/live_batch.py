@@ -171,16 +171,15 @@ class LiveBatch(FastDecoder):
         self._make_room(self.keys[0], longest + 1)
         device, window = self.model.device, self.config.sliding_window or self.capacity
         self.positions = torch.tensor(self.lengths, device=device)
-        if not self.fused:
-            self.row_index = torch.arange(len(self.lengths), device=device)
-            columns = torch.arange(longest + 1, device=device)
-            seen = columns <= self.positions.unsqueeze(1)  # [R, columns]
-            near = seen & (columns > self.positions.unsqueeze(1) - window)
-            # Full and sliding layers: the first column that any row sees, and what each row sees from there on.
-            self.views = [(0, seen), (max(0, shortest + 1 - window), near)]
-            self.views = [
-                (first, None if shortest == longest else mask[:, None, None, first:]) for first, mask in self.views
-            ]
+        self.row_index = torch.arange(len(self.lengths), device=device)
+        columns = torch.arange(longest + 1, device=device)
+        seen = columns <= self.positions.unsqueeze(1)  # [R, columns]
+        near = seen & (columns > self.positions.unsqueeze(1) - window)
+        # Full and sliding layers: the first column that any row sees, and what each row sees from there on.
+        self.views = [(0, seen), (max(0, shortest + 1 - window), near)]
+        self.views = [
+            (first, None if shortest == longest else mask[:, None, None, first:]) for first, mask in self.views
+        ]
         with torch.autocast(device.type, enabled=False):
             logits = self._step(torch.tensor(list(tokens), device=device))
         self.lengths = [length + 1 for length in self.lengths]
@@ -188,14 +187,6 @@ class LiveBatch(FastDecoder):
 
     def _positions(self) -> torch.Tensor:
         return self.positions
-
-    def _places(self) -> list[torch.Tensor]:
-        first = [torch.zeros_like(self.positions)]
-        first.append((self.positions + 1 - (self.config.sliding_window or self.capacity)).clamp(min=0))
-        return [torch.stack((self.positions, one, self.positions)) for one in first]
-
-    def _visible_prefix(self, index: int) -> None:
-        return None  # no row shares its keys
 
     def _masks(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         return self.views[0][1], self.views[1][1]
@@ -228,7 +219,6 @@ class GraphedLiveBatch(LiveBatch):
     def __init__(self, model: Any, context_length: int):
         """See [`LiveBatch`]."""
         super().__init__(model, context_length)
-        self.fuses = False  # a graph records operations of torch
         self.can_capture = True
         self._forget_graph()
 

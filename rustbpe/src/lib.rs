@@ -1,5 +1,4 @@
 //! `nanochat_hf._rustbpe`: trains byte-pair encodings and encodes corpora. The Python side is `nanochat_hf.tokenizer`.
-//! `decode` has kernels for sampling on a CPU; their Python side is `nanochat_hf.generation.cpu_kernels`.
 //!
 //! - `train` counts words (`count`, `words`) and learns merges (`merge`).
 //! - `Encoder` (`batch_encoder`) runs `encoder` on several threads, which share a `word_cache`.
@@ -9,7 +8,6 @@
 mod batch_encoder;
 mod blocks;
 mod count;
-mod decode;
 mod encoder;
 mod merge;
 mod python;
@@ -52,7 +50,5 @@ fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(train::train, module)?)?;
     module.add_function(wrap_pyfunction!(split, module)?)?;
     module.add_class::<batch_encoder::PyEncoder>()?;
-    module.add_function(wrap_pyfunction!(decode::rms_norm, module)?)?;
-    module.add_function(wrap_pyfunction!(decode::attend, module)?)?;
     Ok(())
 }

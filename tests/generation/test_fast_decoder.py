@@ -1,6 +1,5 @@
 """The fast decoder against the model's own forward, token by token."""
 
-import copy
 import functools
 
 import pytest
@@ -9,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import StaticCache
 
-from nanochat_hf.generation import cpu_kernels, generate_with_tools
+from nanochat_hf.generation import generate_with_tools
 from nanochat_hf.generation.decoding import pad_left
 from nanochat_hf.generation.fast_decoder import DecoderWeights, FastDecoder, Projection, compiled_step
 from nanochat_hf.generation.forward_decoder import ForwardDecoder
@@ -52,74 +51,6 @@ def test_steps_equal_forward(fields, dtype, tolerance, prompts, make_model):
         ours, theirs = soft_cap(fast.step(tokens), fast.soft_cap), plain.step(tokens)
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["ragged", "shared"])
-@pytest.mark.parametrize("rows", [1, 7])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"head_dim": 32, "aspect_ratio": 48, "num_key_value_heads": 2, "sliding_window": 37},
-        {"preset": "classic"},
-        {"head_dim": 6},
-    ],
-    ids=str,
-)
-@torch.inference_mode()
-def test_kernels_compute_what_torch_does(fields, rows, prompts, make_model, monkeypatch):
-    """Past the window, with rows that share a prompt or have one each, on one thread and on several."""
-    model = make_model(**fields)
-    exact = copy.deepcopy(model).double()
-    for parameter in exact.parameters():
-        parameter.requires_grad_(False)
-    ids, mask = pad_left(prompts, 0, "cpu")
-    of_rows = [row % len(prompts) for row in range(rows)]
-    tokens = torch.randint(0, 256, (rows, 50), generator=torch.Generator().manual_seed(0))
-    fused, torchs = FastDecoder(model, ids.shape[1] + 50), FastDecoder(model, ids.shape[1] + 50)
-    torchs.fuses = False
-    for decoder in (fused, torchs):
-        decoder.shares_prompts = len(prompts) == 1  # the kernel does not know several shared ones
-        decoder.prefill(ids, mask, of_rows)
-    assert fused.fused and not torchs.fused
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    for step in range(50):
-        ours, theirs = fused.step(tokens[:, step]), torchs.step(tokens[:, step])
-        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
-    reference = ForwardDecoder(exact)
-    reference.prefill(ids, mask, of_rows)
-    for step in range(50):
-        right = reference.step(tokens[:, step])
-    ours, theirs = (soft_cap(one, fused.soft_cap).double() for one in (ours, theirs))
-    assert (ours - right).abs().max() < 4 * (theirs - right).abs().max() + 1e-6, "rounding is no worse than torch's"
-
-
-@torch.inference_mode()
-def test_kernels_divide_long_batches_among_threads(monkeypatch):
-    """The numbers do not depend on how many threads compute them."""
-    rows, heads, width, slots = 9, 2, 64, 2048
-    product = torch.randn(rows, 3 * heads * width)
-    places = torch.tensor(
-        [[2000 + row for row in range(rows)], list(range(rows)), [2000 + row for row in range(rows)]]
-    )
-    rotation = torch.randn(2, slots, width)
-    buffers = torch.randn(2, rows, heads, slots, width)
-    found = []
-    for threads in (1, 4, 16):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        keys, values = buffers.clone()
-        shape = (heads, heads, width)
-        arguments = (product, shape, tuple(rotation), places, slots, keys, values, None, None, 0.1, 1e-6)
-        found.append((cpu_kernels.attend(*arguments), keys))
-    for attended, keys in found[1:]:
-        assert torch.equal(attended, found[0][0]) and torch.equal(keys, found[0][1])
-    assert not torch.equal(keys, buffers[0])
-
-
-def test_the_norm_kernel_takes_any_strides():
-    x = torch.randn(5, 130, 3)
-    for one in (x[:, :, 1], x[:, :, 0].t(), x[0, :1], x[:, :128, 2].contiguous()):
-        expected = torch.nn.functional.rms_norm(one, one.shape[-1:], eps=1e-5)
-        torch.testing.assert_close(cpu_kernels.rms_norm(one, 1e-5), expected)
-
-
 @pytest.fixture
 def prepare_bf16():
     """Prepares a model as a Trainer does with `bf16=True`: fp32 weights, and a forward under autocast."""
@@ -134,7 +65,7 @@ def prepare_bf16():
 @pytest.mark.parametrize("fields", [{}, {"num_key_value_heads": 2}, {"preset": "classic"}], ids=str)
 def test_steps_of_a_mixed_precision_model_are_in_its_compute_dtype(fields, prompts, under, make_model, prepare_bf16):
     """fp32 weights under autocast: prefill and steps are in bf16, logits in fp32, and the weights stay as they are."""
-    model, in_bf16 = make_model(**fields), make_model(**fields).to(torch.bfloat16)
+    model, copy = make_model(**fields), make_model(**fields).to(torch.bfloat16)
     model = prepare_bf16(model) if under == "accelerate" else model
     assert FastDecoder.supports(model)
     ids, mask = pad_left(prompts, 0, "cpu")
@@ -150,7 +81,7 @@ def test_steps_of_a_mixed_precision_model_are_in_its_compute_dtype(fields, promp
             assert fast.dtype == torch.float32
             torch.testing.assert_close(fast, plain, atol=0.6, rtol=0)  # logits up to 15 from 8 bits of mantissa
     assert {tensor.dtype for tensor in decoders[0].keys + decoders[0].values} == {torch.bfloat16}
-    assert decoders[0].weights.head.weight.equal(in_bf16.lm_head.weight)
+    assert decoders[0].weights.head.weight.equal(copy.lm_head.weight)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -251,7 +182,6 @@ def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
     backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     compiled_step.cache_clear()
-    monkeypatch.setattr(FastDecoder, "fuses", False)  # the same operations, compiled and not
     for rows, capacity, length, made in ((1, 90, 5, 1), (1, 120, 33, 1), (5, 100, 7, 2), (3, 130, 20, 2)):
         model = make_model()
         for scalars in (model.model.resid_lambdas, model.model.smear_lambda, model.model.backout_lambda):

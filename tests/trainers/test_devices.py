@@ -127,7 +127,7 @@ class Words:
 
 def test_a_model_is_made_on_the_device_that_trains_it():
     """Meta stands in for a GPU. On a CPU the weights are those of the seed, as without a device."""
-    config = PretrainConfig(depth=2, aspect_ratio=16, head_dim=16, sequence_length=32)
+    config = PretrainConfig(depth=2, preset="modern", aspect_ratio=16, head_dim=16, sequence_length=32)
     far = pretraining_setup.build_model(config, Words(), torch.device("meta"))
     assert {tensor.device.type for tensor in [*far.parameters(), *far.buffers()]} == {"meta"}
     torch.manual_seed(5)
