@@ -46,7 +46,7 @@ def taught(tmp_path_factory):
         for date in DATES:
             file.write(json.dumps(conversation(date)) + "\n")
     options = {"model": folder / "base", "output_dir": folder / "sft", "tasks": f"conversations={folder}/chats.jsonl"}
-    options |= {"num_iterations": 160, "total_batch_size": 512, "device_batch_size": 4, "num_threads": 1}
+    options |= {"num_iterations": 240, "total_batch_size": 512, "device_batch_size": 4, "num_threads": 1}
     options |= {"save_every": 0, "init_lr_frac": 0.5, "momentum_warmup_steps": 20}
     run_stage("sft", *(word for name, value in options.items() for word in (f"--{name}", value)))
     return load_checkpoint(folder / "sft", device="cpu")
