@@ -127,3 +127,30 @@ def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_tas
         items = items[:max_per_task]
     delimiter = entry.get("continuation_delimiter", " ")
     return CoreTask(label, kind, entry["num_fewshot"][0], delimiter, baseline, items)
+
+
+def write_tasks(folder: Path, name: str, tasks: dict[str, tuple[list[Item], str, int, str, float]]) -> Path:
+    """Writes tasks as a bundle and returns its folder.
+
+    Args:
+        folder: is made where it is missing.
+        name: of the folder in it that receives the items.
+        tasks: label → items, kind, few-shot examples, delimiter, chance in percent.
+    """
+    import yaml
+
+    data = folder / "eval_data" / name
+    data.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for label, (items, kind, num_fewshot, delimiter, _) in tasks.items():
+        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
+        (data / f"{label}.jsonl").write_text("".join(lines), encoding="utf-8")
+        entry = {"label": label, "dataset_uri": f"{name}/{label}.jsonl", "num_fewshot": [num_fewshot]}
+        entries.append(entry | {"icl_task_type": kind, "continuation_delimiter": delimiter})
+    (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": entries}, sort_keys=False), encoding="utf-8")
+    with open(folder / "eval_meta_data.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["Eval Task", "Task Type", "#shots", "#datapoints", "Random baseline"])
+        for label, (items, kind, num_fewshot, _, chance) in tasks.items():
+            table.writerow([label, kind, num_fewshot, len(items), chance])
+    return folder

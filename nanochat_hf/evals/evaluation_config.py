@@ -21,6 +21,7 @@ from nanochat_hf.settings import (
 
 MICROWORLD = "microworld"
 TEXT = "text"  # the bundle of completion tasks made of the validation documents
+MADE_BUNDLES = (MICROWORLD, TEXT)  # all others are folders
 NAMES = ("bits_per_byte", "core", "chat", "strangers")  # the evaluations; the last is the quickstart's own
 
 
@@ -121,7 +122,7 @@ def check_evaluation(config: EvaluationConfig, names: Sequence[str]) -> None:
     ]
     if "chat" in wanted:
         _check_chat(config)
-    if "core" in wanted and config.core_bundle not in (MICROWORLD, TEXT):
+    if "core" in wanted and config.core_bundle not in MADE_BUNDLES:
         from nanochat_hf.evals.bundle import check_bundle
 
         check_bundle(config.core_bundle, config.core_tasks)

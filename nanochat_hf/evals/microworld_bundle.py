@@ -4,17 +4,13 @@ The mean centered accuracy says what a model knows of the microworld. It is repo
 because it cannot be compared with CORE on its 22 tasks.
 """
 
-import csv
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from nanochat_hf.data.microworld import exam, world
 from nanochat_hf.data.microworld.prose import introduce
-
-Item = dict[str, Any]
+from nanochat_hf.evals.bundle import Item, write_tasks
 
 
 def facts(rng: random.Random, split: str) -> Item:
@@ -86,30 +82,3 @@ def write_bundle(folder: str | Path, *, items: int = 100, split: str = "test", s
         rng = random.Random(f"{label} {split} {seed}")
         tasks[label] = ([make(rng, split) for _ in range(items)], *about)
     return write_tasks(Path(folder), "microworld", tasks)
-
-
-def write_tasks(folder: Path, name: str, tasks: dict[str, tuple[list[Item], str, int, str, float]]) -> Path:
-    """Writes tasks as a bundle and returns its folder.
-
-    Args:
-        folder: is made where it is missing.
-        name: of the folder in it that receives the items.
-        tasks: label → items, kind, few-shot examples, delimiter, chance in percent.
-    """
-    import yaml
-
-    data = folder / "eval_data" / name
-    data.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for label, (items, kind, num_fewshot, delimiter, _) in tasks.items():
-        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
-        (data / f"{label}.jsonl").write_text("".join(lines), encoding="utf-8")
-        entry = {"label": label, "dataset_uri": f"{name}/{label}.jsonl", "num_fewshot": [num_fewshot]}
-        entries.append(entry | {"icl_task_type": kind, "continuation_delimiter": delimiter})
-    (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": entries}, sort_keys=False), encoding="utf-8")
-    with open(folder / "eval_meta_data.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["Eval Task", "Task Type", "#shots", "#datapoints", "Random baseline"])
-        for label, (items, kind, num_fewshot, _, chance) in tasks.items():
-            table.writerow([label, kind, num_fewshot, len(items), chance])
-    return folder

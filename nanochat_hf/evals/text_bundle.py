@@ -8,8 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nanochat_hf.evals.bundle import Item
-from nanochat_hf.evals.microworld_bundle import write_tasks
+from nanochat_hf.evals.bundle import Item, write_tasks
 from nanochat_hf.settings import UserError
 
 QUERY_WORDS, CHOICE_WORDS, CHOICES = 40, 10, 4

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from nanochat_hf.openmp import bound_spinning
-from nanochat_hf.settings.failures import join_job
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was told to stop and can be continued
 # Packages that a plain install does not have → the extra that brings them.
@@ -37,7 +36,11 @@ def run_main(main: Callable[[], Any]) -> None:
     error in one of them ends all (`failures`).
     """
     bound_spinning()
-    job = join_job()
+    job = None
+    if "WORLD_SIZE" in os.environ:  # a launcher started it; others start without what this imports
+        from nanochat_hf.settings.failures import join_job
+
+        job = join_job()
     try:
         main_with_user_errors(main)
     except UserError as error:

@@ -11,7 +11,6 @@ again after an interruption. The recipe's section with the stage's name holds it
 """
 
 import contextlib
-import dataclasses
 import importlib
 import importlib.util
 import io
@@ -21,13 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nanochat_hf import settings
 from nanochat_hf.settings import LAUNCH_FILES, StageHelp, UserError, find_recipe, setting
 
-MICROWORLD, TEXT = "microworld", "text"  # bundles that the evaluation makes
 CONFIGS = {
     "tokenizer": "TokenizerConfig",
     "pretrain": "PretrainConfig",
@@ -39,7 +38,7 @@ CONFIGS = {
 PACKAGES = ("accelerate", "datasets", "pyarrow", "trl")  # what an install without the extra `train` lacks
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Stage:
     """One stage: it reads the recipe's section `name`, writes `folder`, and starts from an earlier stage's folder."""
 
@@ -69,7 +68,7 @@ class Stage:
 STAGES = tuple(Stage(name, folder) for name, folder in settings.STAGE_FOLDERS.items())
 
 
-@dataclasses.dataclass
+@dataclass
 class SpeedrunConfig:
     run_dir: str = setting("runs/quickstart", "folder that receives a subfolder for each stage", path=True)
     stages: list[str] = setting(
@@ -196,10 +195,11 @@ def check_recipe(recipe_options: list[str], stages: list[Stage]) -> None:
 def check_core_bundle(recipe: str | None, variables: dict[str, str]) -> None:
     """Raises UserError where the evaluation at the end would not find its CORE bundle: hours of training too late."""
     from nanochat_hf.evals.bundle import check_bundle
+    from nanochat_hf.evals.evaluation_config import MADE_BUNDLES, MICROWORLD
 
     wanted = settings.read_recipe(recipe, "evaluation", None, variables) if recipe else {}
     bundle = wanted.get("core_bundle", MICROWORLD)
-    if bundle not in (MICROWORLD, TEXT) and "core" in wanted.get("evaluations", ["core"]):
+    if bundle not in MADE_BUNDLES and "core" in wanted.get("evaluations", ["core"]):
         try:
             check_bundle(bundle, wanted.get("core_tasks"))
         except UserError as error:
@@ -211,7 +211,7 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
 
     A setting that did not exist yet when the stage was made counts as its default.
     """
-    defaults = {field.name: settings.default_of(field) for field in dataclasses.fields(stage.config_class)}
+    defaults = {field.name: settings.default_of(field) for field in fields(stage.config_class)}
     made_with = defaults | settings.load_run(folder)["config"]
     wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
     changed = [name for name, value in wanted.items() if not same_value(made_with[name], value)]
