@@ -20,17 +20,22 @@ def one_is_wrong(rank): time.sleep(60) if rank != 1 else wrong()
 def all_are_wrong(rank): wrong()
 def one_crashes(rank): time.sleep(60) if rank else [][0]
 def in_peace(rank): time.sleep(0.3 + 0.1 * rank)  # its thread is anywhere in its round
+def one_follows(rank):  # the main thread of process 0 fails too, while another thread ends the process
+    if rank == 1: wrong()
+    while "error" not in open("one_follows-0-2").read(): time.sleep(0.01)
+    raise RuntimeError("connection lost")
 def wrong(): raise UserError("the disk is full; make room")
 
 def start(rank, world, port, main):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for stream in (1, 2):
         os.dup2(os.open(f"{main.__name__}-{rank}-{stream}", os.O_CREAT | os.O_WRONLY), stream)
+    if main is one_follows and rank == 2: time.sleep(2)  # all wait for it before they end
     run_main(lambda: main(rank))
     sys.exit(0)  # as any process ends, with all that Python does then
 
 found = {}
-for main, world in ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (in_peace, 8)):
+for main, world in ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (one_follows, 3), (in_peace, 8)):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its threads stay here: children must not destroy it
     children = []
@@ -73,6 +78,13 @@ def test_a_crash_ends_all_and_is_shown_where_it_happened(job):
     assert statuses["one_crashes"] == [1, 1]
     assert "Traceback" in stderr("one_crashes", 0)
     assert stderr("one_crashes", 1).startswith("error: IndexError: list index out of range (process 0 of 2, on ")
+
+
+def test_what_follows_from_an_error_is_not_said(job):
+    statuses, stderr = job
+    assert statuses["one_follows"] == [2, 2, 2]
+    assert {stderr("one_follows", rank).count("error: ") for rank in range(3)} == {1}
+    assert stderr("one_follows", 0) == stderr("one_follows", 1) == stderr("one_follows", 2)
 
 
 def test_a_process_that_ends_in_peace_is_not_aborted(job):

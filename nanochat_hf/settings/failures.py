@@ -39,6 +39,7 @@ class Job:
         self._torch, self._address = torch, (host, port)
         self._store: Any = None
         self._connected, self._ending = threading.Event(), threading.Event()
+        self._end = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="failures", daemon=True)
         self._thread.start()
         atexit.register(self.leave)
@@ -72,7 +73,11 @@ class Job:
         return sentence, status, order == 1
 
     def end(self, sentence: str, status: int) -> None:
-        """Ends this process when all others have heard of it, or after `PATIENCE` seconds."""
+        """Ends this process when all others have heard of it, or after `PATIENCE` seconds.
+
+        The first thread that calls it ends the process; another one only waits for that.
+        """
+        self._end.acquire()  # for ever
         print(f"error: {sentence}", file=sys.stderr)
         try:
             self._store.add("heard", 1)

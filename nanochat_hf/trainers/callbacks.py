@@ -107,7 +107,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, every: int = 10, minutes: float = 0.0) -> None:
         self.flagged, self.received, self.every, self.minutes = False, False, every, minutes
         self.saved_at = time.monotonic()
-        self.previous: Any = signal.SIG_DFL
+        self.previous: Any = None  # the handler before training; None: ours is not installed
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.saved_at = time.monotonic()
@@ -135,7 +135,13 @@ class StopOnSignal(TrainerCallback):
         self.saved_at = time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGTERM, self.previous)
+        self.restore()
+
+    def restore(self) -> None:
+        """Gives SIGTERM back to the handler it had before training."""
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+            self.previous = None
 
 
 class FinalWeights(TrainerCallback):

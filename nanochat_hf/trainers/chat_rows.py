@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
@@ -53,6 +54,8 @@ def render_all(
     shared = (mixture, form, max_length, train_on)
     with multiprocessing.get_context("fork").Pool(num_workers, _start_worker, shared) as pool:
         yield from pool.imap(_render_shared, range(len(mixture)), chunksize=CHUNK)
+        pool.close()
+        pool.join()
 
 
 _shared: tuple[TaskMixture, ChatFormat, int, TrainOn]  # of a rendering process, which does nothing else
@@ -60,6 +63,7 @@ _shared: tuple[TaskMixture, ChatFormat, int, TrainOn]  # of a rendering process,
 
 def _start_worker(mixture: TaskMixture, form: ChatFormat, max_length: int, train_on: TrainOn) -> None:
     global _shared
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler of the parent would keep it from ending
     _shared = mixture, form, max_length, train_on
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

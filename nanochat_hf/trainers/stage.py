@@ -167,7 +167,10 @@ def train(trainer: Any, resume: bool = True) -> None:
     """
     remedy = "copy its folder from one machine to the others"
     disks.check_same("tokenizer", hash_of(trainer.processing_class), remedy)
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    finally:  # after an error too: the process may live on, in a notebook
+        trainer.stop_on_signal.restore()
     state = trainer.state
     if trainer.stop_on_signal.received and state.global_step < state.max_steps:
         if trainer.is_world_process_zero():

@@ -1,5 +1,7 @@
 """What is cut, left out and masked while conversations become rows is counted and printed."""
 
+import signal
+
 import pytest
 
 from nanochat_hf import tokenizer as tokenizers
@@ -61,6 +63,17 @@ def test_workers_count_as_one_process_does(tokenizer, capsys):
         make_rows([(task, 1)], tokenizer, 33, train_on="assistant", num_workers=workers)
     one, two = capsys.readouterr().out.splitlines()
     assert one == two and "1,400 conversations" in one
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+def test_workers_end_where_the_parent_handles_signals(tokenizer, rows):
+    """Also those that are stopped because there are enough rows."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        made = make_rows([([SHORT] * 3000, 1)], tokenizer, 33, train_on="assistant", num_rows=rows, num_workers=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(made["input_ids"]) == (rows or 750)
 
 
 def test_a_small_share_is_a_line_and_a_large_one_a_warning(capsys):
