@@ -9,8 +9,8 @@ HARDWARE = "dtype compile attention gradient_checkpointing num_threads"
 CHAT_GROUPS = {
     "start": "initialize_control_tokens initialize_control_head",
     "length and batch": "epochs num_iterations max_seq_len packing total_batch_size device_batch_size seed",
-    "answers": "pairs_per_step prompts_per_step num_generations num_samples max_new_tokens rollout_batch_size "
-    "temperature top_k allow_code_execution",
+    "answers": "pairs_per_step prompts_per_step num_generations num_samples pairs_per_prompt max_new_tokens "
+    "rollout_batch_size temperature top_k allow_code_execution",
     "objective": "reward loss_type beta",
     "measurements during the run": "val_tasks val_samples eval_every report_to log_completions",
     "LoRA": "lora_rank lora_alpha lora_targets",

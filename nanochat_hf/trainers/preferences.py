@@ -2,7 +2,7 @@
 
 The pairs come from a file (`preferences=my_pairs.jsonl`), or from the model itself: it answers each problem of a
 scored task several times. Of these answers the best is preferred to the worst. Where several are as good, the shortest
-of them counts; where several are as bad, the longest.
+of them comes first; where several are as bad, the longest.
 """
 
 import contextlib
@@ -126,19 +126,28 @@ def written_pair(form: ChatFormat, example: dict[str, Any], max_length: int) -> 
     return pair if pair["chosen_ids"] != pair["rejected_ids"] else None
 
 
-def sampled_pair(answers: Sequence[Rollout], scores: Sequence[float]) -> Pair | None:
-    """Makes a pair of a model's own answers to one prompt; None where all score the same.
+def sampled_pairs(answers: Sequence[Rollout], scores: Sequence[float], most: int = 1) -> list[Pair]:
+    """Makes up to `most` pairs of a model's own answers to one prompt; none where all score the same.
 
-    Tokens of a tool's result do not count.
+    The shortest of the best answers is preferred to the longest of the worst, the next one to the next, and so on. No
+    answer is in two pairs. Tokens of a tool's result do not count.
     """
-    if max(scores) == min(scores):
-        return None
-    order = sorted(range(len(answers)), key=lambda index: (-scores[index], len(answers[index].token_ids)))
-    pair: Pair = {}
-    for side, rollout in (("chosen", answers[order[0]]), ("rejected", answers[order[-1]])):
-        pair[f"{side}_ids"] = [*rollout.prompt_ids, *rollout.token_ids]
-        pair[f"{side}_mask"] = [0] * len(rollout.prompt_ids) + [int(chosen) for chosen in rollout.sampled]
-    return pair
+    best, worst = max(scores), min(scores)
+    if best == worst:
+        return []
+
+    def different(score: float) -> list[Rollout]:
+        found = {tuple(answer.token_ids): answer for answer, own in zip(answers, scores, strict=True) if own == score}
+        return sorted(found.values(), key=lambda answer: len(answer.token_ids))
+
+    pairs: list[Pair] = []
+    for chosen, rejected in zip(different(best)[:most], different(worst)[::-1][:most], strict=False):
+        pair: Pair = {}
+        for side, rollout in (("chosen", chosen), ("rejected", rejected)):
+            pair[f"{side}_ids"] = [*rollout.prompt_ids, *rollout.token_ids]
+            pair[f"{side}_mask"] = [0] * len(rollout.prompt_ids) + [int(sampled) for sampled in rollout.sampled]
+        pairs.append(pair)
+    return pairs
 
 
 def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFormat, max_length: int) -> list[Pair]:
@@ -178,15 +187,16 @@ def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFor
         top_k=config.top_k,
     )
     bar.close()
-    pairs, right, total = [], 0.0, 0
+    found: list[Pair] = []
+    right, total, used = 0.0, 0, 0
     for index, group in zip(fitting, answers, strict=True):
         scores = [float(task.score(examples[index], rollout.text)) for rollout in group]
         right, total = right + sum(scores), total + len(scores)
-        pairs.append(sampled_pair(group, scores))
-    found = [pair for pair in pairs if pair is not None]
+        pairs = sampled_pairs(group, scores, config.pairs_per_prompt)
+        found, used = found + pairs, used + bool(pairs)
     print(
-        f"{task.name}: {len(found):,} pairs of answers to {len(fitting):,} prompts; to each of the others all "
-        f"scored the same (mean score {right / max(1, total):.3f})",
+        f"{task.name}: {len(found):,} pairs of answers to {used:,} of {len(fitting):,} prompts; to each of the others "
+        f"all scored the same (mean score {right / max(1, total):.3f})",
         flush=True,
     )
     return found
@@ -277,8 +287,8 @@ def load_pairs(
     form = ChatFormat(tokenizer)
     writes = disks.writes(disks.is_shared(config.output_dir))
     found: list[Any] = []
-    settings = {name: getattr(config, name) for name in ("model", "num_samples", "max_new_tokens", "temperature")}
-    settings |= {"top_k": config.top_k, "seed": config.seed, "length": length, "tokenizer": hash_of(tokenizer)}
+    names = "model num_samples pairs_per_prompt max_new_tokens temperature top_k seed".split()
+    settings = {name: getattr(config, name) for name in names} | {"length": length, "tokenizer": hash_of(tokenizer)}
     for specs, split, epochs in ((config.tasks, "train", config.epochs), (config.val_tasks, "validation", 1)):
         if not specs:
             found.append(None)

@@ -218,6 +218,9 @@ class PreferenceConfig(AnsweringConfig):
         at_most=65536,
         off=0,
     )
+    pairs_per_prompt: int = setting(
+        1, "largest number of pairs made of the answers to one problem", at_least=1, at_most=65536
+    )
     beta: float = setting(0.1, "how much a change of an answer's log-probability counts", above=0, at_most=MAX_RATE)
     loss_type: list[str] = setting(["sigmoid"], "TRL's losses, added up", choices=PREFERENCE_LOSSES)
     val_tasks: list[str] = setting([], "held-out pairs, written like tasks")

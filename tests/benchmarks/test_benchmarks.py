@@ -5,6 +5,7 @@ test looks at a speed.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError
@@ -327,6 +329,42 @@ def test_serving(script, capsys):
         assert (values["lost"], values["differ"]) == ("0", "0") and number(values["tokens/s"]) > 0
     with pytest.raises(UserError, match="--clients must be at least 1"):
         script("serving", "--clients", 0).parse_arguments()
+
+
+def test_quickstart(script, tmp_path, monkeypatch, capsys):
+    """The pipeline itself is replaced here: it writes what a run writes, with other scores for other seeds."""
+    recipe, runs, seeds = tmp_path / "recipe.yaml", tmp_path / "runs", []
+    recipe.write_text("common: {seed: 1, report_to: [none]}\nrl: {num_iterations: 2}\n")
+
+    def pipeline(command, **_):
+        assert Path(command[1]).name == "speedrun.py" and Path(command[1]).exists()
+        folder = Path(command[command.index("--run_dir") + 1])
+        own = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text())
+        assert own["rl"] == {"num_iterations": 2} and own["common"]["report_to"] == ["none"]
+        seeds.append(own["common"]["seed"])
+        for stage in ("base", "mid", "sft", "rl")[: seeds[-1]]:
+            (folder / stage / "eval").mkdir(parents=True)
+            (folder / stage / "run.json").write_text('{"seconds": 1200}')
+            rows = [{"task": "exam", "accuracy": seeds[-1] / 10}]
+            found = {"evaluation": "chat", "metrics": {"chatcore": 0.5}, "details": {"tasks": rows}, "seconds": 9}
+            (folder / stage / "eval" / "chat.json").write_text(json.dumps(found))
+        return SimpleNamespace(returncode=seeds[-1] == 5)
+
+    module = script("quickstart", "--recipe", recipe, "--output_dir", runs, "--seeds", 3, 4)
+    monkeypatch.setattr(module.subprocess, "run", pipeline)
+    module.main()
+    assert seeds == [3, 4]
+    rows = {row[0]: row[1:] for row in rows_of(capsys.readouterr().out)}
+    assert rows["exam"] == ["35.0 [30.0, 40.0]"] * 3 + ["–"]
+    assert rows["ChatCORE"] == ["50.0 [50.0, 50.0]"] * 3 + ["–"]
+    assert rows["3"] == ["1,200", "1,200", "1,200", "–", "27", "–"]
+    assert rows["4"] == ["1,200"] * 4 + ["36", "4,836"]
+    script("quickstart", "--output_dir", runs, "--seeds", 4, "--tables_only").main()
+    assert "| exam | 40.0 [40.0, 40.0] |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="there is no run in .*seed-5; leave out --tables_only, or the seed 5"):
+        script("quickstart", "--output_dir", runs, "--seeds", 5, "--tables_only").main()
+    with pytest.raises(UserError, match="the run with seed 5 has failed"):
+        script("quickstart", "--recipe", recipe, "--output_dir", runs, "--seeds", 5).main()
 
 
 def test_rollouts(script, tmp_path, capsys, monkeypatch):

@@ -134,18 +134,24 @@ def test_only_the_last_answer_of_a_written_pair_counts(base):
     assert written_pair(ChatFormat(tokenizer), example | {"rejected": messages[-1]}, 64) is None
 
 
-def test_a_pair_of_samples_is_the_best_and_the_worst():
+def test_pairs_of_samples_are_the_best_and_the_worst():
     from nanochat_hf.generation import Rollout
-    from nanochat_hf.trainers.preferences import sampled_pair
+    from nanochat_hf.trainers.preferences import sampled_pairs
 
     def answer(*ids):
         return Rollout(list(ids), [token != 9 for token in ids], [], "stop", [7], "")
 
     answers = [answer(1, 2, 3), answer(1, 9), answer(4, 4, 4, 4), answer(4)]
-    pair = sampled_pair(answers, [1.0, 1.0, 0.0, 0.0])
+    (pair,) = sampled_pairs(answers, [1.0, 1.0, 0.0, 0.0])
     assert pair["chosen_ids"] == [7, 1, 9] and pair["chosen_mask"] == [0, 1, 0]
     assert pair["rejected_ids"] == [7, 4, 4, 4, 4] and pair["rejected_mask"] == [0, 1, 1, 1, 1]
-    assert sampled_pair(answers, [0.5] * 4) is None
+    assert sampled_pairs(answers, [0.5] * 4) == []
+    both = sampled_pairs(answers, [1.0, 1.0, 0.0, 0.0], most=5)
+    assert [(pair["chosen_ids"], pair["rejected_ids"]) for pair in both] == [
+        ([7, 1, 9], [7, 4, 4, 4, 4]),
+        ([7, 1, 2, 3], [7, 4]),
+    ]
+    assert len(sampled_pairs([*answers, answers[0]], [1.0, 0.0, 0.0, 0.0, 1.0], most=5)) == 1  # the same answer twice
 
 
 @pytest.mark.parametrize("lora", [0, 2])
