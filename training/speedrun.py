@@ -1,6 +1,6 @@
 """The whole pipeline: text → tokenizer → base → mid → SFT → RL → evaluation → report → chat.
 
-    python training/speedrun.py --config training/recipes/quickstart.yaml                   # 2 CPU cores, 20 minutes
+    python training/speedrun.py --config training/recipes/quickstart.yaml                   # 2 CPU cores, half an hour
     python training/speedrun.py --config training/recipes/speedrun.yaml                     # 8×H100, GPT-2's CORE
     python training/speedrun.py --config training/recipes/local.yaml --set pretrain=DIR …   # your own files
 
