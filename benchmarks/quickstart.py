@@ -22,7 +22,7 @@ from benchmark_tools import HelpFormat
 from nanochat_hf.report.markdown import markdown_table
 from nanochat_hf.report.stages import Stage, load_stage
 from nanochat_hf.settings import UserError, run_main
-from nanochat_hf.settings.recipes import find_recipe
+from nanochat_hf.settings.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("base", "mid", "sft", "rl")
@@ -39,20 +39,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(recipe: Path, seed: int, folder: Path) -> None:
+def run(recipe: str, seed: int, folder: Path) -> None:
     """Trains and evaluates the recipe with a seed, or goes on where it was interrupted.
 
     Raises:
-        UserError: a stage has failed.
+        UserError: the recipe cannot be read, or a stage has failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    settings["common"] = {**settings.get("common", {}), "seed": seed}
+    sections, _ = load_recipe(recipe, "speedrun")
+    sections["common"] = {**(sections.get("common") or {}), "seed": seed}
     own = folder / "recipe.yaml"
-    own.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    own.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
     command = [sys.executable, str(ROOT / "training" / "speedrun.py"), "--config", str(own), "--run_dir", str(folder)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+    if subprocess.run(command, check=False).returncode:
         raise UserError(f"the run with seed {seed} has failed; its last lines say why. Finished stages are kept")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -97,11 +97,10 @@ def time_table(seeds: Sequence[int], runs: Sequence[dict[str, Stage]]) -> list[l
 
 def main() -> None:
     options = parse_arguments()
-    recipe = find_recipe(options.recipe)
     folders = [options.output_dir.resolve() / f"seed-{seed}" for seed in options.seeds]
     for seed, folder in zip(options.seeds, folders, strict=True):
         if not options.tables_only:
-            run(recipe, seed, folder)
+            run(options.recipe, seed, folder)
         elif not folder.is_dir():
             raise UserError(f"there is no run in {folder}; leave out --tables_only, or the seed {seed}")
     runs = [{name: load_stage(folder, name) for name in STAGES} for folder in folders]

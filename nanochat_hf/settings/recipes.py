@@ -56,22 +56,7 @@ def read_recipe(
         UserError: the file cannot be read, is not such a recipe, or has a section, a name or a variable that nothing
             uses, or an unset variable.
     """
-    try:
-        text = find_recipe(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"cannot read the recipe {path} ({error.strerror}); --config takes a YAML file, or one of "
-            f"{', '.join(recipe_names())}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"the recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    recipe = _parse_yaml(text, path) or {}
-    if not isinstance(recipe, dict) or not all(isinstance(section or {}, dict) for section in recipe.values()):
-        raise UserError(f"{path} must hold sections such as {stage}:, each with 'name: value' lines below it")
-    sections = {*SECTIONS, stage}
-    for name in recipe:
-        if name not in sections:
-            raise UserError(f"{path}: no stage reads a section {name}:{did_you_mean(str(name), sections)}")
+    recipe, text = load_recipe(path, stage)
     unused = sorted(set(variables or {}) - {name for name, _ in VARIABLE.findall(text)})
     if unused:
         raise UserError(
@@ -97,6 +82,35 @@ def read_recipe(
             print(f"{path} has no section {stage}: defaults and the command line count", file=sys.stderr, flush=True)
     filled = {name: _fill(value, variables or {}, path) for name, value in {**common, **own}.items()}
     return {name: value for name, value in filled.items() if value is not LEFT_OUT}
+
+
+def load_recipe(path: str | os.PathLike, stage: str) -> tuple[dict[str, Any], str]:
+    """Returns a recipe's sections as they are written, variables not filled, and the file's text.
+
+    Args:
+        path: as in `read_recipe`.
+        stage: the stage that asks; it may have a section beside the usual ones.
+
+    Raises:
+        UserError: the file cannot be read, or is not such a recipe.
+    """
+    try:
+        text = find_recipe(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"cannot read the recipe {path} ({error.strerror}); --config takes a YAML file, or one of "
+            f"{', '.join(recipe_names())}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    recipe = _parse_yaml(text, path) or {}
+    if not isinstance(recipe, dict) or not all(isinstance(section or {}, dict) for section in recipe.values()):
+        raise UserError(f"{path} must hold sections such as {stage}:, each with 'name: value' lines below it")
+    sections = {*SECTIONS, stage}
+    for name in recipe:
+        if name not in sections:
+            raise UserError(f"{path}: no stage reads a section {name}:{did_you_mean(str(name), sections)}")
+    return recipe, text
 
 
 def variables_of(path: str | os.PathLike) -> dict[str, bool]:

@@ -193,7 +193,8 @@ def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFor
         scores = [float(task.score(examples[index], rollout.text)) for rollout in group]
         right, total = right + sum(scores), total + len(scores)
         made = sampled_pairs(group, scores, config.pairs_per_prompt)
-        found, used = found + made, used + bool(made)
+        found += made
+        used += bool(made)
     print(
         f"{task.name}: {len(found):,} pairs of answers to {used:,} of {len(fitting):,} prompts; to each of the others "
         f"all scored the same (mean score {right / max(1, total):.3f})",
