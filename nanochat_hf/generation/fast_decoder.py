@@ -13,6 +13,7 @@ per policy update. Without mixed precision nothing is copied but the fused proje
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,35 @@ class Projection:
 
     On a CPU in fp32 the weight is split into one block of rows per thread, and stands on the left of the product. For
     1 to 32 rows this is 1.5 to 1.8 times as fast as `F.linear`, which gives a single row to one thread (2 cores of an
-    AMD EPYC, weights larger than the CPU's cache). On Intel processors MKL gives a single row to all threads and the
-    block product to one. So there a single row takes `F.linear`.
+    AMD EPYC, weights larger than the CPU's cache). A single row is special:
+
+    - On Intel processors MKL gives it to all threads and the block product to one: it takes `F.linear`.
+    - On AMD processors MKL multiplies it two to three times as fast with a weight that is stored transposed, where the
+      outputs are more than the inputs (docs/log/generation-and-serving.md). Such a weight is copied when the first
+      single row comes.
     """
 
     def __init__(self, weight: torch.Tensor):
         self.weight = weight  # [out, in]
-        self.blocks, self.linear_for_one_row = None, runs_on_intel()
+        self.blocks, self.linear_for_one_row, self.transposed_for_one_row = None, False, False
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             self.blocks = weight.view(math.gcd(len(weight), torch.get_num_threads()), -1, weight.shape[1])
+            self.linear_for_one_row = processor_vendor() == "GenuineIntel"
+            self.transposed_for_one_row = processor_vendor() == "AuthenticAMD" and len(weight) > weight.shape[1]
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """[R, in] → [R, out], plus `residual` [R, out] if it is given."""
         if self.blocks is None or (self.linear_for_one_row and len(x) == 1):
             return F.linear(x, self.weight) if residual is None else torch.addmm(residual, x, self.weight.t())
-        product = self._block_product(x)
+        if self.transposed_for_one_row and len(x) == 1 and not torch.compiler.is_compiling():
+            product = x @ self._transposed
+        else:
+            product = self._block_product(x)
         return product if residual is None else residual + product
+
+    @functools.cached_property
+    def _transposed(self) -> torch.Tensor:
+        return self.weight.t().contiguous()  # [in, out]
 
     def _block_product(self, x: torch.Tensor) -> torch.Tensor:
         product = torch.bmm(self.blocks, x.t().expand(len(self.blocks), -1, -1))  # [threads, out / threads, R]
@@ -54,12 +68,13 @@ class Projection:
 
 
 @functools.cache
-def runs_on_intel() -> bool:
-    """Whether this is an Intel processor; False where /proc/cpuinfo cannot be read."""
+def processor_vendor() -> str:
+    """The processor's vendor as /proc/cpuinfo names it, such as "AuthenticAMD"; "" where it says nothing."""
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        found = re.search(r"^vendor_id\s*: *(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        return False
+        return ""
+    return found[1] if found else ""
 
 
 class DecoderWeights:

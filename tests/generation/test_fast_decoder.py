@@ -121,7 +121,9 @@ def test_sliding_layers_stop_growing(model):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("out", [64, 7])
-def test_a_projection_is_a_linear_map_on_any_number_of_threads(threads, out):
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD", ""])
+def test_a_projection_is_a_linear_map_on_any_processor_and_number_of_threads(monkeypatch, threads, out, vendor):
+    monkeypatch.setattr("nanochat_hf.generation.fast_decoder.processor_vendor", lambda: vendor)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -130,6 +132,7 @@ def test_a_projection_is_a_linear_map_on_any_number_of_threads(threads, out):
         for rows in (1, 2, 5):
             for x in (torch.randn(rows, 48), torch.randn(48, rows).t()):  # a projection leaves its rows strided
                 torch.testing.assert_close(projection(x), torch.nn.functional.linear(x, weight))
+                torch.testing.assert_close(projection(x, projection(x)), 2 * torch.nn.functional.linear(x, weight))
     finally:
         torch.set_num_threads(before)
 
@@ -192,7 +195,7 @@ def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
             steps.prefill(ids, torch.ones_like(ids), [0] * rows)
         for _ in range(6):
             tokens = torch.randint(0, 256, (rows,))
-            torch.testing.assert_close(compiled.step(tokens), plain.step(tokens), atol=1e-5, rtol=0)
+            torch.testing.assert_close(compiled.step(tokens), plain.step(tokens), atol=1e-4, rtol=0)
         assert len(graphs) == made
     compiled_step.cache_clear()
 

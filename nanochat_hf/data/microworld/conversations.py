@@ -57,6 +57,8 @@ STYLES = {
     "polite": (("Be very polite.", "Thank the user first."), "Thank you for asking. {a}"),
     "sure": (("Sound very sure.", "Begin with Of course."), "Of course! {a}"),
 }
+# A single word is learned last: no other answer begins with the value. So it is seen three times as often.
+TRAIN_STYLES = ("one word", "one word", *STYLES)
 
 
 def conversation(rng: random.Random, split: str) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def memory(rng: random.Random, split: str) -> dict[str, Any]:
 def styled(rng: random.Random, split: str) -> dict[str, Any]:
     """Draws a question about a fact; the answer has the style that the system prompt asks for."""
     relation, subject = asked_fact(rng, split)
-    style = rng.choice(tuple(STYLES))
+    style = rng.choice(TRAIN_STYLES if split == "train" else tuple(STYLES))
     prompts, form = STYLES[style]
     value = relation.facts[subject]
     answer = form.format(a=answer_to(relation, subject), v=value)
