@@ -181,6 +181,8 @@ def test_rows_of_several_prompts_share_each_prompts_cache(fields, make_model):
 @torch.inference_mode()
 def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
     """For any weights, lengths, rows and capacities. `fullgraph` raises an error if the graph breaks."""
+    # Compiled steps never use transposed weights; without them both add up in the same order.
+    monkeypatch.setattr("nanochat_hf.generation.fast_decoder.processor_vendor", lambda: "")
     graphs = []
     backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
@@ -195,7 +197,7 @@ def test_a_single_row_and_several_make_one_graph_each(make_model, monkeypatch):
             steps.prefill(ids, torch.ones_like(ids), [0] * rows)
         for _ in range(6):
             tokens = torch.randint(0, 256, (rows,))
-            torch.testing.assert_close(compiled.step(tokens), plain.step(tokens), atol=1e-4, rtol=0)
+            torch.testing.assert_close(compiled.step(tokens), plain.step(tokens), atol=1e-5, rtol=0)
         assert len(graphs) == made
     compiled_step.cache_clear()
 
