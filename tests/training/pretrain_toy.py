@@ -58,6 +58,12 @@ class Rows:
         self.position = states[0]["position"]
 
 
+def say(line: str) -> None:
+    """Writes a line at once: where output is unbuffered, `print` writes the line and its end apart, and ranks mix."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 class Mishap(TrainerCallback):
     """What `order` says happens after its step, on all ranks or on the named one."""
 
@@ -70,9 +76,9 @@ class Mishap(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         mesh = f" on {tuple(model.lm_head.weight.device_mesh.shape)}" if is_sharded(model) else ""
-        print(f"sharded: {is_sharded(model)}{mesh}", flush=True)
+        say(f"sharded: {is_sharded(model)}{mesh}")
         if not is_sharded(model):
-            print(f"first weights: {sum(p.double().sum().item() for p in model.parameters())}", flush=True)
+            say(f"first weights: {sum(p.double().sum().item() for p in model.parameters())}")
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == self.step:
@@ -147,7 +153,7 @@ def main():
         facts["norms"] = trainer.muon_adamw.norms
         facts["wrapped"] = trainer.model_wrapped is not trainer.model
         facts["parameters"] = sum(p.numel() for p in trainer.model.parameters())
-        print(json.dumps(facts), flush=True)
+        say(json.dumps(facts))
 
 
 if __name__ == "__main__":
