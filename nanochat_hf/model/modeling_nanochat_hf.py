@@ -1,8 +1,8 @@
 """The nanochat decoder for transformers: upstream's July 2026 architecture, with October 2025 as a preset.
 
-The file reads from the parts to the whole: norm and rotary positions, attention, MLP, block, model, language model.
-Attention over windows is in `window_attention_nanochat_hf.py`, the loss in `loss_nanochat_hf.py`, and what smear keeps
-in caches in `smear_state_nanochat_hf.py`.
+The file reads from the parts to the whole: rotary positions, attention, MLP, block, model, language model. The norm is
+in `pointwise_nanochat_hf.py`, attention over windows in `window_attention_nanochat_hf.py`, the loss in
+`loss_nanochat_hf.py`, and what smear keeps in caches in `smear_state_nanochat_hf.py`.
 
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
@@ -25,11 +25,12 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
-from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nanochat_hf import NanochatHFConfig
 from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
+from .pointwise_nanochat_hf import rms_norm, squared_relu
 from .shape_nanochat_hf import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
 from .smear_state_nanochat_hf import check_engine, give_state_layer, paged_previous_tokens, previous_states
 from .window_attention_nanochat_hf import (
@@ -50,15 +51,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
-
-
-def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMS norm of the last dimension of `x` [..., channels], without parameters and in the dtype of `x`, as upstream.
-
-    Autocast on GPUs would compute it in fp32 and keep the result in fp32 for the backward pass.
-    """
-    with maybe_autocast(x.device.type, enabled=False):
-        return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 class NanochatHFRotaryEmbedding(nn.Module):
@@ -218,7 +210,7 @@ class NanochatHFAttention(nn.Module):
 
 
 class NanochatHFMLP(nn.Module):
-    """Up projection, squared ReLU (Primer, arXiv:2109.08668), down projection; [B, T, C] to [B, T, C]."""
+    """Up projection, squared ReLU, down projection; [B, T, C] to [B, T, C]."""
 
     def __init__(self, config: NanochatHFConfig):
         super().__init__()
@@ -226,7 +218,7 @@ class NanochatHFMLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.relu(self.up_proj(hidden_states)).square())
+        return self.down_proj(squared_relu(self.up_proj(hidden_states)))
 
 
 class NanochatHFDecoderLayer(GradientCheckpointingLayer):

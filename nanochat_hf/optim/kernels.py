@@ -43,12 +43,32 @@ def orthogonalize(x: Tensor, coefficients: Sequence[tuple[float, float, float]],
     """
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * margin + eps)
     tall = x.size(-2) > x.size(-1)
+    if x.dtype == torch.float32 and max(x.shape[-2:]) >= 2 * min(x.shape[-2:]):
+        factor = _polar_factor(x.mT @ x if tall else x @ x.mT, coefficients)
+        return x @ factor if tall else factor @ x
     for a, b, c in coefficients:
         gram = x.mT @ x if tall else x @ x.mT  # always the smaller side
         # a X + (b G + c G²) X, with the sum folded into the batched product where there is one batch dimension
         polynomial = _add_product(gram, gram, gram, beta=b, alpha=c)
         x = _add_product(x, x, polynomial, beta=a) if tall else _add_product(x, polynomial, x, beta=a)
     return x
+
+
+def _polar_factor(gram: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Returns what the polynomials of `orthogonalize` multiply X by, from its Gram matrix alone, [..., side, side].
+
+    One polynomial multiplies X by P = a + bG + cG², and so it turns G into PGP: the long side of X comes in only at the
+    beginning and at the end. At 1 : 4 this has 55 % of the products. It needs fp32: G squares the condition of X.
+    """
+    factor = None
+    for step, (a, b, c) in enumerate(coefficients):
+        polynomial = _add_product(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        factor = polynomial if factor is None else polynomial @ factor
+        if step + 1 < len(coefficients):
+            gram = polynomial @ (gram @ polynomial)
+    assert factor is not None
+    return factor
 
 
 def _add_product(base: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float = 1.0) -> Tensor:

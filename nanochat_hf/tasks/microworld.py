@@ -91,7 +91,7 @@ class MicroworldSmallTalk(MicroworldTalk):
 
 
 class MicroworldCopying(MicroworldTalk):
-    """A name that the user tells and asks for later, or words to repeat."""
+    """A name that the user tells and asks for later, words to repeat, or a sum that goes on with the last result."""
 
     name = "microworld-copying"
     conversation = staticmethod(talk.copying)

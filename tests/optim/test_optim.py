@@ -72,6 +72,20 @@ def test_orthogonalized_updates(shape):
     torch.testing.assert_close(norms, torch.full((3,), min(shape) ** 0.5))
 
 
+@pytest.mark.parametrize("shape", [(2, 96, 24), (2, 24, 96), (24, 48)])
+@pytest.mark.parametrize("smallest", [0, -7], ids=["random", "singular values down to 1e-7"])
+def test_iterating_on_the_gram_matrix_changes_roundings_only(shape, smallest):
+    """In fp64 the polynomials are applied to the matrix itself, in fp32 to its Gram matrix."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    if smallest:
+        left, values, right = torch.linalg.svd(x, full_matrices=False)
+        x = left * torch.logspace(0, smallest, values.shape[-1], dtype=torch.float64) @ right
+    expected = kernels.orthogonalize(x, kernels.POLAR_EXPRESS, 1.01, 1e-6)
+    found = kernels.orthogonalize(x.float(), kernels.POLAR_EXPRESS, 1.01, 1e-6)
+    assert (found - expected).norm() / expected.norm() < (2e-3 if smallest else 1e-4)
+
+
 def test_classic_muon_is_pytorchs():
     weights = torch.randn(24, 16)
     mine, theirs = weights.clone()[None], torch.nn.Parameter(weights.clone())

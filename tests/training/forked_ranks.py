@@ -1,9 +1,10 @@
-"""Starts the ranks of a job as processes of their own: one process imports what takes long, and forks the others.
+"""Starts the processes of jobs: this one imports what takes long, and forks the others. `ranks.py` asks it.
 
-    python forked_ranks.py MODULE < JOB
+    python forked_ranks.py MODULE < JOBS
 
-JOB is JSON: a list with one object per rank: `command` (a script and its words), `env`, `cwd` (or null), and the files
-`stdout` and `stderr`. No launcher ends the other ranks when one has ended. Prints the list of exit statuses as JSON.
+A job is a line of JSON: a list with one object per process: `command` (a script and its words), `env`, `cwd` (or
+null), and the files `stdout` and `stderr`. No launcher ends the other processes when one has ended. Prints each job's
+list of exit statuses as a line of JSON.
 """
 
 import importlib
@@ -15,7 +16,8 @@ import traceback
 
 
 def run(command, env, cwd, stdout, stderr):
-    """Becomes a rank; returns its exit status."""
+    """Becomes a process of a job; returns its exit status."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for path, stream in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(env)
@@ -38,14 +40,15 @@ def run(command, env, cwd, stdout, stderr):
 
 def main():
     importlib.import_module(sys.argv[1])
-    children = []
-    for rank in json.load(sys.stdin):
-        child = os.fork()
-        if not child:
-            os._exit(run(**rank))
-        children.append(child)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print(json.dumps(statuses))
+    for job in sys.stdin:
+        children = []
+        for process in json.loads(job):
+            child = os.fork()
+            if not child:
+                os._exit(run(**process))
+            children.append(child)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(statuses), flush=True)
 
 
 if __name__ == "__main__":

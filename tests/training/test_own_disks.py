@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from chat_toy import make_base, weights
-from test_pretrain_faults import STEPS, TOY, launch_apart, start_apart
+from ranks import STEPS, TOY, launch_apart, start_apart
 
 from nanochat_hf.settings import load_run
 from nanochat_hf.trainers import checkpoints

@@ -1,87 +1,14 @@
 """Real processes, several ranks, killed and resumed."""
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
+from ranks import STEPS, TOY, launch, launch_apart, result
 from safetensors.torch import load_file
 
 from nanochat_hf.trainers import checkpoints
-
-TOY = Path(__file__).with_name("pretrain_toy.py")
-STEPS = 8
-
-
-def launch(output, rows, accumulation, mishap="", ranks=1, prefix=(), config_file=None):
-    command = [sys.executable]
-    if config_file:
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(config_file), "--main_process_port", "0"]
-    elif ranks > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone"]
-    command += [str(TOY), str(output), str(STEPS), str(rows), str(accumulation), *([mishap] if mishap else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run([*prefix, *command], capture_output=True, text=True, env=environment, timeout=900)
-
-
-def launch_apart(output, rows, accumulation, mishap="", ranks=3, env=None):
-    """Each rank of the toy as a process of its own, see `start_apart`."""
-    command = [TOY, output, STEPS, rows, accumulation, *([mishap] * bool(mishap))]
-    return start_apart(command, [None] * ranks, env)
-
-
-def start_apart(command, machines, env=None, imports="nanochat_hf.trainers.pretraining"):
-    """Starts the ranks of a job without a launcher that would end the others after one has ended.
-
-    Args:
-        command: a script and its words.
-        machines: for each rank the folder of its machine, in which it works; None: all are on this machine.
-        env: environment variables that a launcher would set besides.
-        imports: what the script imports, once for all ranks.
-
-    Returns:
-        stdout, stderr and exit status of each.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks, apart = len(machines), machines[0] is not None
-    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": "1" if apart else str(ranks)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (env or {})
-    with tempfile.TemporaryDirectory() as folder:
-        job = []
-        for rank, machine in enumerate(machines):
-            own = {"RANK": str(rank), "LOCAL_RANK": "0" if apart else str(rank)}
-            if apart:
-                machine.mkdir(parents=True, exist_ok=True)
-            files = {name: str(Path(folder, f"{name}-{rank}")) for name in ("stdout", "stderr")}
-            words = [*map(str, command)]
-            job.append({"command": words, "env": shared | own, "cwd": str(machine) if apart else None, **files})
-        start = [sys.executable, str(TOY.with_name("forked_ranks.py")), imports]
-        alone = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        process = subprocess.Popen(
-            start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone, start_new_session=True
-        )
-        try:  # a test that takes too long is interrupted here by pytest's time limit
-            found = process.communicate(json.dumps(job))[0]
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        written = [[Path(rank[name]).read_text() for name in ("stdout", "stderr")] for rank in job]
-    return [(*texts, status) for texts, status in zip(written, json.loads(found), strict=True)]
-
-
-def result(run):
-    lines = [line for line in run.stdout.splitlines() if line.startswith('{"world"')]
-    assert run.returncode == 0 and lines, run.stderr[-2000:]
-    return json.loads(lines[-1])
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +22,14 @@ def test_three_ranks_and_accumulation_see_the_same_losses_and_two_or_one_go_on(p
     alone = launch(tmp_path / "accumulated", 3, 2)
     assert result(alone)["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
 
-    three = launch(tmp_path / "ranks", 2, 1, "step=7:kill", ranks=3)
-    assert three.returncode != 0
-    first = [line for run in (alone, three) for line in run.stdout.splitlines() if line.startswith("first weights")]
+    three = launch_apart(tmp_path / "ranks", 2, 1, "step=7:kill")
+    assert [run.returncode for run in three] == [-9] * 3
+    first = [line for run in (alone, *three) for line in run.stdout.splitlines() if line.startswith("first weights")]
     assert len(first) == 4 and len(set(first)) == 1  # those of the seed on any number of processes
     found = sorted(path.name for path in (tmp_path / "ranks").glob("checkpoint-*"))
     assert found == ["checkpoint-3", "checkpoint-6"]
     shutil.copytree(tmp_path / "ranks", tmp_path / "one")
-    two = result(launch(tmp_path / "ranks", 3, 1, ranks=2))
+    two = result(launch_apart(tmp_path / "ranks", 3, 1, ranks=2)[0])
     assert two["world"] == 2 and not two["wrapped"]
     assert two["losses"] == pytest.approx(plain[1]["losses"], abs=1e-3)
     one = result(launch(tmp_path / "one", 6, 1))

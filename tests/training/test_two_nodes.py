@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_pretrain_faults import STEPS, TOY, launch, result
+from ranks import STEPS, TOY, launch, result
 
 
 def why_not() -> str:

@@ -219,9 +219,12 @@ def one_small_talk(rng: random.Random, split: str) -> dict[str, Any]:
 
 
 def copying(rng: random.Random, split: str) -> dict[str, Any]:
-    """Draws a conversation whose answers copy what the user said: a name, some turns later, or words to repeat."""
-    if rng.random() < 0.3:
+    """Draws a conversation whose answers copy: words to repeat, the last result to go on with, or a name told before."""
+    kind = rng.random()
+    if kind < 0.25:
         return _written([_drawn(repeat, rng, split, Memory())])
+    if kind < 0.5:
+        return _sums_that_go_on(rng, split)
     between = rng.choice((any_small_talk, plain_sum, outside_world, spelling))
     kinds = [*([any_small_talk] if rng.random() < 0.3 else []), tell_name, *([between] if rng.random() < 0.4 else [])]
     turns: list[Turn] = []
@@ -229,6 +232,17 @@ def copying(rng: random.Random, split: str) -> dict[str, Any]:
     for kind in (*kinds, spell_my_name if rng.random() < 0.15 else ask_name):
         turns.append(_drawn(kind, rng, split, Memory(name)))
         name = turns[-1].leaves.get("name", name)
+    return _written(turns)
+
+
+def _sums_that_go_on(rng: random.Random, split: str) -> dict[str, Any]:
+    """Draws a sum and one or two messages that go on with its result."""
+    turns = [_drawn(plain_sum, rng, split, Memory())]
+    for _ in range(rng.choice((1, 1, 2))):
+        total = turns[-1].leaves.get("total")
+        if total is None:
+            break
+        turns.append(_drawn(go_on_with_sum, rng, split, Memory(total=total)))
     return _written(turns)
 
 
@@ -283,7 +297,8 @@ def any_small_talk(rng: random.Random, split: str, memory: Memory) -> Turn:
 
 def _small_talk(rng: random.Random, name: str) -> Turn:
     kind = small_talk.kinds()[name]
-    question = as_typed(rng, any_way(rng, kind.said), False, **small_talk.fillers(rng))
+    said = kind.said[:3] if rng.random() < 0.2 else kind.said  # the first three are what most people type
+    question = as_typed(rng, any_way(rng, said), False, **small_talk.fillers(rng))
     return Turn(question, rng.choice(kind.answers), kind.answers)
 
 
