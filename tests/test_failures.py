@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from nanochat_hf.settings import UserError, failures
+
 TEMPLATE = """
 import ctypes, json, os, sys, time
 import torch.distributed as dist
@@ -89,3 +91,26 @@ def test_what_follows_from_an_error_is_not_said(job):
 
 def test_a_process_that_ends_in_peace_is_not_aborted(job):
     assert job[0]["in_peace"] == [0] * 8
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE asks for 2 processes, but RANK, MASTER_ADDR, MASTER_PORT is not set",
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, "but MASTER_ADDR is not set; start"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number of processes"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a number of processes"),
+    ],
+)
+def test_half_of_a_launchers_variables_is_refused(variables, sentence, monkeypatch):
+    for name in ("WORLD_SIZE", *failures.LAUNCHER):
+        monkeypatch.delenv(name, raising=False)
+    assert failures.job_size() == 1 and failures.join_job() is None
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert failures.join_job() is None  # commands of one process go on
+    with pytest.raises(UserError, match=sentence):
+        failures.job_size()

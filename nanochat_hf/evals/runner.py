@@ -6,7 +6,6 @@ settings and the environment.
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from nanochat_hf.evals.scoring import distributed_rank
 from nanochat_hf.generation import Sampling, context_length_of, pick_device
 from nanochat_hf.generation.sampling import default_sampling, read_sampling
 from nanochat_hf.progress import progress_bar
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, job_size
 
 TEXT_DOCUMENTS = 500  # the most validation documents that completion tasks are made of
 
@@ -244,7 +243,7 @@ def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig)
 
 def start_distributed(config: EvaluationConfig) -> None:
     """Joins the processes that `accelerate launch` or `torchrun` started; does nothing for a single one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if job_size() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=pick_device(config.device).type == "cpu")

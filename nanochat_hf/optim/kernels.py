@@ -57,7 +57,7 @@ def orthogonalize(x: Tensor, coefficients: Sequence[tuple[float, float, float]],
 def _polar_factor(gram: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
     """Returns what the polynomials of `orthogonalize` multiply X by, from its Gram matrix alone, [..., side, side].
 
-    One polynomial multiplies X by P = a + bG + cG², and so it turns G into PGP: the long side of X comes in only at the
+    One polynomial multiplies X by P = a + bG + cG², and so turns G into PGP: the long side of X comes in only at the
     beginning and at the end. At 1 : 4 this has 55 % of the products. It needs fp32: G squares the condition of X.
     """
     factor = None

@@ -37,6 +37,7 @@ from nanochat_hf.settings.errors import (
     load_module,
     run_main,
 )
+from nanochat_hf.settings.failures import job_size
 from nanochat_hf.settings.fields import (
     MAX_DEPTH,
     MAX_RATE,
@@ -96,6 +97,7 @@ __all__ = [
     "environment",
     "find_checkpoint",
     "find_recipe",
+    "job_size",
     "load_function",
     "load_module",
     "load_run",

@@ -18,6 +18,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from nanochat_hf.settings.errors import UserError
+
 POLL = 0.5  # seconds between two looks at the store
 GRACE = 1.0  # seconds in which other processes can publish the same error
 PATIENCE = 10.0  # seconds that a failed process waits for the store, and for the others to hear of it
@@ -127,10 +129,36 @@ class Job:
             return
 
 
+LAUNCHER = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # environment variables of several processes
+
+
+def job_size() -> int:
+    """Returns how many processes this job has, as the launcher's variables say; without a launcher 1.
+
+    Raises:
+        UserError: the variables describe no job.
+    """
+    size, missing = os.environ.get("WORLD_SIZE", "1"), [name for name in LAUNCHER if name not in os.environ]
+    if not size.isdigit() or int(size) < 1:
+        raise UserError(f"the environment variable WORLD_SIZE is {size!r}, not a number of processes; unset it")
+    if int(size) > 1 and missing:
+        raise UserError(
+            f"the environment variable WORLD_SIZE asks for {size} processes, but {', '.join(missing)} is not set; "
+            "start the command with `accelerate launch` or `torchrun`, or unset WORLD_SIZE"
+        )
+    return int(size)
+
+
 def join_job() -> Job | None:
-    """Starts to watch the other processes of this job; None where this is the only one."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size < 2 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    """Starts to watch the other processes of this job; None where this is the only one.
+
+    Where the launcher's variables describe no job it is None, too: commands that need all processes ask `job_size`.
+    """
+    try:
+        world_size = job_size()
+    except UserError:
+        return None
+    if world_size < 2:
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return Job(int(os.environ["RANK"]), world_size, host, port)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf.settings.errors import UserError, peak_memory_mb
+from nanochat_hf.settings.failures import job_size
 
 RUN_FILE = "run.json"
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
@@ -65,7 +66,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
     }
-    found |= {"world_size": int(os.environ.get("WORLD_SIZE", "1")), "command": sys.argv, "git_commit": _git_commit()}
+    found |= {"world_size": job_size(), "command": sys.argv, "git_commit": _git_commit()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -20,7 +20,7 @@ from nanochat_hf import settings, tasks
 from nanochat_hf.generation import Sampling, load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import prepare_for_chat
 from nanochat_hf.generation.sampling import read_sampling
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, job_size
 from nanochat_hf.trainers import checkpoints, disks
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
@@ -87,8 +87,8 @@ class OneDevice:
 
 def warn_of_idle_gpus() -> None:
     """Says how all GPUs are used, where this is the only process and sees several."""
-    count, world_size = torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1 and world_size == 1:
+    count = torch.cuda.device_count()
+    if count > 1 and job_size() == 1:
         print(
             f"training on the first of {count} GPUs; to use all of them, start the same script with `accelerate "
             f"launch --config_file accelerate_config.yaml --num_processes {count}`",
@@ -355,7 +355,12 @@ def training_method(config: StageConfig, model: Any) -> dict[str, Any]:
 
 
 def distributed_state() -> Any:
-    """Starts the process group, if there are several processes: `num_processes`, `is_main_process` and a barrier."""
+    """Starts the process group, if there are several processes: `num_processes`, `is_main_process` and a barrier.
+
+    Raises:
+        UserError: the launcher's environment variables describe no job.
+    """
     from accelerate import PartialState
 
+    job_size()  # refuses half of a launcher's variables
     return PartialState(cpu=pick_device().type == "cpu")

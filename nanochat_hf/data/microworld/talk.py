@@ -219,7 +219,7 @@ def one_small_talk(rng: random.Random, split: str) -> dict[str, Any]:
 
 
 def copying(rng: random.Random, split: str) -> dict[str, Any]:
-    """Draws a conversation whose answers copy: words to repeat, the last result to go on with, or a name told before."""
+    """Draws a conversation whose answers copy: words to repeat, a result to go on with, or a name told before."""
     kind = rng.random()
     if kind < 0.25:
         return _written([_drawn(repeat, rng, split, Memory())])
