@@ -1,6 +1,6 @@
 """Speed beside other programs: what it costs to let OpenMP's threads spin, sleep, or spin for a bounded time.
 
-    python benchmarks/busy.py --neighbours 0 1 --seconds 20 --rounds 3      # about ten minutes
+    python benchmarks/busy.py --neighbours 0 1 --seconds 20 --rounds 3      # a quarter of an hour
     python benchmarks/busy.py --spins 1000 5000 20000 --parts training
     python benchmarks/busy.py --settings "torch's" product "one thread"
 
@@ -41,7 +41,7 @@ PARTS = ("training", "evaluation", "rollouts", "chat")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--neighbours", nargs="+", type=int, default=[0, 1], help="busy processes beside the measured")
-    parser.add_argument("--spins", nargs="*", type=int, default=[1000, SPINS], help="spin counts to try")
+    parser.add_argument("--spins", nargs="*", type=int, default=[SPINS, 5000], help="spin counts to try")
     parser.add_argument(
         "--settings",
         nargs="+",

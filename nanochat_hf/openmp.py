@@ -5,16 +5,16 @@ first, then it sleeps. GNU's OpenMP, which torch's wheels for Linux bring, spins
 free machine nobody needs that core. Where another program needs it, the other thread of the same product has no core
 meanwhile, and training is 20 to 30 times slower instead of half as fast.
 
-Sleeping at once (`OMP_WAIT_POLICY=PASSIVE`) costs a quarter of the speed of a small model on a free machine: each
-wake-up takes some 50 µs. A bounded spin pays at most about twice the cheaper of the two, as in the ski-rental problem.
-`benchmarks/busy.py` measures it. The results do not depend on it: it changes how threads wait, not what they compute.
+Sleeping at once (`OMP_WAIT_POLICY=PASSIVE`) costs a quarter of the speed of sampling on a free machine: each wake-up
+takes some 50 µs. A short spin loses little of either, as in the ski-rental problem. `benchmarks/busy.py` measures it
+(docs/log.md). The results do not depend on it: it changes how threads wait, not what they compute.
 """
 
 import os
 import sys
 from collections.abc import MutableMapping
 
-SPINS = 5_000  # of GNU's OpenMP; 75 to 225 µs at 15 to 45 ns per `pause`, longer than most gaps between operations
+SPINS = 1_000  # of GNU's OpenMP; 15 to 45 µs at 15 to 45 ns per `pause`, about what it takes to wake a thread
 BLOCK_MS = 1  # of LLVM's and Intel's OpenMP (macOS, conda), in their smallest unit; their default is 200
 
 
