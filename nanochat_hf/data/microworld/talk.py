@@ -220,10 +220,10 @@ def one_small_talk(rng: random.Random, split: str) -> dict[str, Any]:
 
 def copying(rng: random.Random, split: str) -> dict[str, Any]:
     """Draws a conversation whose answers copy: words to repeat, a result to go on with, or a name told before."""
-    kind = rng.random()
-    if kind < 0.25:
+    share = rng.random()
+    if share < 0.25:
         return _written([_drawn(repeat, rng, split, Memory())])
-    if kind < 0.5:
+    if share < 0.5:
         return _sums_that_go_on(rng, split)
     between = rng.choice((any_small_talk, plain_sum, outside_world, spelling))
     kinds = [*([any_small_talk] if rng.random() < 0.3 else []), tell_name, *([between] if rng.random() < 0.4 else [])]
