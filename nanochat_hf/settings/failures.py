@@ -22,6 +22,7 @@ from nanochat_hf.settings.errors import UserError
 
 POLL = 0.5  # seconds between two looks at the store
 GRACE = 1.0  # seconds in which other processes can publish the same error
+LAUNCHER = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # environment variables of several processes, beside WORLD_SIZE
 PATIENCE = 10.0  # seconds that a failed process waits for the store, and for the others to hear of it
 
 
@@ -127,9 +128,6 @@ class Job:
             self._store = distributed.PrefixStore(f"nanochat-hf failures {restart}", store)
             self._connected.set()
             return
-
-
-LAUNCHER = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # environment variables of several processes
 
 
 def job_size() -> int:

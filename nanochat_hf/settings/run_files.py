@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf.settings.errors import UserError, peak_memory_mb
-from nanochat_hf.settings.failures import job_size
 
 RUN_FILE = "run.json"
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
@@ -66,7 +65,8 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
     }
-    found |= {"world_size": job_size(), "command": sys.argv, "git_commit": _git_commit()}
+    size = os.environ.get("WORLD_SIZE", "1")  # set by a launcher; what needs it has checked it
+    found |= {"world_size": int(size) if size.isdigit() else 1, "command": sys.argv, "git_commit": _git_commit()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

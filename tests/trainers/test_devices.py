@@ -9,6 +9,7 @@ from transformers.training_args import ParallelMode
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, generation
 from nanochat_hf.settings import UserError
+from nanochat_hf.settings.failures import LAUNCHER
 from nanochat_hf.stages.pretrain import PretrainConfig
 from nanochat_hf.trainers import mixin, pretraining_setup, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer, OnDevice
@@ -33,6 +34,12 @@ def four_gpus(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def started_by_a_launcher(monkeypatch, processes):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    for name in LAUNCHER:
+        monkeypatch.setenv(name, "0")
+
+
 def build_trainer(arguments):
     config = NanochatHFConfig.from_depth(1, vocab_size=64, head_dim=16, aspect_ratio=16, sequence_length=16)
     return NanochatTrainer(model=NanochatHFForCausalLM(config), args=arguments, loader=None)
@@ -47,7 +54,7 @@ def test_one_process_trains_on_one_of_four_gpus_and_says_how_to_use_all(four_gpu
     arguments = PretrainingArguments(**options, per_device_train_batch_size=8)
     assert arguments.n_gpu == 1 and arguments.train_batch_size == 8 and arguments.bf16
     assert arguments.device == torch.device("cuda:0") and arguments.parallel_mode is ParallelMode.NOT_PARALLEL
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    started_by_a_launcher(monkeypatch, "4")
     stage.warn_of_idle_gpus()
     assert not capsys.readouterr().err
 
@@ -149,7 +156,7 @@ def test_on_apple_machines_every_stage_uses_the_same_device(tmp_path, monkeypatc
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     asked = []
     monkeypatch.setattr(accelerate, "PartialState", lambda cpu: asked.append(cpu))
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    started_by_a_launcher(monkeypatch, "2")
     stage.distributed_state()
     runner.start_distributed(EvaluationConfig())
     options = stage.base_arguments(str(tmp_path), save_every=0, save_total_limit=1, seed=1)
