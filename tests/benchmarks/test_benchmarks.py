@@ -278,16 +278,16 @@ def test_busy(script, capsys):
     assert said.err.count("1 neighbours, product") == 1
     options = module.parse_arguments()
     assert module.all_settings(options)["product"].keys() == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-    with pytest.raises(UserError, match="there is no setting 'odd'; choose from torch's, passive, spin 1000"):
+    with pytest.raises(UserError, match="there is no setting 'odd'; choose from torch's, passive, spin 300"):
         script("busy", "--settings", "odd").parse_arguments()
 
 
 def test_busy_says_the_loss_on_a_free_machine_and_the_share_kept_on_a_busy_one(script, capsys):
     module = script("busy", "--neighbours", 1, 0, "--parts", "training", "chat", "--threads", 2)
     options = module.parse_arguments()
-    assert options.settings == ["torch's", "passive", "spin 1000", "spin 5000"]
-    free = {"torch's": (100, 10), "passive": (70, 9), "spin 1000": (90, 8), "spin 5000": (95, 10)}
-    beside = {"torch's": (5, 1), "passive": (60, 8), "spin 1000": (55, 6), "spin 5000": (50, 7)}
+    assert options.settings == ["torch's", "passive", "spin 300", "spin 5000"]
+    free = {"torch's": (100, 10), "passive": (70, 9), "spin 300": (90, 8), "spin 5000": (95, 10)}
+    beside = {"torch's": (5, 1), "passive": (60, 8), "spin 300": (55, 6), "spin 5000": (50, 7)}
     found = {
         count: {name: {"training": [pair[0]], "chat": [pair[1]]} for name, pair in speeds.items()}
         for count, speeds in ((1, beside), (0, free))
@@ -300,7 +300,7 @@ def test_busy_says_the_loss_on_a_free_machine_and_the_share_kept_on_a_busy_one(s
     assert rows[-4:] == [
         ["torch's", "0%", "5%"],
         ["passive", "30%", "60%"],
-        ["spin 1000 (product)", "20%", "55%"],
+        ["spin 300 (product)", "20%", "55%"],
         ["spin 5000", "5%", "50%"],
     ]
 
