@@ -28,18 +28,19 @@ class Ended(NamedTuple):
 
 def toy(output, rows, accumulation, mishap=""):
     """The words of the toy training: `rows` are per micro-batch and process, `pretrain_toy.Mishap` reads `mishap`."""
-    return [str(word) for word in (TOY, output, STEPS, rows, accumulation, *[mishap] * bool(mishap))]
+    return [TOY, output, STEPS, rows, accumulation, *[mishap] * bool(mishap)]
 
 
 def launch(output, rows, accumulation, mishap="", prefix=(), config_file=None):
-    """Trains the toy on one process, or by accelerate's launcher on those of `config_file`."""
+    """Trains the toy on one process, or by accelerate's launcher on those of `config_file`; `prefix` starts it."""
     words = toy(output, rows, accumulation, mishap)
     if not (prefix or config_file):
         return start([words])[0]
     command = [sys.executable]
     if config_file:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config_file), "--main_process_port", "0"]
-    return subprocess.run([*prefix, *command, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
+    command += [str(word) for word in words]
+    return subprocess.run([*prefix, *command], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
 
 
 def launch_apart(output, rows, accumulation, mishap="", ranks=3, env=None):
@@ -70,7 +71,7 @@ def start_apart(command, machines, env=None, imports="nanochat_hf.trainers.pretr
         variables.append(shared | {"RANK": str(rank), "LOCAL_RANK": "0" if apart else str(rank)})
         if apart:
             machine.mkdir(parents=True, exist_ok=True)
-    return start([[str(word) for word in command]] * ranks, variables, machines, imports)
+    return start([command] * ranks, variables, machines, imports)
 
 
 def start(commands, variables=None, folders=None, imports="nanochat_hf.trainers.pretraining"):
@@ -80,7 +81,8 @@ def start(commands, variables=None, folders=None, imports="nanochat_hf.trainers.
         for number, command in enumerate(commands):
             files = {name: str(Path(written, f"{name}-{number}")) for name in ("stdout", "stderr")}
             folder = str(folders[number]) if folders and folders[number] else None
-            job.append({"command": command, "env": variables[number] if variables else {}, "cwd": folder, **files})
+            words = [str(word) for word in command]
+            job.append({"command": words, "env": variables[number] if variables else {}, "cwd": folder, **files})
         statuses = _ask(imports, job)
         texts = [[Path(process[name]).read_text() for name in ("stdout", "stderr")] for process in job]
     return [Ended(*both, status) for both, status in zip(texts, statuses, strict=True)]

@@ -1,12 +1,11 @@
 """Machines without a shared file system: each has all files of the run on its own disk, and may lose them."""
 
-import json
 import shutil
 
 import pytest
 import torch
 from chat_toy import make_base, weights
-from ranks import STEPS, TOY, launch_apart, start_apart
+from ranks import TOY, launch_apart, result, start_apart, toy
 
 from nanochat_hf.settings import load_run
 from nanochat_hf.trainers import checkpoints
@@ -20,22 +19,21 @@ def files(folder):
 
 def results(ended):
     assert [status for *_, status in ended] == [0] * len(ended), ended[-1][1][-3000:]
-    return json.loads(ended[0][0].splitlines()[-1])
+    return result(ended[0])
 
 
 def test_pretraining_goes_on_after_one_machine_lost_its_disk(tmp_path):
     """Killed after a checkpoint; one machine is replaced by an empty one; the two change their numbers."""
     shared, first, second = tmp_path / "shared", tmp_path / "first", tmp_path / "second"
     expected = results(launch_apart(shared, 3, 1, ranks=2))
-    toy = [TOY, "run", STEPS, 3, 1]
-    killed = start_apart([*toy, "step=7:kill"], [first, second])
+    killed = start_apart(toy("run", 3, 1, "step=7:kill"), [first, second])
     assert [status for *_, status in killed] == [-9, -9], killed[0][1][-3000:]
     for machine in (first, second):
         assert files(machine / "run" / "checkpoint-6") == files(shared / "checkpoint-6")
         assert checkpoints.damage_in(machine / "run" / "checkpoint-6") is None
         assert not list((machine / "run").glob(".seen-*"))
     shutil.rmtree(first / "run")
-    ended = start_apart(toy, [second, first])
+    ended = start_apart(toy("run", 3, 1), [second, first])
     assert results(ended) == expected
     assert "resuming from run/checkpoint-6" in ended[0][0]
     assert "run/checkpoint-6 is not on the disk of" in ended[1][0] and "another machine sends it" in ended[1][0]
@@ -49,11 +47,11 @@ def test_pretraining_goes_on_after_one_machine_lost_its_disk(tmp_path):
 
 def test_an_error_while_one_machine_saves_keeps_the_checkpoint_before(tmp_path):
     machines = [tmp_path / "first", tmp_path / "second"]
-    ended = start_apart([TOY, "run", STEPS, 3, 1, "step=5:full_disk@1"], machines)
+    ended = start_apart(toy("run", 3, 1, "step=5:full_disk@1"), machines)
     assert [status for *_, status in ended] == [2, 2], ended[0][1][-3000:]
     assert all("cannot write the checkpoint of step 6 to run" in errors for _, errors, _ in ended)
     expected = results(launch_apart(tmp_path / "shared", 3, 1, ranks=2))
-    ended = start_apart([TOY, "run", STEPS, 3, 1], machines)
+    ended = start_apart(toy("run", 3, 1), machines)
     assert "resuming from run/checkpoint-3" in ended[0][0] and results(ended) == expected
 
 
