@@ -102,6 +102,7 @@ def test_a_process_that_ends_in_peace_is_not_aborted(job):
         ),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, "but MASTER_ADDR is not set; start"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number of processes"),
+        ({"WORLD_SIZE": "²"}, "WORLD_SIZE is '²', not a number of processes"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a number of processes"),
     ],
 )

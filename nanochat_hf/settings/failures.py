@@ -137,7 +137,7 @@ def job_size() -> int:
         UserError: the variables describe no job.
     """
     size, missing = os.environ.get("WORLD_SIZE", "1"), [name for name in LAUNCHER if name not in os.environ]
-    if not size.isdigit() or int(size) < 1:
+    if not size.isdecimal() or int(size) < 1:
         raise UserError(f"the environment variable WORLD_SIZE is {size!r}, not a number of processes; unset it")
     if int(size) > 1 and missing:
         raise UserError(

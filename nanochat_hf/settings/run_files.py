@@ -66,7 +66,7 @@ def environment() -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
     }
     size = os.environ.get("WORLD_SIZE", "1")  # set by a launcher; what needs it has checked it
-    found |= {"world_size": int(size) if size.isdigit() else 1, "command": sys.argv, "git_commit": _git_commit()}
+    found |= {"world_size": int(size) if size.isdecimal() else 1, "command": sys.argv, "git_commit": _git_commit()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
