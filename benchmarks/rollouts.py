@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from benchmark_tools import HelpFormat
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from nanochat_hf.settings import UserError, run_main
 
@@ -63,6 +63,13 @@ class CalculatorEnvironment:
         from nanochat_hf.tools.registry import run_tool
 
         return run_tool("calculator", {"expression": expression}) or "error"
+
+
+def quiet(trainer: Any) -> Any:
+    """Returns the trainer without its progress lines, which would be printed between the tables."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
 # -- trainers --------------------------------------------------------------------------------------------------------
@@ -225,7 +232,7 @@ def describe_masks(tokenizer: Any, answers: list[list[int]], masks: list[list[in
 
 def measure_rl_step(options: argparse.Namespace, folder: str) -> None:
     """Prints table 3."""
-    trainer, times = our_rl(options, folder, options.rounds + 1), StepTimes()
+    trainer, times = quiet(our_rl(options, folder, options.rounds + 1)), StepTimes()
     trainer.add_callback(times)
     sampling, generate = [], trainer.rollout_func
 
@@ -293,7 +300,7 @@ def supervised_trainers(options: argparse.Namespace, folder: str) -> dict[str, A
         train_dataset=Dataset.from_dict(cut),
         processing_class=tokenizer,
     )
-    return {"ours": ours, "SFTTrainer": stock}
+    return {"ours": quiet(ours), "SFTTrainer": quiet(stock)}
 
 
 def compare_supervised(options: argparse.Namespace, folder: str) -> None:

@@ -6,7 +6,7 @@ The right answer says kindly that the assistant knows its own small world only, 
 import random
 
 from nanochat_hf.data.microworld.small_talk import fillers
-from nanochat_hf.data.microworld.typing_habits import as_typed
+from nanochat_hf.data.microworld.typing_habits import any_way, as_typed
 from nanochat_hf.data.microworld.words import CREATURES, ONSETS, VOWELS
 from nanochat_hf.data.microworld.world import ANIMALS, JOBS, PLACES
 
@@ -114,6 +114,114 @@ Where does {who} live?|Where is the next {thing}?|Where is the nearest {thing}?|
 When does the {thing} open?
 Do aliens exist?|Is the earth flat?|Are ghosts real?|Did {who} go to the moon?|Who will win, {who} or {who}?
 Can pigs fly?
+[And what/What/But what/Ok, what] [do/would] [{creature}s/lions/cats/hippos/bats/moose/real animals] [eat/like/drink]?
+[And where/Where/So where] do [{creature}s/lions/bats/hippos/polar bears/ants] [live/sleep/hide/go in winter]?
+[And/What about/How about/And what about] a [{creature}/horse/hippo/bat], [where does it live/what does it eat]?
+[And/What about/How about/And what about] a [crab/swan/moose/lion], [where does it live/what does it eat]?
+[And/What about/How about] [{creature}s/lions], [do they fly/what do they eat/are they birds]?
+[And/What about/How about] [hippos/real animals/my {creature}], [do they fly/what do they eat/are they birds]?
+[And/And what about/What about/How about/Then] [{creature}s/the {creature}/a {creature}]?
+[And/And what about/What about/How about/Then] [{country}/{city}/{who}/{subject}]?
+[How/And how/So how] [big/old/heavy/fast] [is/can get] a [{creature}/{creature}/hippo/bat/deer]?
+[How/And how/So how] [clever/dangerous/long/strong/tall] [is/can get] a [{creature}/{creature}/hippo/bat/deer]?
+[Is/Isn't] a [{creature}/hippo/bat/deer/swan] [a fish/a bird/a mammal/a pet/dangerous/fast/bigger than a {creature}]?
+[Which/What] animal is the [biggest/fastest/tallest] [on earth/in Africa/in the sea/]?
+[Which/What] animal is the [oldest/smallest/heaviest/most dangerous] [on earth/in Africa/in the sea/]?
+What [is/'s] [the date/today's date/the day today/the time] [now/]?
+What [is/'s] [the current time/the time in {city}/the weekday/the year] [now/]?
+What [day/date/month/year] [is it/is it today/do we have/is it now/was yesterday/is tomorrow]?
+What [weekday/season/time/hour] [is it/is it today/do we have/is it now/was yesterday/is tomorrow]?
+[Do you have/Can you tell me] [the time/the date/the day/today's date/the exact time]?
+[Do you know/Tell me/Could you give me] [the time/the date/the day/today's date/the exact time]?
+[Is it/Is today/Was yesterday/Is tomorrow] [Monday/Tuesday/Friday/Sunday/a holiday/Christmas/a weekday/my birthday]?
+[When/What time/At what time] [is/was/starts] [sunset/sunrise/Christmas/Easter]?
+[When/What time/At what time] [is/was/starts] [the match/the next train/the next bus/noon]?
+How many [days/weeks/hours/months] [until/till/before] [Christmas/Easter/summer]?
+How many [days/weeks/hours/months] [until/till/before] [the weekend/Friday/New Year/my birthday]?
+[What/How] [will/would] the weather be [like tomorrow/tomorrow/this weekend/in {city}/next week/tonight/in {country}]?
+[Will it/Is it going to/Does it] [rain/snow/be sunny] [today/tomorrow/in {city}/tonight/on Sunday]?
+[Will it/Is it going to/Does it] [be hot/storm/be cold/freeze] [today/tomorrow/in {city}/tonight/on Sunday]?
+[Do I need/Should I take] [an umbrella/a coat/sunglasses/a hat/boots] [today/tomorrow/in {city}/for {country}]?
+[How/And how] do [you/I/people/they] say [cheese/{thing}] in [Italian/Dutch/Latin/Greek/Russian]?
+[How/And how] do [you/I/people/they] say [{food}/hello/thank you] in [Italian/Dutch/Latin/Greek/Russian]?
+What [is/'s] [the word for {thing}/{food}/{thing}/the {thing}/good night] in [Italian/Chinese/Polish/Turkish/Arabic]?
+What does ["{thing}"/bonjour/amigo/the word {thing}/{gibberish}/hola] mean in [English/French/Spanish/Latin]?
+[Is/Does/Did/Was] [God real/Jesus live/Buddha a god/heaven real/hell exist/the Bible true/there a heaven/God exist]?
+[Which/What] [religion/god/church] [is right/is the best/is true/should I choose/is the oldest]?
+[Which/What] [faith/prayer/holy book] [is right/is the best/is true/should I choose/is the oldest]?
+[What/Tell me what] is [the sense of life/happiness/truth/freedom/beauty]?
+[What/Tell me what] is [consciousness/time/evil/justice/friendship/a soul]?
+[Why/And why] [are we here/do we die/is there something/do people believe]?
+[Why/And why] [do we dream/is there evil/do we exist/are we alive]?
+[Do we have/Is there/Do you believe in] [free will/a life after death/fate/karma/ghosts]?
+[Do we have/Is there/Do you believe in] [angels/magic/heaven/luck/miracles]?
+[How/What] can I [do against/cure/take for/treat] [a cold/a cough/the flu/back pain]?
+[How/What] can I [do against/cure/take for/treat] [{subject}/a fever/stress/a burn/acne]?
+[Is/Are] [smoking/{food}/sugar/coffee] [healthy/bad for me/good for the heart/safe]?
+[Is/Are] [vitamins/sport/alcohol/{food} and {food}] [healthy/bad for me/good for the heart/safe]?
+How [much/many] [sleep do I need/calories are in {food}/vitamins are in {food}/sugar is in {food}/pills can I take]?
+[Why/Since when] [do I have a headache/does my stomach hurt/am I always tired]?
+[Why/Since when] [do I cough/can I not sleep/is my {thing} red]?
+[How/With what] [can I/do I/do you/does one] [bake/cook/make] [{food}/bread/a {food} cake/an egg/{food} soup]?
+[How/With what] [can I/do I/do you/does one] [grill/prepare/fry] [{food}/bread/a {food} cake/an egg/{food} soup]?
+[What/Which] [goes into/ingredients are in] [{food}/a {food} cake/{food} soup]?
+[What/Which] [do I need for/spices go with/sauce fits] [{food}/a {food} cake/{food} soup]?
+[What/Any idea what] [should/can/could] I [cook/eat/bake/drink] [tonight/for dinner]?
+[What/Any idea what] [should/can/could] I [cook/eat/bake/drink] [for breakfast/with {food}/for my guests]?
+[What/Which] [can I see/hotel is good/beach is nice] in [{city}/{country}]?
+[What/Which] [museum is good/food is best/places should I visit] in [{city}/{country}]?
+[How/When] [can I/do I/should I] [travel to {city}/fly to {country}]?
+[How/When] [can I/do I/should I] [get from {city} to {country}/get a visa/go to {city}]?
+[How long is/How expensive is/Is there/When is] [a flight to {city}/the train to {city}/the next flight to {country}]?
+[What/Anything] [is new/is going on/happened/is happening] in [the world/{country}/{city}] [today/now/]?
+[What/Anything] [is new/is going on/happened/is happening] in [the news/politics/sport] [today/now/]?
+[Who/And who] [is/was] [the president of {country}/the richest man/the mayor of {city}]?
+[Who/And who] [is/was] [the queen/{who}/the first president]?
+[Who/Which person] [wrote/painted/invented/discovered/built/founded] [{brand}/Hamlet/the {thing}]?
+[Who/Which person] [wrote/painted/invented/discovered/built/founded] [{city}/the radio/gravity]?
+[Is/Was] {who} [dead/married/rich/a singer/an actor/famous/from {country}/from {city}/taller than {who}/your friend]?
+[When/Where/How/Why] did {who} [die/live/become famous/grow up/get rich/go to school/win/meet {name}]?
+[How much/What] [does a {thing} cost/is the price of {food}/costs a {thing}]?
+[How much/What] [is gold worth/is a {brand} share/is Bitcoin worth]?
+How much [money/rent/salary/tax] [do I need for a {thing}/should I pay]?
+How much [money/rent/salary/tax] [does a teacher earn/do I pay in {city}/is too much]?
+[Where/In which shop] [can I/do I/should I] [buy/get/find/order/sell] [a cheap {thing}/a {thing}/{food}]?
+[Where/In which shop] [can I/do I/should I] [buy/get/find/order/sell] [tickets/shoes/a car]?
+[Who/Which team/Which country] [won/will win/lost] [the match/the league/the final]?
+[Who/Which team/Which country] [won/will win/lost] [the race/the cup/yesterday/the Olympics]?
+[What/And what] [was/is] [the score/the result] [of the match/yesterday/in football/]?
+[What/And what] [was/is] [the final score/the record/the offside rule] [of the match/yesterday/in football/]?
+[Who/Which player] is [the best/the fastest] [footballer/runner/tennis player/{subject} player]?
+[Who/Which player] is [the richest/the most famous] [footballer/runner/tennis player/{subject} player]?
+[Why/Since when] [is my/does my] [computer/phone/laptop/wifi] [so slow/not working/crash/hot]?
+[Why/Since when] [is my/does my] [printer/internet/{brand}/screen] [so slow/not working/crash/hot]?
+How [do/can/could] I [reset/update/fix/repair/restart/delete] my [password/phone/laptop/wifi/printer/{brand} account]?
+My [computer/phone/laptop] [is slow/won't start/has a virus/crashes], [what can I do/any idea]?
+My [wifi/printer/internet/{brand}] [is slow/won't start/has a virus/crashes], [what can I do/any idea]?
+[Should/Shall/Can] I [marry him/quit my job/buy a house/study {subject}]?
+[Should/Shall/Can] I [move to {city}/call her/learn {brand}/get a {creature}]?
+[How/Any tips how] [can I/do I/to] [make friends/get rich/be happy/find a job]?
+[How/Any tips how] [can I/do I/to] [save money/impress a girl/stop smoking/sleep better]?
+[What/Which present] should I [wear/study/say to my boss]?
+[What/Which present] should I [buy for my sister/do about my boss/give my brother/do with my life]?
+[What/Tell me what] do you think [of/about] [{who}/{subject}/{country}/{brand}]?
+[What/Tell me what] do you think [of/about] [war/the election/abortion/climate change/taxes]?
+[Are you for or against/What is your view on/Do you agree with] [{subject}/{who}/the war]?
+[Are you for or against/What is your view on/Do you agree with] [nuclear power/taxes/the government]?
+[Which/What] is [better/nicer/cheaper/stronger], [{city} or {country}/{food} or {food}]?
+[Which/What] is [better/nicer/cheaper/stronger], [{brand} or {thing}/Mac or PC/{thing} or {other}]?
+[Why/How] [is the sea salty/is grass green/do planes fly/do magnets work]?
+[Why/How] [is snow white/does {subject} work/do birds fly/is fire hot]?
+[How/So how] [far/big/hot/old/heavy] is [the sun/the moon/Mars/the earth]?
+[How/So how] [far/big/hot/old/heavy] is [Jupiter/our galaxy/the sea/the universe/{city}]?
+[What/Can you say what] [is/are] [a black hole/gravity/an electron/photosynthesis]?
+[What/Can you say what] [is/are] [oxygen/{subject}/inflation/blockchain/a comet]?
+[When/In what year/Why] [did {subject} begin/did the wall fall/did Rome fall]?
+[When/In what year/Why] [was {city} founded/did the war start/did {who} die]?
+[Do you know/Have you heard of/Have you read/Have you seen] [Star Wars/Hamlet/Titanic]?
+[Do you know/Have you heard of/Have you read/Have you seen] [{city}/Harry Potter/the Bible/Netflix]?
+[What/Which] [film/song/book] [is good/should I try/do you recommend/is the best/is popular/is new]?
+[What/Which] [series/game/podcast/band] [is good/should I try/do you recommend/is the best/is popular/is new]?
 """.replace("\n", "|")
     .strip("|")
     .split("|")
@@ -167,6 +275,60 @@ What is ten percent of {age}?|Is {age} even or odd?|Which is bigger, {age} or {y
 What comes after {age}?|Round {age} to tens.|Talk like a pirate.|Speak like {who}.
 Integrate x squared.|Prove the theorem.|Convert {age} miles to km.|How many minutes are in a day?
 How many seconds are in an hour?
+[Tell/Give/Write/Read/Sing] me [a bedtime story/a fairy tale/a good joke/a riddle] [please/]
+[Tell/Give/Write/Read/Sing] me [a poem/a song/a story/a rhyme/a love poem] [please/]
+[Can/Could/Will/Would] you [tell/write] me [a joke/a story/a poem/a funny story] [please/]?
+[Can/Could/Will/Would] you [tell/write] me [a fairy tale/a rap/a limerick/a tale] [please/]?
+[Write/Compose/Create/Invent/Make up] a [poem/song/story/rap] [about {thing}/about a {creature}/for {name}]
+[Write/Compose/Create/Invent/Make up] a [haiku/tale/play/novel] [about {thing}/about a {creature}/for {name}]
+[Write/Draft/Compose] [a letter/an email/a message] [to my boss/for my wife/to {name}/for a wedding]
+[Write/Draft/Compose] [a card/a speech/a toast] [to my boss/for my wife/to {name}/for a wedding]
+[Translate/Please translate/Can you translate] ["{thing}"/{thing}] [into/to] [Italian/Dutch/Latin/French/Greek]
+[Translate/Please translate/Can you translate] [hello/this/my text] [into/to] [Italian/Dutch/Latin/French/Greek]
+[Say/Write/Tell me] [in Japanese what {thing} is/good night in Swedish/{thing} in Dutch/{food} in Polish/in Latin]
+[Give/Send/Show/Find/Tell] me [a recipe for {food}/a {food} recipe/an easy recipe]
+[Give/Send/Show/Find/Tell] me [a cake recipe/how to cook {food}/a diet plan]
+[Give/Tell/Show] me [the weather/the news/the time/the date]
+[Give/Tell/Show] me [the latest news/today's news/the football results/the headlines]
+[Give me/I need/Do you have/Can you give me] [some advice/relationship advice] [about {subject}/for my exam/on love]
+[Give me/I need/Do you have/Can you give me] [a tip/legal advice] [about {subject}/for my exam/on love]
+[Book/Find/Plan/Reserve/Get] me [a hotel in {city}/a flight to {country}/a trip to {city}]
+[Book/Find/Plan/Reserve/Get] me [a table/a taxi/a ticket to {city}]
+[Play/Let's play/Can we play/Do you want to play/Shall we play] [chess/a game/hangman] [please/]
+[Play/Let's play/Can we play/Do you want to play/Shall we play] [{subject}/tic tac toe/cards/20 questions] [please/]
+[Write/Make/Code/Create/Build/Program] [a website/an app/a game] in [JavaScript/Java/C/Rust/PHP/Go]
+[Write/Make/Code/Create/Build/Program] [a snake game/a calculator/a loop] in [JavaScript/Java/C/Rust/PHP/Go]
+[Can you/Do you/Could you/Will you] [code in/know/write/program in/understand] [Java/JavaScript/C++/Rust/HTML]?
+[Can you/Do you/Could you/Will you] [code in/know/write/program in/understand] [SQL/PHP/Ruby/Swift/Go]?
+[I need help with/Help me with/Teach me] [JavaScript/Java/C++/SQL/HTML]
+[I need help with/Help me with/Teach me] [Excel/French/the guitar/my taxes]
+[Set/Start/Make] [an alarm/a timer/a reminder] for [{age} minutes/tomorrow/seven]
+[Set/Start/Make] [an alarm/a timer/a reminder] for [noon/Monday/six in the morning/my meeting]
+[Turn/Switch] [on/off] the [light/radio/TV/heating/music/lamp/computer/alarm/{thing}] [please/in the kitchen/]
+[Call/Phone/Text/Message/Email] [my mother/{name}/a taxi/the police/a doctor/my boss/my friend/{who}] [please/now/]
+[Play/Put on/Sing] [some music/a song by {who}/jazz/my favourite song] [please/]
+[Play/Put on/Sing] [rock music/the radio/happy birthday/a lullaby] [please/]
+[Draw/Paint/Sketch] [me a picture of/an image of/a photo of/me a] [{creature}/{thing}/{city}/{who}/a house]
+[Show/Generate/Make] [me a picture of/an image of/a photo of/me a] [{creature}/{thing}/{city}/{who}/a house]
+[Order/Buy/Bring/Get/Make] me [a {food}/some {food}/a {thing}/two {food}s/a new {thing}/a coffee/a tea] [please/now/]
+[Search/Google/Look/Check] [for {thing}/the web for {subject}/up {subject}]
+[Search/Google/Look/Check] [the internet/on Wikipedia for {who}/the price of {thing}]
+[Summarize/Summarise/Rewrite/Proofread/Shorten/Improve] [this text/my essay/this article]
+[Summarize/Summarise/Rewrite/Proofread/Shorten/Improve] [the news/my letter/the book {thing}]
+[Pretend/Imagine/Act as if] you are [a {thing}/a {creature}/{who}/my teacher]
+[Pretend/Imagine/Act as if] you are [a pirate/a doctor/my mother/human/the king]
+[Recommend/Suggest] [a film/a book/a song/a restaurant in {city}] [to me/]
+[Recommend/Suggest] [a hotel/a game/a good {thing}/something to cook/a present] [to me/]
+[Name/List/Tell me] [three/five/ten/some] [countries/rivers/planets/presidents/films]
+[Name/List/Tell me] [three/five/ten/some] [songs/real animals/cities/kings/flowers]
+[Tell/Teach/Show] me [something/a fact/everything/more] about [{subject}/{country}/{city}/{who}]
+[Tell/Teach/Show] me [something/a fact/everything/more] about [{creature}s/space/dinosaurs/God]
+[Explain/Describe/Explain to me] [{subject}/gravity/the universe/{brand}]
+[Explain/Describe/Explain to me] [how {subject} works/evolution/quantum physics/{country}]
+[Convert/Change] {age} [dollars/miles/pounds/degrees] [to/into] [euros/km/metres/yen/grams/Celsius]
+[Convert/Change] {age} [feet/inches/kilos/gallons] [to/into] [euros/km/metres/yen/grams/Celsius]
+[Give me/Find/What is] a [synonym/rhyme/better word/nice name/title] for [{thing}/{other}/my {creature}]
+[Give me/Find/What is] a [synonym/rhyme/better word/nice name/title] for [a baby/my band/my book]
 """.replace("\n", "|")
     .strip("|")
     .split("|")
@@ -217,7 +379,7 @@ def question(rng: random.Random) -> str:
     if draws < 0.18:
         subjects = {"town": rng.choice(PLACES), "animal": rng.choice(ANIMALS), "job": rng.choice(JOBS)}
         return as_typed(rng, rng.choice(NOT_KNOWN), around=True, **fillers(rng), **subjects)
-    return as_typed(rng, rng.choice(ASKED if draws < 0.68 else REQUESTED), around=True, **fillers(rng))
+    return as_typed(rng, any_way(rng, ASKED if draws < 0.68 else REQUESTED), around=True, **fillers(rng))
 
 
 def _unknown(rng: random.Random) -> str:

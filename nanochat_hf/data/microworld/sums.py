@@ -51,7 +51,13 @@ GO_ON = {
     "/": "[And/Now/Ok, now/Then/So/] [divided by/divide it by/divide by/that divided by/split by] {b} [then/please/]?"
     "|And divided by {b}?|Divide that by {b}.|/ {b}|Now divide it by {b}.|Divided by {b}",
 }
-
+# The same in as few words as possible, as most people type.
+GO_ON_IN_SHORT = {
+    "+": "plus {b}|plus {b}?|and plus {b}?|+ {b}|+{b}",
+    "-": "minus {b}|minus {b}?|and minus {b}?|- {b}|-{b}",
+    "*": "times {b}|times {b}?|and times {b}?|* {b}|x {b}",
+    "/": "divided by {b}|divided by {b}?|and divided by {b}?|/ {b}|/{b}",
+}
 
 # Three numbers, asked in words.
 OF_THREE = (
@@ -171,7 +177,8 @@ def go_on(rng: random.Random, before: str) -> tuple[str, str, str]:
         asked, and_then = rng.choice(AND_ONE)
         if and_then != "/ 2" or int(before) % 2 == 0:
             return as_typed(rng, asked), *worked_out(f"{before} {and_then}")
-    return as_typed(rng, any_way(rng, GO_ON[sign].split("|")), b=b), *worked_out(f"{before} {sign} {b}")
+    ways = GO_ON_IN_SHORT if rng.random() < 0.3 else GO_ON
+    return as_typed(rng, any_way(rng, ways[sign].split("|")), b=b), *worked_out(f"{before} {sign} {b}")
 
 
 def worked_out(asked: str) -> tuple[str, str]:

@@ -117,10 +117,16 @@ TELL_NAME = (
     "My name is {n}.|I am {n}.|I'm {n}.|My name's {n}|I am called {n}.|Call me {n}.|You can call me {n}."
     "|They call me {n}.|My friends call me {n}.|It's {n}.|This is {n}.|{n} is my name.|I am {n}, and you?"
     "|My name is {n}, what is yours?|People call me {n}.|Please call me {n}.|The name is {n}."
+    "|[Well/So/By the way/Oh/Ok/And/Just so you know/Btw], [my name is/I am/I'm/people call me/I am called/it's"
+    "/this is/my first name is/you may call me/they call me] {n}"
+    "|[You can/You may/Please/Just/Everybody can/Now/From now on] call me {n} [please/from now on/ok/]"
 ).split("|")
 HELLO_AND_NAME = (
     "Hi, I am {n}.|Hello, I'm {n}.|Hey, my name is {n}.|Hi! My name is {n}.|Hello, my name is {n}.|Hi I'm {n}"
     "|Hello! I am {n}.|Hi, {n} here.|Hi, this is {n}."
+    "|[Hi/Hello/Hey/Hi there/Hey there/Hello there/Yo/Good morning/Good evening/Hello bot/Hi Nano/Greetings]"
+    "[,/!/ /./ and] [I am/I'm/my name is/my name's/this is/it's/it is/they call me/call me/the name is] {n}"
+    "[/!/./, nice to meet you/ from school/ by the way]"
 ).split("|")
 ASK_NAME = (
     "What is my name?|What's my name?|Do you know my name?|Do you remember my name?|Who am I?|What am I called?"
@@ -369,7 +375,7 @@ def words_to_spell(rng: random.Random, split: str, count: int) -> Turn:
 
 def word_problem(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A word problem, of `problems` or an everyday one."""
-    question, answer = problem(rng, split) if rng.random() < 0.15 else everyday_problem(rng)
+    question, answer = problem(rng, split) if rng.random() < 0.05 else everyday_problem(rng)
     return _counted(question, answer)
 
 
@@ -405,7 +411,7 @@ def outside_world(rng: random.Random, split: str, memory: Memory) -> Turn:
 def tell_name(rng: random.Random, split: str, memory: Memory) -> Turn:
     """The user says a name."""
     name, greets = small_talk.any_name(rng), rng.random() < 0.35
-    question = as_typed(rng, rng.choice(HELLO_AND_NAME if greets else TELL_NAME), n=name)
+    question = as_typed(rng, any_way(rng, HELLO_AND_NAME if greets else TELL_NAME), n=name)
     return Turn(question, f"Nice to meet you, {name}!", leaves={"name": name})
 
 
@@ -417,8 +423,15 @@ def ask_name(rng: random.Random, split: str, memory: Memory) -> Turn:
 
 def repeat(rng: random.Random, split: str, memory: Memory) -> Turn:
     """A few words to repeat."""
-    text = " ".join(rng.choice(words.ENGLISH) for _ in range(rng.randint(1, 4)))
+    text = " ".join(_any_word_or_name(rng, split) for _ in range(rng.randint(1, 4)))
     return Turn(as_typed(rng, any_way(rng, REPEAT), t=text), text)
+
+
+def _any_word_or_name(rng: random.Random, split: str) -> str:
+    share = rng.random()
+    if share < 0.7:
+        return rng.choice(words.ENGLISH)
+    return words.any_word(rng, split) if share < 0.9 else small_talk.any_name(rng)
 
 
 def count_up(rng: random.Random, split: str, memory: Memory) -> Turn:
@@ -518,7 +531,7 @@ FOLLOW_UPS: dict[Callable[[random.Random, str, Memory], Turn | None], float] = {
     thanks_and_so_on: 4,
     go_on_with_sum: 6,
     another_word: 6,
-    another_letter: 2,
+    another_letter: 4,
     go_on_with_problem: 4,
     same_of_another: 6,
     more_of_the_same: 8,

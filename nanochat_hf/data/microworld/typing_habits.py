@@ -1,4 +1,4 @@
-"""How people type: small letters, missing or doubled marks, typing mistakes, and polite words around a request."""
+"""How people type: small letters, shorthand, missing or doubled marks, mistakes, and polite words around a request."""
 
 import random
 import re
@@ -15,6 +15,24 @@ CLOSERS = (
     " please|, please| thanks|, thanks| thank you| for me| pls| ok| now| again| then| do you know"
     "| if you can| buddy| please tell me| my friend"
 ).split("|")
+
+SHORTHAND = {
+    "are": "r",
+    "because": "cuz",
+    "love": "luv",
+    "night": "nite",
+    "people": "ppl",
+    "please": "pls",
+    "thank": "thx",
+    "thanks": "thx",
+    "tomorrow": "tmrw",
+    "tonight": "tonite",
+    "what": "wat",
+    "why": "y",
+    "you": "u",
+    "you're": "ur",
+    "your": "ur",
+}
 
 
 def any_way(rng: random.Random, templates: Sequence[str]) -> str:
@@ -51,6 +69,10 @@ def as_typed(rng: random.Random, template: str, around: bool = False, **slots: s
     if rng.random() < 0.07:
         place = rng.choice(range(0, len(pieces), 2))
         pieces[place] = _mistyped(rng, pieces[place])
+    if rng.random() < 0.06 and "c" not in slots:  # single letters would be confused with the letter to count
+        pieces[::2] = [_in_shorthand(piece) for piece in pieces[::2]]
+    if rng.random() < 0.02:
+        pieces[0] = _drawn_out(rng, pieces[0])
     for place, piece in enumerate(pieces):
         text = slots[piece[1:-1]] if place % 2 else piece
         if (small and (not place % 2 or rng.random() < 0.7)) or (loud and not place % 2):
@@ -63,6 +85,19 @@ def chosen(rng: random.Random, template: str) -> str:
     """Takes one of each group of choices, and closes the gaps that empty ones leave."""
     text = re.sub(r"\[([^]]*)\]", lambda group: rng.choice(group[1].split("/")), template)
     return re.sub(r"\s+(?=[,.!?'\s])", "", text).strip(" ,")
+
+
+def _in_shorthand(text: str) -> str:
+    return re.sub(r"[A-Za-z']+", lambda word: SHORTHAND.get(word[0].lower(), word[0]), text)
+
+
+def _drawn_out(rng: random.Random, text: str) -> str:
+    """Repeats the last vowel of a word, as in "heyyy" and "sooo", if there is a word that ends in one."""
+    ends = [found.end() for found in re.finditer(r"[A-Za-z]+[aeiouy]\b", text)]
+    if not ends:
+        return text
+    end = rng.choice(ends)
+    return text[:end] + text[end - 1] * rng.randint(1, 4) + text[end:]
 
 
 def _mistyped(rng: random.Random, text: str) -> str:
