@@ -63,7 +63,7 @@ class Topic:
 
 
 def question(rng: random.Random, split: str) -> Question:
-    """Draws a question of one of the kinds of `topic`."""
+    """Draws a question; the four kinds of `topic` are equally likely."""
     drawn = topic(rng, split)
     if split == "train" and rng.random() < 0.2:  # practice in finding the letter
         drawn = pointing(rng)
@@ -74,8 +74,8 @@ def question(rng: random.Random, split: str) -> Question:
 
 
 def topic(rng: random.Random, split: str) -> Topic:
-    """Draws a topic: facts (40 %), or rules about animals, facts found through a person, or a passage (20 % each)."""
-    return rng.choices((facts, creatures, trades, passages), weights=(2, 1, 1, 1))[0](rng, split)
+    """Draws a topic of one of four kinds: facts, rules about animals, facts found through a person, or a passage."""
+    return rng.choice((facts, creatures, trades, passages))(rng, split)
 
 
 def facts(rng: random.Random, split: str) -> Topic:
