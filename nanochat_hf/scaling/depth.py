@@ -82,13 +82,14 @@ def small_batch(tokens: int, sequence_length: int) -> int:
 
     At few tokens the number of steps limits what is learned, not the noise of their gradients. So the batch is 2^11
     for 2^20 tokens, and grows with the fourth root of the tokens: it was the best of several at 0.2 and 0.6 M tokens
-    (docs/log.md).
+    (docs/log.md). A run of fewer tokens still has about `MIN_STEPS` steps.
 
     Args:
         tokens: of the whole run.
         sequence_length: tokens per row.
     """
-    wanted = SMALL_BATCH * (max(1, tokens) / SMALL_BATCH_TOKENS) ** 0.25
+    tokens = max(1, tokens)
+    wanted = min(SMALL_BATCH * (tokens / SMALL_BATCH_TOKENS) ** 0.25, tokens / MIN_STEPS)
     return max(sequence_length, min(SMALLEST_RATE_BATCH // 2, 2 ** round(math.log2(wanted))))
 
 

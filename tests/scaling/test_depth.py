@@ -216,7 +216,7 @@ def test_the_preset_small_is_chosen_for_short_runs_whose_batch_is_free():
 def test_the_batch_of_the_preset_small_grows_with_the_fourth_root_of_the_tokens():
     shape = {"vocab_size": 8192, "sequence_length": 512, "preset": "small"}
     runs = {tokens: depth_dial(4, total_tokens=tokens, **shape) for tokens in (2**17, 2**19, 2**21, 2**23, 2**25)}
-    assert [run.total_batch_size for run in runs.values()] == [2**10, 2**11, 2**11, 2**12, 2**12]
+    assert [run.total_batch_size for run in runs.values()] == [2**9, 2**11, 2**11, 2**12, 2**12]
     assert all(run.total_tokens == tokens for tokens, run in runs.items())
     assert {run.lr_scale for run in runs.values()} == {0.5}
     assert depth_dial(4, total_tokens=2**17, **shape | {"sequence_length": 2048}).total_batch_size == 2048, "a row"
