@@ -32,7 +32,7 @@ LARGEST_DECAY_STEP = 0.04
 MUON_RATE = 0.02  # Muon's learning rate at the reference batch
 # Text that is seen up to four times teaches almost as much as new text (Muennighoff et al., arXiv:2305.16264).
 MAX_PASSES = 4
-MIN_STEPS = 200  # of a run of little text or few tokens, whose batch is made smaller for them. The warm-up alone takes 40
+MIN_STEPS = 200  # of a run of little text or few tokens, by a smaller batch. The warm-up alone takes 40
 # The preset "small", for short runs: docs/log.md has the measurements.
 SMALL_RUN = 2**25  # tokens; up to there it is chosen, where neither batch nor steps are asked for
 SMALL_BATCH, SMALL_BATCH_TOKENS = 2**11, 2**20  # tokens per step, for a run of so many tokens
