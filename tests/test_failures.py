@@ -1,6 +1,6 @@
 """Processes of one job, without any training: an error of one ends all; who ends in peace is left in peace.
 
-One process imports torch, holds the store and forks the others.
+One process imports torch, holds the store, as a launcher does, and forks the others.
 """
 
 import json
@@ -13,9 +13,9 @@ import pytest
 from nanochat_hf.settings import UserError, failures
 
 TEMPLATE = """
-import ctypes, json, os, sys, time
+import contextlib, ctypes, json, os, socket, sys, time, types
 import torch.distributed as dist
-from nanochat_hf.settings import UserError, run_main
+from nanochat_hf.settings import UserError, failures, run_main
 
 def sleep(rank): time.sleep(60)
 def one_is_wrong(rank): time.sleep(60) if rank != 1 else wrong()
@@ -26,6 +26,14 @@ def one_follows(rank):  # the main thread of process 0 fails too, while another 
     if rank == 1: wrong()
     while "error" not in open("one_follows-0-2").read(): time.sleep(0.01)
     raise RuntimeError("connection lost")
+def one_loses_the_store(rank):  # process 0 holds the store; in process 2, which is slow, the main thread fails last
+    if rank == 1: wrong()
+    if rank == 2: failures.time = types.SimpleNamespace(sleep=lambda s: time.sleep(5 * s), monotonic=time.monotonic)
+    while rank == 2 and "error" not in open("one_loses_the_store-2-2").read(): time.sleep(0.01)
+    with contextlib.suppress(ProcessLookupError):
+        while rank == 2: os.kill(children[0], 0)
+    if rank == 2: raise RuntimeError("connection lost")
+    time.sleep(60)
 def wrong(): raise UserError("the disk is full; make room")
 
 def start(rank, world, port, main):
@@ -33,18 +41,26 @@ def start(rank, world, port, main):
     for stream in (1, 2):
         os.dup2(os.open(f"{main.__name__}-{rank}-{stream}", os.O_CREAT | os.O_WRONLY), stream)
     if main is one_follows and rank == 2: time.sleep(2)  # all wait for it before they end
+    if main is one_loses_the_store and rank == 0:
+        held = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     run_main(lambda: main(rank))
     sys.exit(0)  # as any process ends, with all that Python does then
 
 found = {}
-for main, world in ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (one_follows, 3), (in_peace, 8)):
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its threads stay here: children must not destroy it
+cases = ((one_is_wrong, 3), (all_are_wrong, 3), (one_crashes, 2), (one_follows, 3), (in_peace, 8))
+for main, world in (*cases, (one_loses_the_store, 3)):
+    if main is one_loses_the_store:  # as without a launcher: process 0 holds it
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+    else:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its threads stay here: children must not destroy it
+        port = store.port
     children = []
     for rank in range(world):
         child = os.fork()
         if not child:
-            start(rank, world, store.port, main)
+            start(rank, world, port, main)
         children.append(child)
     found[main.__name__] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 print(json.dumps(found))
@@ -87,6 +103,13 @@ def test_what_follows_from_an_error_is_not_said(job):
     assert statuses["one_follows"] == [2, 2, 2]
     assert {stderr("one_follows", rank).count("error: ") for rank in range(3)} == {1}
     assert stderr("one_follows", 0) == stderr("one_follows", 1) == stderr("one_follows", 2)
+
+
+def test_processes_end_with_one_line_where_process_0_holds_the_store(job):
+    statuses, stderr = job
+    assert statuses["one_loses_the_store"] == [2, 2, 2]
+    said = {stderr("one_loses_the_store", rank) for rank in range(3)}
+    assert len(said) == 1 and said.pop().count("\n") == 1
 
 
 def test_a_process_that_ends_in_peace_is_not_aborted(job):

@@ -72,21 +72,23 @@ class Job:
             self._store.wait(["verdict"], timedelta(seconds=PATIENCE))
             sentence, status = json.loads(self._store.get("verdict"))
         except RuntimeError:  # the store has ended
-            return sentence, status, True
+            return sentence, status, not self._end.locked()  # locked: this process has heard of an earlier error
         return sentence, status, order == 1
 
     def end(self, sentence: str, status: int) -> None:
         """Ends this process when all others have heard of it, or after `PATIENCE` seconds.
 
-        The first thread that calls it ends the process; another one only waits for that.
+        The first thread that calls it ends the process; another one only waits for that. Process 0 ends last, as the
+        store may be its own.
         """
         self._end.acquire()  # for ever
         print(f"error: {sentence}", file=sys.stderr)
         try:
-            self._store.add("heard", 1)
-            waiting = time.monotonic() + PATIENCE
-            while self._store.add("heard", 0) < self.world_size and time.monotonic() < waiting:
-                time.sleep(0.1)
+            self._await_all("heard")
+            if self.rank == 0:
+                self._await_all("leaving")
+            else:
+                self._store.add("leaving", 1)
         except (AttributeError, RuntimeError):  # there never was a store, or its process has ended
             pass
         for child in multiprocessing.active_children():
@@ -95,6 +97,13 @@ class Job:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(status)  # not sys.exit: it would wait for collective calls that nobody answers
+
+    def _await_all(self, point: str) -> None:
+        """Returns when all processes have come to `point`, or after `PATIENCE` seconds."""
+        self._store.add(point, 1)
+        waiting = time.monotonic() + PATIENCE
+        while self._store.add(point, 0) < self.world_size and time.monotonic() < waiting:
+            time.sleep(0.1)
 
     def _verdict(self) -> tuple[str, int]:
         """The first error; it names its process, unless all processes have the same error."""
