@@ -13,9 +13,7 @@ per policy update. Without mixed precision nothing is copied but the fused proje
 
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ import torch.nn.functional as F
 
 from nanochat_hf.generation.forward_decoder import ForwardDecoder
 from nanochat_hf.model.modeling_nanochat_hf import Linear, NanochatHFForCausalLM
+from nanochat_hf.model.products_nanochat_hf import linear, onednn_is_better, processor_vendor, rows_for_onednn
 
 
 class Projection:
@@ -36,15 +35,20 @@ class Projection:
     - On AMD processors MKL multiplies it two to three times as fast with a weight that is stored transposed, where the
       outputs are more than the inputs (docs/log/generation-and-serving.md). Such a weight is copied when the first
       single row comes.
+
+    Many rows are oneDNN's where it is faster than MKL (`products_nanochat_hf`).
     """
 
     def __init__(self, weight: torch.Tensor):
         self.weight = weight  # [out, in]
         self.blocks, self.linear_for_one_row, self.transposed_for_one_row = None, False, False
+        self.many_rows = math.inf
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             self.blocks = weight.view(math.gcd(len(weight), torch.get_num_threads()), -1, weight.shape[1])
             self.linear_for_one_row = processor_vendor() == "GenuineIntel"
             self.transposed_for_one_row = processor_vendor() == "AuthenticAMD" and len(weight) > weight.shape[1]
+            if onednn_is_better():
+                self.many_rows = rows_for_onednn(weight)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """[R, in] → [R, out], plus `residual` [R, out] if it is given."""
@@ -52,6 +56,8 @@ class Projection:
             return F.linear(x, self.weight) if residual is None else torch.addmm(residual, x, self.weight.t())
         if self.transposed_for_one_row and len(x) == 1 and not torch.compiler.is_compiling():
             product = x @ self._transposed
+        elif len(x) >= self.many_rows and not torch.compiler.is_compiling():
+            product = linear(x, self.weight)
         else:
             product = self._block_product(x)
         return product if residual is None else residual + product
@@ -65,16 +71,6 @@ class Projection:
         if len(x) == 1:  # the strides of a contiguous row; with others the next product takes a slow path
             return product.view(1, -1)
         return product.view(-1, len(x)).t()
-
-
-@functools.cache
-def processor_vendor() -> str:
-    """The processor's vendor as /proc/cpuinfo names it, such as "AuthenticAMD"; "" where it says nothing."""
-    try:
-        found = re.search(r"^vendor_id\s*: *(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        return ""
-    return found[1] if found else ""
 
 
 class DecoderWeights:

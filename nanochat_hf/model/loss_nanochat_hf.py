@@ -3,11 +3,13 @@
 Shapes: N tokens, C hidden_size, V vocab_size. It travels to the Hub beside the checkpoint.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .products_nanochat_hf import gains_from_onednn, onednn_products
 from .shape_nanochat_hf import tokens_per_chunk
 
 IGNORE_INDEX = -100
@@ -90,18 +92,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         grad_hidden = []
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-            loss, grad_logits = _loss_and_gradient(
-                F.linear(states, cast_weight).float(), wanted, cap, kept is not None
-            )
-            total = total + loss
-            grad_logits = grad_logits.to(hidden.dtype)
-            if needs_hidden:
-                grad_hidden.append(grad_logits @ cast_weight)
-            if needs_weight and hidden.dtype == torch.float32:
-                grad_weight.addmm_(grad_logits.T, states)
-            elif needs_weight:
-                grad_weight += grad_logits.T @ states
+        with onednn_products() if gains_from_onednn(hidden, weight) else nullcontext():
+            for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+                logits = F.linear(states, cast_weight).float()
+                loss, grad_logits = _loss_and_gradient(logits, wanted, cap, kept is not None)
+                total = total + loss
+                grad_logits = grad_logits.to(hidden.dtype)
+                if needs_hidden:
+                    grad_hidden.append(grad_logits @ cast_weight)
+                if needs_weight and hidden.dtype == torch.float32:
+                    grad_weight.addmm_(grad_logits.T, states)
+                elif needs_weight:
+                    grad_weight += grad_logits.T @ states
         by_token = torch.cat(grad_hidden) if needs_hidden else None
         if by_token is not None and kept is not None:
             by_token = torch.zeros_like(every).index_copy_(0, kept, by_token)

@@ -1,8 +1,9 @@
 """The nanochat decoder for transformers: upstream's July 2026 architecture, with October 2025 as a preset.
 
 The file reads from the parts to the whole: rotary positions, attention, MLP, block, model, language model. The norm is
-in `pointwise_nanochat_hf.py`, attention over windows in `window_attention_nanochat_hf.py`, the loss in
-`loss_nanochat_hf.py`, and what smear keeps in caches in `smear_state_nanochat_hf.py`.
+in `pointwise_nanochat_hf.py`, a fast linear product in `products_nanochat_hf.py`, attention over windows in
+`window_attention_nanochat_hf.py`, the loss in `loss_nanochat_hf.py`, and what smear keeps in caches in
+`smear_state_nanochat_hf.py`.
 
 Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 """
@@ -31,6 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_nanochat_hf import NanochatHFConfig
 from .loss_nanochat_hf import IGNORE_INDEX, causal_loss, chunked_causal_loss, soft_cap
 from .pointwise_nanochat_hf import rms_norm, squared_relu
+from .products_nanochat_hf import linear
 from .shape_nanochat_hf import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
 from .smear_state_nanochat_hf import check_engine, give_state_layer, paged_previous_tokens, previous_states
 from .window_attention_nanochat_hf import (
@@ -50,7 +52,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype))
 
 
 class NanochatHFRotaryEmbedding(nn.Module):

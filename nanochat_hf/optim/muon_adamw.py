@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from nanochat_hf.model.products_nanochat_hf import onednn_products
+
 from . import kernels
 from .buckets import ElementBucket, MatrixBucket, Ranks, StatePiece
 from .sharded import ShardedElementBucket, ShardedMatrixBucket, sharing_ranks
@@ -109,8 +111,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self._launched.clear()
         self._armed = False
         measured = self._new_measurements() if self.measure_norms else {}
-        for bucket in self.buckets:
-            bucket.update(measured.get(bucket.group["name"]))
+        with onednn_products():
+            for bucket in self.buckets:
+                bucket.update(measured.get(bucket.group["name"]))
         for bucket in self.buckets:
             bucket.finish()
         if measured:

@@ -44,6 +44,13 @@ def test_no_message_is_in_two_splits_and_none_of_the_strangers_list_is_in_any(dr
     assert not strangers_list.messages() & set().union(*messages.values())
 
 
+def test_every_rule_of_the_strangers_list_is_words():
+    """YAML reads an unquoted `yes` as true, and no answer contains that."""
+    for item in strangers_list.items():
+        words = [word for rule, given in item.items() if isinstance(given, list) for word in given]
+        assert all(isinstance(word, str) for word in words), item
+
+
 @pytest.mark.parametrize(
     "name", ["talk", "smalltalk", "copying", "words", "chat", "identity", "problems", "spelling", "exam", "code"]
 )
