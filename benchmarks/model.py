@@ -5,8 +5,9 @@
     python benchmarks/model.py --device cuda --dtype bfloat16 --depth 12 --sequence-length 2048
 
 Step: forward and backward pass of the classic model with the weights of a `NanoChatForCausalLM`, after their losses
-were found equal; and of the modern model with the same shape. Loss: the output head and the loss alone. Import: a
-fresh process that imports transformers, with and without this package.
+were found equal; and of the modern model with the same shape, also with all products by MKL (on AMD processors the
+large ones are oneDNN's). Loss: the output head and the loss alone. Import: a fresh process that imports transformers,
+with and without this package.
 
 The rows of a table take turns, so that other load on the machine slows all of them. The tables have medians, also of
 the first row's time divided by the row's own. Memory is the peak of a step beyond weights and gradients, measured in
@@ -14,12 +15,14 @@ one process per row (on a CPU as the operating system reports it).
 """
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,7 @@ from benchmark_tools import HelpFormat
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.conversion import to_transformers
+from nanochat_hf.model import products_nanochat_hf
 from nanochat_hf.model.loss_nanochat_hf import causal_loss, chunked_causal_loss, soft_cap
 from nanochat_hf.settings import UserError, run_main
 
@@ -39,6 +43,7 @@ STEPS = {
     "ours, modern, windows off": {"preset": "modern", "window_pattern": "L"},
     "ours, modern": {"preset": "modern"},
     "ours, modern, masks instead of blocks": {"preset": "modern", "square_masks": True},
+    "ours, modern, products by MKL alone": {"preset": "modern", "mkl": True},
 }
 ALL_LOGITS, CHUNKED = "all logits", "chunked"
 AUTO_MODEL = "from transformers import AutoModelForCausalLM"
@@ -92,12 +97,15 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[], torch.Tensor
     if how.get("return_logits"):
         arguments["return_logits"] = True
     dtype = getattr(torch, options.dtype)
+    only_mkl = mock.patch.object(products_nanochat_hf, "onednn_is_better", lambda: False)
+    library = only_mkl if how.get("mkl") else contextlib.nullcontext()
 
     def step() -> torch.Tensor:
         model.zero_grad(set_to_none=False)
-        with torch.autocast(options.device, dtype, enabled=dtype != torch.float32):
-            loss = forward(labels=arguments["input_ids"], **arguments).loss
-        loss.backward()
+        with library:
+            with torch.autocast(options.device, dtype, enabled=dtype != torch.float32):
+                loss = forward(labels=arguments["input_ids"], **arguments).loss
+            loss.backward()
         return loss.detach()
 
     return step

@@ -190,6 +190,20 @@ def test_model_steps_and_losses(script, capsys):
     assert all(number(row[1]) > 0 and row[3] == "–" for row in rows if len(row) == 4 and row[1][:1].isdigit())
 
 
+def test_the_row_of_mkl_alone_switches_onednn_off(script, monkeypatch):
+    model = script("model", "--tables", "step", "--rounds", 1)
+    asked = []
+    monkeypatch.setattr(model.products_nanochat_hf, "onednn_is_better", lambda: asked.append(1) is None)
+    sizes = {"depth": 1, "vocab_sizes": [128], "head_dim": 32, "sequence_length": 64, "rows": 1}
+    options = SimpleNamespace(**sizes, device="cpu", compile=False, dtype="float32")
+    model.step_of("ours, modern, products by MKL alone", options)()
+    assert not asked
+    monkeypatch.setattr(model.products_nanochat_hf, "LARGE", 1)
+    monkeypatch.setattr(model.products_nanochat_hf, "LARGE_FOR_THREADS", 1)
+    model.step_of("ours, modern", options)()
+    assert asked
+
+
 def test_model_memory_and_imports(script, monkeypatch, capsys):
     large = ["--depth", 1, "--sequence-length", 512, "--vocab-sizes", 8192, "--threads", 1]
     script("model", *large, "--memory-of", "loss", "all logits, vocabulary 8192").main()
