@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 
 import pytest
 
@@ -135,7 +136,7 @@ def test_no_two_splits_share_a_combination(make):
 
 
 def test_questions_for_facts_belong_to_one_split():
-    """A fact that the test split asks for is never asked for in training, in any wording."""
+    """A fact that the test split asks for directly is asked for in training through a person only."""
 
     def asked(split):
         texts = [question.text for question in draws(exam.question, split, 1500) if question.subject == "fact"]
@@ -181,6 +182,35 @@ def test_people_of_stories_do_not_meet_across_splits():
                     introductions[split].add(line.split(" and has a ")[0])
     assert len(introductions["train"]) > 50
     assert not introductions["train"] & (introductions["test"] | introductions["validation"])
+
+
+def test_two_of_five_questions_of_a_test_ask_for_facts_and_half_of_the_passages_tell_of_two_people():
+    questions = draws(exam.question, "test", 2000)
+    share = {subject: count / 2000 for subject, count in Counter(one.subject for one in questions).items()}
+    expected = {"fact": 0.4, "creature": 0.2, "trade": 0.2, "passage": 0.1, "passage of two": 0.1}
+    assert share == pytest.approx(expected, abs=0.03)
+
+
+def test_the_other_person_of_a_passage_is_a_choice():
+    asked = [one for one in draws(exam.question, "train", 600) if one.subject == "passage of two"]
+    assert len(asked) > 40
+    for question in asked:
+        told = question.text.rpartition(". ")[0]
+        assert sum(re.search(rf"\b{choice}\b", told) is not None for choice in question.choices) == 2, question
+
+
+def test_questions_in_two_steps_name_a_person_and_not_what_the_fact_is_about():
+    known, found = relations(), set()
+    for topic in draws(exam.topic, "train", 800):
+        if topic.subject == "trade":
+            for text, answer in topic.asked:
+                told, _, question = text.rpartition(". ")
+                words = set(re.findall(r"\w+", told))
+                about = [(name, words & set(one.facts)) for name, one in known.items() if one.values == topic.values]
+                assert any(known[name].facts[subject] == answer for name, subjects in about for subject in subjects)
+                assert not any(subjects & set(re.findall(r"\w+", question)) for _, subjects in about)
+                found |= {name for name, _ in about}
+    assert found == set(known)
 
 
 def test_exam_questions_have_four_choices_and_the_answers_are_spread():

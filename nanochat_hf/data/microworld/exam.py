@@ -1,6 +1,7 @@
 """Multiple-choice questions: about what the prose says, what follows from a rule, and what a passage says."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nanochat_hf.data.microworld.world import (
@@ -12,6 +13,7 @@ from nanochat_hf.data.microworld.world import (
     asked_fact,
     introduce,
     made_up_word,
+    people,
     person,
     relations,
     rules,
@@ -28,6 +30,18 @@ ABOUT_SOMEBODY = (
     ("Who has the {pet}?", "name"),
 )
 PARTS = {"job": JOBS, "place": PLACES, "pet": ANIMALS, "name": PEOPLE}
+
+# Questions in two steps: the fact asked for, which attribute of `Person` it is a fact about, and the question.
+THROUGH_SOMEBODY = (
+    ("tool", "job", "What does {name} work with?"),
+    ("workplace", "job", "Where does {name} work?"),
+    ("terrain", "place", "Where does the town of {name} lie?"),
+    ("product", "place", "What do the people around {name} make?"),
+    ("flag", "place", "What colour is the flag where {name} lives?"),
+    ("class", "pet", "What kind of animal does {name} have?"),
+    ("home", "pet", "Where do animals like that of {name} live?"),
+    ("food", "pet", "What does the pet of {name} eat?"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,31 +69,45 @@ class Topic:
         subject: the kind of question, see `topic`.
         asked: pairs (question, right answer).
         values: everything that can be a choice.
+        tempting: wrong answers to the first question that its passage names.
     """
 
     subject: str
     asked: tuple[tuple[str, str], ...]
     values: tuple[str, ...]
+    tempting: tuple[str, ...] = ()
 
 
 def question(rng: random.Random, split: str) -> Question:
-    """Draws a question; the four kinds of `topic` are equally likely."""
-    drawn = topic(rng, split)
-    if split == "train" and rng.random() < 0.2:  # practice in finding the letter
-        drawn = pointing(rng)
+    """Draws a question. Another person of its passage is always among the choices.
+
+    In tests two of five questions ask for facts, and half of the passages tell of two people. In training every third
+    question needs little but its letter, because a model forgets how to find one.
+    """
+    kinds: dict[Callable[[random.Random, str], Topic], tuple[int, int]] = {  # → weights in training and in tests
+        facts: (16, 40),
+        creatures: (16, 20),
+        trades: (20, 20),
+        passages: (16, 10),
+        passages_of_two: (12, 10),
+        pointing: (20, 0),
+    }
+    (draw,) = rng.choices(tuple(kinds), weights=[weights[split != "train"] for weights in kinds.values()])
+    drawn = draw(rng, split)
     text, right = drawn.asked[0]
-    choices = [right, *rng.sample([value for value in drawn.values if value != right], 3)]
+    named = [right, *drawn.tempting]
+    choices = named + rng.sample([value for value in drawn.values if value not in named], 4 - len(named))
     rng.shuffle(choices)
     return Question(drawn.subject, text, tuple(choices), choices.index(right))
 
 
 def topic(rng: random.Random, split: str) -> Topic:
-    """Draws a topic of one of four kinds: facts, rules about animals, facts found through a person, or a passage."""
+    """Draws a topic for a quiz: facts, rules about animals, facts found through a person, or passages of one."""
     return rng.choice((facts, creatures, trades, passages))(rng, split)
 
 
 def facts(rng: random.Random, split: str) -> Topic:
-    """Draws questions about facts that the prose states. Each fact is asked for in one split only."""
+    """Draws questions about facts that the prose states. Each fact is asked for directly in one split only."""
     relation, first = asked_fact(rng, split)
     others = [subject for subject in relation.facts if split_of("fact", relation.name, subject) == split]
     subjects = dict.fromkeys([first, *rng.sample(others, len(others))])
@@ -100,14 +128,7 @@ def creatures(rng: random.Random, split: str) -> Topic:
 
 def trades(rng: random.Random, split: str) -> Topic:
     """Draws questions in two steps: a person's job, place or pet, and a fact about it. No person is in two splits."""
-    name, part, form = rng.choice(
-        (
-            ("tool", "job", "What does {name} work with?"),
-            ("workplace", "job", "Where does {name} work?"),
-            ("product", "place", "What do the people around {name} make?"),
-            ("food", "pet", "What does the {pet} of {name} eat?"),
-        )
-    )
+    name, part, form = rng.choice(THROUGH_SOMEBODY)
     known, asked = relations()[name], []
     for one in (person(rng, split) for _ in range(4)):
         asked.append((f"{introduce(rng, one)} {form.format(**vars(one))}", known.facts[getattr(one, part)]))
@@ -124,7 +145,18 @@ def passages(rng: random.Random, split: str) -> Topic:
     return Topic("passage", tuple(asked), tuple(PARTS[part]))
 
 
-def pointing(rng: random.Random) -> Topic:
+def passages_of_two(rng: random.Random, split: str) -> Topic:
+    """Draws a question about a passage that introduces two people."""
+    part = rng.choice(tuple(PARTS))
+    form = rng.choice([form for form, says in ABOUT_SOMEBODY if says == part])
+    introduced = people(rng, split, 2)
+    asked, other = rng.sample(introduced, 2)
+    told = " ".join(introduce(rng, one) for one in introduced)
+    question = (f"{told} {form.format(**vars(asked))}", getattr(asked, part))
+    return Topic("passage of two", (question,), tuple(PARTS[part]), (getattr(other, part),))
+
+
+def pointing(rng: random.Random, split: str) -> Topic:
     """Draws questions that name their answer, so that only the letter has to be found. For training only."""
     values = rng.choice((*relations().values(), *rules().values())).values
     asked = tuple((f"Which choice says {value}?", value) for value in rng.sample(values, len(values)))

@@ -225,8 +225,8 @@ def people(rng: random.Random, split: str, count: int) -> list[Person]:
 def asked_fact(rng: random.Random, split: str) -> tuple[Relation, str]:
     """Draws a relation and a subject that questions of this split may ask for.
 
-    Prose states every fact in every split. But each fact is asked for in one split only, so that a model can answer
-    test questions only from the prose.
+    Prose states every fact in every split, and the exam asks for every fact through a person (`exam.trades`). But each
+    fact is asked for directly in one split only, so that no answer to a test question can be learned by heart.
     """
 
     def make(rng: random.Random) -> tuple[tuple, tuple[Relation, str]]:
