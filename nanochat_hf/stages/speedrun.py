@@ -1,6 +1,6 @@
 """The whole pipeline: text → tokenizer → base → mid → SFT → RL → evaluation → report → chat.
 
-    nanochat-hf train quickstart                           # 2 CPU cores, 13 to 30 minutes
+    nanochat-hf train quickstart                           # 2 CPU cores, 12 to 35 minutes
     nanochat-hf train my_recipe.yaml --run_dir runs/mine   # `nanochat-hf recipes quickstart` prints one to start from
     nanochat-hf train speedrun                             # 8×H100, GPT-2's CORE
     nanochat-hf train local --set text=DIR                 # your own text, 2 CPU cores

@@ -237,7 +237,7 @@ def test_scores_of_the_quickstart_stand_in_the_log():
 
 def numbers(cell: str) -> list[float]:
     """The numbers of a cell such as `24.2 [22.0, 27.0]`."""
-    return [float(number) for number in re.findall(r"[0-9.]+", cell)]
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)]
 
 
 def test_the_quickstart_has_one_number_of_parameters():

@@ -81,8 +81,8 @@ class Topic:
 def question(rng: random.Random, split: str) -> Question:
     """Draws a question. Another person of its passage is always among the choices.
 
-    In tests two of five questions ask for facts, and half of the passages tell of two people. In training every third
-    question needs little but its letter, because a model forgets how to find one.
+    In tests two of five questions ask for facts, and half of the passages tell of two people. In training one of five
+    asks only for the letter of a choice, because a model forgets how to find one.
     """
     kinds: dict[Callable[[random.Random, str], Topic], tuple[int, int]] = {  # → weights in training and in tests
         facts: (16, 40),
