@@ -111,9 +111,8 @@ class MuonAdamW(torch.optim.Optimizer):
         self._launched.clear()
         self._armed = False
         measured = self._new_measurements() if self.measure_norms else {}
-        with onednn_products():
-            for bucket in self.buckets:
-                bucket.update(measured.get(bucket.group["name"]))
+        for bucket in self.buckets:
+            bucket.update(measured.get(bucket.group["name"]))
         for bucket in self.buckets:
             bucket.finish()
         if measured:
@@ -242,7 +241,8 @@ class MuonAdamW(torch.optim.Optimizer):
         kernel = (updates if update_only else whole)[variant]
         if self._compile if self._compile is not None else device.type == "cuda":
             return _compiled(kernel, dtype)
-        return functools.partial(kernel, matmul_dtype=dtype)
+        kernel = functools.partial(kernel, matmul_dtype=dtype)
+        return _with_onednn(kernel) if device.type == "cpu" else kernel
 
 
 def _readiness(bucket: MatrixBucket | ElementBucket) -> tuple[int, int]:
@@ -251,6 +251,16 @@ def _readiness(bucket: MatrixBucket | ElementBucket) -> tuple[int, int]:
         return (0, 0) if bucket.group["name"] == "head" else (2, 0)
     layers = [int(part) for name in bucket.names for part in name.split(".") if part.isdigit()]
     return 1, -min(layers, default=0)
+
+
+def _with_onednn(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the kernel's products by oneDNN, where that is better."""
+
+    def call(*arguments: Tensor | float) -> Tensor | None:
+        with onednn_products():
+            return kernel(*arguments)
+
+    return call
 
 
 @functools.cache

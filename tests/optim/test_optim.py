@@ -265,6 +265,26 @@ def test_new_hyper_parameters_do_not_compile_again(variant, monkeypatch):
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
 
 
+def test_onednn_is_for_plain_kernels_on_cpus_only(monkeypatch):
+    """Inductor fails where this setting of torch's differs from the older one for all devices."""
+    from nanochat_hf.model import products_nanochat_hf
+    from nanochat_hf.optim import MuonAdamW, build_param_groups, muon_adamw
+
+    def setting(*_, matmul_dtype):
+        return torch.backends.mkldnn.matmul.fp32_precision
+
+    monkeypatch.setattr(products_nanochat_hf, "onednn_is_better", lambda: True)
+    monkeypatch.setattr(kernels, "muon_modern", setting)
+    monkeypatch.setattr(torch, "compile", lambda kernel, **_: kernel)
+    muon_adamw._compiled.cache_clear()
+    before, found = torch.backends.mkldnn.matmul.fp32_precision, {}
+    for device, compiled in (("cpu", False), ("cpu", True), ("cuda", False), ("cuda", True)):
+        optimizer = MuonAdamW(build_param_groups(toy()), compile=compiled)
+        found[device, compiled] = optimizer._muon_kernel("modern", torch.device(device), update_only=False)()
+    muon_adamw._compiled.cache_clear()
+    assert found.pop(("cpu", False)) == "bf16" and set(found.values()) == {before}
+
+
 def test_rates_follow_the_batch_but_for_smear_and_backout():
     from nanochat_hf.optim import peak_rates
 
