@@ -50,7 +50,7 @@ def gains_from_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 class onednn_products:  # noqa: N801  a context manager that reads like a function
-    """In this context, fp32 products of large matrices on a CPU are oneDNN's where that is better."""
+    """In this context, fp32 products on a CPU are oneDNN's, whatever their size, where `onednn_is_better`."""
 
     def __enter__(self) -> None:
         self.before = torch.backends.mkldnn.matmul.fp32_precision

@@ -49,7 +49,7 @@ class Question:
     """A question with four different choices, one of them right.
 
     Attributes:
-        subject: the kind of question, see `topic`.
+        subject: the kind of question; the functions that draw a `Topic` name theirs.
         text: the question.
         choices: the four choices.
         answer: the index of the right choice.
@@ -66,10 +66,10 @@ class Topic:
     """Questions whose choices come from the same values, so that they can share one list of choices.
 
     Attributes:
-        subject: the kind of question, see `topic`.
+        subject: the kind of question; the functions that draw a `Topic` name theirs.
         asked: pairs (question, right answer).
         values: everything that can be a choice.
-        tempting: wrong answers to the first question that its passage names.
+        tempting: wrong answers to the first question; its passage names them, too.
     """
 
     subject: str

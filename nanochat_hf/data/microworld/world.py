@@ -226,7 +226,7 @@ def asked_fact(rng: random.Random, split: str) -> tuple[Relation, str]:
     """Draws a relation and a subject that questions of this split may ask for.
 
     Prose states every fact in every split, and the exam asks for every fact through a person (`exam.trades`). But each
-    fact is asked for directly in one split only, so that no answer to a test question can be learned by heart.
+    fact is asked for directly in one split only, so that no direct test question can be learned by heart.
     """
 
     def make(rng: random.Random) -> tuple[tuple, tuple[Relation, str]]:
