@@ -42,11 +42,13 @@ from nanochat_hf.scaling.depth import small_batch
 from nanochat_hf.settings import UserError, load_run, run_main
 from nanochat_hf.tokenizer import token_byte_lengths
 
+SMALL = "--preset small --total_batch_size {small_batch} --num_iterations {small} --eval_every {small}".split()
 # Arm → what it adds to the command of training/pretrain.py, in order of importance. "upstream" is upstream's script.
 ARMS: dict[str, list[str]] = {
     "ours": [],
     "upstream": [],
-    "small": "--preset small --total_batch_size {small_batch} --num_iterations {small} --eval_every {small}".split(),
+    "small": SMALL,
+    "small from noise": [*SMALL, "--bigram_tokens", "0"],
     "best fit": ["--packing", "best_fit"],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],

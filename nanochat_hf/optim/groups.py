@@ -42,7 +42,7 @@ class AdamWRole:
 MODERN_ROLES = {
     "head": AdamWRole("unembedding_lr", 1.0, (0.8, 0.96), 0.01, width_scaled=True),
     "embedding": AdamWRole("embedding_lr", 1.0, (0.8, 0.995), 0.001, width_scaled=True),
-    "value_embedding": AdamWRole("embedding_lr", 0.5, (0.8, 0.995), 0.01, width_scaled=True),
+    "value_embedding": AdamWRole("value_embedding_lr", 1.0, (0.8, 0.995), 0.01, width_scaled=True),
     "resid_lambdas": AdamWRole("scalar_lr", 0.01, (0.8, 0.95), 0.05),
     "x0_lambdas": AdamWRole("scalar_lr", 1.0, (0.96, 0.95), 0.0),
     "smear": AdamWRole("smear_lr", 1.0, (0.8, 0.95), 0.0),
@@ -61,18 +61,24 @@ PRESET_RATES = {
     "classic": {"unembedding_lr": 0.004, "embedding_lr": 0.2},
 }
 FIXED_RATES = {"smear_lr": 0.2, "backout_lr": 0.2}
+# Of embedding and head that start from bigrams: the preset's rates would destroy that start. Backout's scalar has no
+# gradient but noise as long as the layers add little, and could end the run in its first steps (docs/log.md).
+FITTED_RATES = {"unembedding_lr": 0.0005, "embedding_lr": 0.015, "backout_lr": 0.02}
 
 
-def peak_rates(preset: str, scale: float, **rates: float | None) -> dict[str, float]:
+def peak_rates(preset: str, scale: float, *, fitted: bool = False, **rates: float | None) -> dict[str, float]:
     """Returns the peak learning rates for `build_param_groups`.
 
     Args:
         preset: "modern", "small" (the same rates) or "classic".
         scale: factor on all rates but those of smear and backout; see `nanochat_hf.scaling.lr_scale`.
+        fitted: whether embedding and head start from bigrams, see `nanochat_hf.trainers.bigrams`.
         rates: rates at the reference batch that replace the preset's; None keeps the preset's.
     """
     following = COMMON_RATES | PRESET_RATES["classic" if preset == "classic" else "modern"]
-    chosen = following | FIXED_RATES | {name: rate for name, rate in rates.items() if rate is not None}
+    given = {name: rate for name, rate in rates.items() if rate is not None}
+    following["value_embedding_lr"] = given.get("embedding_lr", following["embedding_lr"]) / 2
+    chosen = following | FIXED_RATES | (FITTED_RATES if fitted else {}) | given
     return {name: rate * scale if name in following else rate for name, rate in chosen.items()}
 
 
@@ -124,6 +130,7 @@ def build_param_groups(
     *,
     unembedding_lr: float = 0.008,
     embedding_lr: float = 0.3,
+    value_embedding_lr: float | None = None,
     matrix_lr: float = 0.02,
     weight_decay: float = 0.28,
     scalar_lr: float = 0.5,
@@ -140,6 +147,7 @@ def build_param_groups(
         model: a `torch.nn.Module`, with a `config.hidden_size` where `hidden_size` is not given.
         unembedding_lr, embedding_lr, scalar_lr, smear_lr, backout_lr: peak AdamW rates; those of head, embeddings and
             value embeddings are multiplied here by (hidden_size / 768)^-0.5.
+        value_embedding_lr: default half of `embedding_lr`.
         matrix_lr, weight_decay: Muon's peak rate and weight decay, already scaled for the batch size.
         backout_max: largest value of backout's scalar β; None (upstream): no bound. The final state is x - β·x_mid,
             and x is mostly x_mid: when β passes 1, the direction of every position flips. See docs/log.md.
@@ -153,6 +161,7 @@ def build_param_groups(
     if variant not in ("modern", "classic"):
         raise ValueError(f"unknown optimizer variant {variant!r}: use 'modern' or 'classic'")
     rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr}
+    rates["value_embedding_lr"] = embedding_lr / 2 if value_embedding_lr is None else value_embedding_lr
     rates |= {"scalar_lr": scalar_lr, "smear_lr": smear_lr, "backout_lr": backout_lr}
     width_factor = ((hidden_size or model.config.hidden_size) / 768) ** -0.5
     named, roles = dict(model.named_parameters()), parameter_roles(model)

@@ -45,6 +45,14 @@ class PretrainConfig:
         at_least=0,
         at_most=2**32 - 1,
     )
+    bigram_tokens: int | None = setting(
+        None,
+        "tokens whose neighbouring pairs embedding and head are fitted to before training; 0: none; default: up to "
+        "2^24 with the preset small, else 0",
+        at_least=0,
+        at_most=2**40,
+        off=0,
+    )
     phases: list[str] = setting([], "parts of the data that follow each other, marked in the plots: name=first step …")
     num_threads: int | None = setting(None, "tokenizing threads; default: all cores", at_least=1, at_most=1024)
     # shape
@@ -92,15 +100,20 @@ class PretrainConfig:
     auto_device_batch: bool = setting(False, "try out how many rows fit into memory")
     # optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens
     unembedding_lr: float | None = setting(
-        None, "AdamW, head; default 0.008 (classic 0.004)", at_least=0, at_most=MAX_RATE
+        None, "AdamW, head; default 0.008 (classic 0.004, from bigrams 0.0005)", at_least=0, at_most=MAX_RATE
     )
     embedding_lr: float | None = setting(
-        None, "AdamW, embeddings; default 0.3 (classic 0.2)", at_least=0, at_most=MAX_RATE
+        None, "AdamW, embedding; default 0.3 (classic 0.2, from bigrams 0.015)", at_least=0, at_most=MAX_RATE
+    )
+    value_embedding_lr: float | None = setting(
+        None, "AdamW, value embeddings; default half of embedding_lr, 0.15 from bigrams", at_least=0, at_most=MAX_RATE
     )
     matrix_lr: float = setting(0.02, "Muon, matrices of the blocks", at_least=0, at_most=MAX_RATE)
     scalar_lr: float = setting(0.5, "AdamW, scalars of the residual stream", at_least=0, at_most=MAX_RATE)
     smear_lr: float = setting(0.2, "AdamW, smear; the same for every batch", at_least=0, at_most=MAX_RATE)
-    backout_lr: float = setting(0.2, "AdamW, backout; the same for every batch", at_least=0, at_most=MAX_RATE)
+    backout_lr: float | None = setting(
+        None, "AdamW, backout; the same for every batch; default 0.2, from bigrams 0.02", at_least=0, at_most=MAX_RATE
+    )
     backout_max: float | None = setting(
         None,
         "largest value of backout's scalar; default 0.9 below 2^17 tokens per step, else no bound; 0: no bound",
@@ -174,12 +187,12 @@ HELP = StageHelp(
     "tokenizer output_dir data depth sequence_length num_iterations total_tokens param_data_ratio total_batch_size "
     "device_batch_size auto_device_batch eval_every fp8 dry_run",
     {
-        "data": "text_column on_bad_file packing data_seed phases num_threads",
+        "data": "text_column on_bad_file packing data_seed bigram_tokens phases num_threads",
         "shape": "preset aspect_ratio head_dim num_key_value_heads context_length window_pattern",
         "length of the run: num_iterations counts first, then total_tokens, then target_flops": "target_flops",
         "optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens": "unembedding_lr "
-        "embedding_lr matrix_lr scalar_lr smear_lr backout_lr backout_max weight_decay lr_scale warmup_steps "
-        "warmdown_ratio final_lr_frac momentum_warmup_steps",
+        "embedding_lr value_embedding_lr matrix_lr scalar_lr smear_lr backout_lr backout_max weight_decay lr_scale "
+        "warmup_steps warmdown_ratio final_lr_frac momentum_warmup_steps",
         "measurements during the run": "eval_tokens eval_documents core_every core_bundle core_max_per_task "
         "sample_every log_every log_norms report_to spike_threshold",
         "checkpoints": f"{CHECKPOINTS} resume",
@@ -239,6 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(text.describe(rows, validate=config.eval_every > 0), flush=True)
     set_seed(config.seed)
     model = pretraining_setup.build_model(config, tokenizer, arguments.device)
+    if leader:  # the others get the first one's weights
+        pretraining_setup.start_from_bigrams(config, model, tokenizer, dial)
     trainer = pretraining_setup.build_trainer(config, arguments, model, tokenizer, dial, batch, schedule)
     stage.train(trainer, resume=config.resume)
     measure = partial(pretraining_setup.final_metrics, trainer, dial)

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -15,10 +16,11 @@ from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import architecture, backout_bound, depth_dial, fit_dial
+from nanochat_hf.scaling.depth import VOCAB_MULTIPLE
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
-from nanochat_hf.trainers import callbacks, checkpoints, compilation, fp8, stage
+from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, fp8, stage
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 # What a resumed run may have otherwise than the run that wrote its checkpoints: where things are, how they are
@@ -220,10 +222,47 @@ def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHF
     return model
 
 
+def bigram_steps(config: Any, tokenizer: Any, dial: Any) -> tuple[int, int]:
+    """How embedding and head are fitted to bigrams before training: (tokens to count, steps), (0, 0) if they are not.
+
+    It is the same in every process and for a resumed run, as the learning rates depend on it.
+    """
+    tokens = config.bigram_tokens
+    if tokens is None:
+        tokens = bigrams.TOKENS if dial.preset == "small" else 0
+    steps = bigrams.fit_steps(padded_vocab(tokenizer), dial.hidden_size, dial.total_flops)
+    return (tokens, steps) if tokens and steps else (0, 0)
+
+
+def start_from_bigrams(config: Any, model: Any, tokenizer: Any, dial: Any) -> None:
+    """Fits embedding and head to the text's bigrams, where the run has such a start and does not resume."""
+    tokens, steps = bigram_steps(config, tokenizer, dial)
+    if config.bigram_tokens and not steps:
+        print(
+            "--bigram_tokens is not used: the run is so short that this start would be more than an eighth of its work"
+        )
+    if not steps or checkpoints.newest_intact(config.output_dir)[0]:
+        return
+    started = time.time()
+    reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file}
+    pairs = bigrams.count_pairs(config.data, tokenizer, tokens, **reading)
+    loss = bigrams.fit_bigrams(model, pairs, steps)
+    print(
+        f"embedding and head start from the bigrams of {pairs.tokens:,} tokens of the text: {loss:.3f} nats after "
+        f"{steps} steps, {time.time() - started:.1f} s (--bigram_tokens 0 starts without)",
+        flush=True,
+    )
+
+
+def padded_vocab(tokenizer: Any) -> int:
+    """Rows of the vocabulary tables."""
+    return -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:
     return NanochatHFConfig.from_depth(
         config.depth,
-        vocab_size=-(-len(tokenizer) // 64) * 64,
+        vocab_size=padded_vocab(tokenizer),
         preset=architecture(config.preset),
         sequence_length=config.context_length or config.sequence_length,
         aspect_ratio=config.aspect_ratio,
@@ -261,8 +300,9 @@ def build_trainer(
         validation = ValidationBatches(config.data, tokenizer, tokens=config.eval_tokens, **shared)
         if config.eval_documents > 0:
             whole = ValidationDocuments(config.data, tokenizer, documents=config.eval_documents, **shared)
-    names = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr")
-    rates = peak_rates(config.preset, dial.lr_scale, **{name: getattr(config, name) for name in names})
+    given = {name: value for name, value in asdict(config).items() if name.endswith("_lr")}
+    fitted = bigram_steps(config, tokenizer, dial)[1] > 0
+    rates = peak_rates(config.preset, dial.lr_scale, fitted=fitted, **given)
     trainer = NanochatTrainer(
         model=model,
         args=arguments,

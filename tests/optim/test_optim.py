@@ -293,7 +293,18 @@ def test_rates_follow_the_batch_but_for_smear_and_backout():
         assert rates["smear_lr"] == rates["backout_lr"] == 0.2
         assert rates["matrix_lr"] == pytest.approx(0.02 * scale) and rates["scalar_lr"] == pytest.approx(0.5 * scale)
         assert rates["embedding_lr"] == pytest.approx(0.6 * scale)
+        assert rates["value_embedding_lr"] == pytest.approx(0.3 * scale), "half of the embedding's"
     assert peak_rates("classic", 0.125, smear_lr=0.1)["smear_lr"] == 0.1
+
+
+def test_embedding_and_head_that_are_fitted_to_bigrams_have_rates_of_their_own():
+    from nanochat_hf.optim import peak_rates
+
+    plain, fitted = (peak_rates("small", 0.5, fitted=fitted) for fitted in (False, True))
+    changed = {name for name in plain if plain[name] != fitted[name]}
+    assert changed == {"embedding_lr", "unembedding_lr", "backout_lr"}
+    assert fitted["embedding_lr"] < plain["embedding_lr"] / 10 and fitted["backout_lr"] == 0.02
+    assert peak_rates("small", 0.5, fitted=True, embedding_lr=0.2)["embedding_lr"] == 0.1, "what is asked for counts"
 
 
 @pytest.mark.parametrize("muon", [True, False])

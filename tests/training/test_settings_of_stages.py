@@ -17,7 +17,8 @@ CONFIGURED = [*STAGES, *EVALUATIONS]
 SETTINGS = [(stage, one.name) for stage in CONFIGURED for one in fields(config_class(stage))]
 # Settings for which 0 needs no explanation in the help.
 PLAIN_ZERO = {
-    *("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr", "lr_scale"),
+    *("embedding_lr", "value_embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr", "smear_lr", "backout_lr"),
+    "lr_scale",
     *("weight_decay", "init_lr_frac", "final_lr_frac", "warmup_ratio", "warmdown_ratio", "warmup_steps"),
     *("momentum_start", "momentum_peak", "momentum_warmup_steps", "seed", "data_seed"),
 }

@@ -1,0 +1,188 @@
+"""The start of a short run: embedding and head are fitted to the text's bigrams, the pairs of neighbouring tokens.
+
+The last matrices of each layer begin at zero, so a new model's logits are head · norm(embedding of the last token): a
+table of bigrams, of limited rank. A text's pairs are counted in seconds. Training would need a few hundred thousand
+tokens to find the same table. All counts together make a gradient without noise, so a few steps of Adam are enough.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nanochat_hf.data.row_stream import as_encoder
+from nanochat_hf.data.sources import open_documents
+from nanochat_hf.model.products_nanochat_hf import onednn_products
+
+TOKENS = 2**24  # of the text that are counted at most
+TOKENS_AT_ONCE = 2**22  # counted before the counts are merged
+DOCUMENTS_AT_ONCE = 1024  # tokenized at once
+DISCOUNT = 0.75  # of every count, given to the unigrams (absolute discounting, Ney, Essen and Kneser 1994)
+STEPS = 16
+SHARE_OF_RUN = 1 / 8  # of the run's floating point operations that the fit may take
+FEWEST_STEPS = 4  # with fewer, the start is no better than none
+EMBEDDING_RATE, HEAD_RATE = 0.2, 0.03 * 256  # Adam's; the head's is divided by the width
+FLAT = 0.4  # share of the steps at the full rate; then it falls to zero
+CACHED_LOGITS, LOGITS_AT_ONCE = 2**20, 2**24  # computed at once on a CPU and on other devices
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """How often tokens follow each other.
+
+    Attributes:
+        tokens: number of tokens that were counted.
+        first, second: the two tokens of each pair that occurs, int64 [pairs], in order.
+        count: float32 [pairs].
+    """
+
+    tokens: int
+    first: torch.Tensor
+    second: torch.Tensor
+    count: torch.Tensor
+
+
+def fit_steps(vocab_size: int, hidden_size: int, run_flops: float) -> int:
+    """Returns the number of steps of the fit that a run can afford, 0 where it is too short for one.
+
+    Args:
+        vocab_size, hidden_size: of the model; a step takes 6 · vocab_size² · hidden_size floating point operations.
+        run_flops: of the whole training run.
+    """
+    steps = int(SHARE_OF_RUN * run_flops / (6 * vocab_size**2 * hidden_size))
+    return min(STEPS, steps) if steps >= FEWEST_STEPS else 0
+
+
+def count_pairs(
+    source: str | Path | Sequence[str], tokenizer: Any, tokens: int = TOKENS, **reading: Any
+) -> PairCounts:
+    """Counts the neighbouring tokens in the beginning of the training split.
+
+    Args:
+        source: see `nanochat_hf.data.sources.open_documents`.
+        tokenizer: or an encoder, see `nanochat_hf.data.row_stream.as_encoder`.
+        tokens: how many are read, but for the rest of a batch of documents; fewer where the text has fewer.
+        reading: options of `open_documents`.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    counted, vocab = 0, len(tokenizer)
+    for ids in _batches(open_documents(source, "train", **reading), as_encoder(tokenizer), tokens):
+        found, times = np.unique(ids[:-1] * vocab + ids[1:], return_counts=True)
+        keys, inverse = np.unique(np.concatenate([keys, found]), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate([counts, times])).astype(np.int64)
+        counted += len(ids)
+    first, second = (torch.from_numpy(part) for part in np.divmod(keys, vocab))
+    return PairCounts(counted, first, second, torch.from_numpy(counts).float())
+
+
+def _batches(documents: Any, encoder: Any, tokens: int) -> Iterator[np.ndarray]:
+    """Yields the ids of whole documents, int64, about `TOKENS_AT_ONCE` of them and `tokens` in all."""
+    waiting: list[np.ndarray] = []
+    size = 0
+    while tokens > 0 and (texts := documents.next_batch(DOCUMENTS_AT_ONCE)):
+        ids, _ = encoder.encode_batch(texts)
+        waiting.append(ids.astype(np.int64))
+        size, tokens = size + len(ids), tokens - len(ids)
+        if size >= TOKENS_AT_ONCE:
+            yield np.concatenate(waiting)
+            waiting, size = [], 0
+    if size:
+        yield np.concatenate(waiting)
+
+
+def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS) -> float:
+    """Fits embedding and head of a new model to counted pairs, by Adam on all pairs at once.
+
+    The table's entries are smoothed: each count loses `DISCOUNT` to the frequencies of single tokens.
+
+    Args:
+        model: with embedding, head and soft cap of a `NanochatHFForCausalLM`; changed in place.
+        pairs: the counts. Their tokens are below the model's vocabulary size.
+        steps: of Adam.
+
+    Returns:
+        The cross-entropy of the smoothed table before the last step, in nats per token.
+    """
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    vocab, width = head.shape
+    table = _SmoothedTable(pairs, vocab, head.device)
+    states, weight = (part.detach().float().clone().requires_grad_() for part in (embedding, head))
+    rates = (EMBEDDING_RATE, HEAD_RATE / width)
+    optimizer = torch.optim.Adam([{"params": [part]} for part in (states, weight)], betas=(0.8, 0.95))
+    loss = 0.0
+    for step in range(steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (steps - step) / ((1 - FLAT) * steps))
+        hidden = F.rms_norm(states, (width,))
+        loss, grad_hidden, weight.grad = _loss_and_gradients(
+            hidden.detach(), weight.detach(), table, model.config.final_logit_softcapping
+        )
+        (states.grad,) = torch.autograd.grad(hidden, states, grad_hidden)
+        optimizer.step()
+    with torch.no_grad():
+        embedding.copy_(states)
+        head.copy_(weight)
+    return loss
+
+
+def _loss_and_gradients(
+    hidden: torch.Tensor, weight: torch.Tensor, table: "_SmoothedTable", cap: float | None
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Returns the table's cross-entropy in nats and its gradients by `hidden` and `weight`, both [vocab, width].
+
+    Some rows of the table at a time, so that on a CPU the logits stay in its cache.
+    """
+    grad_hidden, grad_weight, loss = torch.empty_like(hidden), torch.zeros_like(weight), 0.0
+    vocab = len(weight)
+    rows = max(1, (CACHED_LOGITS if weight.device.type == "cpu" else LOGITS_AT_ONCE) // vocab)
+    with onednn_products():
+        for begin in range(0, vocab, rows):
+            here = slice(begin, min(begin + rows, vocab))
+            logits, wanted = F.linear(hidden[here], weight), table.joint(here)
+            squashed = None
+            if cap is not None:
+                squashed = logits.div_(cap).tanh_()
+                logits = squashed * cap
+            log_probs = logits.log_softmax(1)
+            loss -= torch.dot(wanted.flatten(), log_probs.flatten()).item()
+            grad = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted)
+            if squashed is not None:
+                grad.mul_(squashed.square_().neg_().add_(1))
+            grad_hidden[here] = grad @ weight
+            grad_weight.addmm_(grad.T, hidden[here])
+    return loss, grad_hidden, grad_weight
+
+
+class _SmoothedTable:
+    """The probabilities of pairs of tokens, a few rows at a time.
+
+    Args:
+        pairs: the counts.
+        vocab: number of rows and columns.
+        device: where the rows are made.
+    """
+
+    def __init__(self, pairs: PairCounts, vocab: int, device: torch.device):
+        self.first, self.second, count = (part.to(device) for part in (pairs.first, pairs.second, pairs.count))
+        by_row = torch.zeros(vocab, device=device).index_add_(0, self.first, count)
+        by_column = torch.zeros(vocab, device=device).index_add_(0, self.second, count)
+        kinds = torch.zeros(vocab, device=device).index_add_(0, self.first, torch.ones_like(count))
+        total = by_row.sum()
+        self.unigrams = by_column / total
+        self.discounted = (count - DISCOUNT) / total
+        self.given_away = DISCOUNT * kinds / total  # per row
+        self.ends = torch.searchsorted(self.first, torch.arange(vocab + 1, device=device)).tolist()
+
+    def joint(self, rows: slice) -> torch.Tensor:
+        """The probabilities of the pairs whose first token is one of `rows`: float32 [rows, vocab]."""
+        table = self.given_away[rows, None] * self.unigrams
+        here = slice(self.ends[rows.start], self.ends[rows.stop])
+        table.index_put_((self.first[here] - rows.start, self.second[here]), self.discounted[here], accumulate=True)
+        return table

@@ -1,0 +1,156 @@
+"""The start from bigrams: counts, smoothing, gradients, and the run that begins with it."""
+
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf import tokenizer as tokenizers
+from nanochat_hf.settings import load_run
+from nanochat_hf.stages.pretrain import main
+from nanochat_hf.trainers import bigrams
+from tests.data.toy import ByteEncoder, make_documents, write_jsonl
+
+
+class Encoder(ByteEncoder):
+    def __len__(self):
+        return 257
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in "abc":
+        write_jsonl(tmp_path / f"{name}.jsonl", make_documents(40, name))
+    return tmp_path
+
+
+def new_model(vocab_size=64, depth=2):
+    config = NanochatHFConfig.from_depth(
+        depth, vocab_size=vocab_size, aspect_ratio=32, head_dim=32, sequence_length=32, window_pattern="L"
+    )
+    return NanochatHFForCausalLM(config)
+
+
+def random_pairs(vocab=64, tokens=20_000, seed=0):
+    """Counts of a Markov chain whose tokens are followed by few others, and the chain."""
+    rng = np.random.default_rng(seed)
+    chances = rng.dirichlet(np.full(vocab, 0.1), size=vocab)
+    chain = [0]
+    for _ in range(tokens):
+        chain.append(int(rng.choice(vocab, p=chances[chain[-1]])))
+    found = Counter(zip(chain, chain[1:], strict=False))
+    keys = sorted(found)
+    first, second = torch.tensor(keys).T
+    return bigrams.PairCounts(len(chain), first, second, torch.tensor([float(found[k]) for k in keys])), chain
+
+
+def test_pairs_are_counted_as_a_plain_loop_counts_them(folder, monkeypatch):
+    monkeypatch.setattr(bigrams, "TOKENS_AT_ONCE", 300)
+    monkeypatch.setattr(bigrams, "DOCUMENTS_AT_ONCE", 7)
+    pairs = bigrams.count_pairs(f"{folder}/*.jsonl", Encoder())
+    documents = bigrams.open_documents(f"{folder}/*.jsonl", "train")
+    expected, tokens = Counter(), 0
+    for ids in bigrams._batches(documents, Encoder(), 10**9):
+        expected.update(zip(ids.tolist(), ids.tolist()[1:], strict=False))
+        tokens += len(ids)
+    found = {(int(a), int(b)): int(n) for a, b, n in zip(pairs.first, pairs.second, pairs.count, strict=True)}
+    assert found == dict(expected) and pairs.tokens == tokens > 3000
+    assert sorted(found) == list(found), "rows of the table are read as ranges"
+    assert bigrams.count_pairs(f"{folder}/*.jsonl", Encoder(), 100).tokens < 1000
+
+
+def test_the_smoothed_table_is_a_distribution_that_keeps_the_counts():
+    pairs, _ = random_pairs()
+    table = bigrams._SmoothedTable(pairs, 64, torch.device("cpu"))
+    joint = torch.cat([table.joint(slice(0, 40)), table.joint(slice(40, 64))])
+    assert joint.min() >= 0 and abs(joint.sum() - 1) < 1e-5
+    by_row = torch.zeros(64).index_add_(0, pairs.first, pairs.count) / pairs.count.sum()
+    torch.testing.assert_close(joint.sum(1), by_row)
+    assert joint[pairs.first[5], pairs.second[5]] == pytest.approx(float(pairs.count[5]) / 20_000, abs=1e-4)
+
+
+@pytest.mark.parametrize("cap", [15.0, None])
+def test_gradients_are_autograds(cap, monkeypatch):
+    monkeypatch.setattr(bigrams, "CACHED_LOGITS", 64 * 10)  # some rows at a time, the last part shorter
+    pairs, _ = random_pairs()
+    table = bigrams._SmoothedTable(pairs, 64, torch.device("cpu"))
+    hidden, weight = (3 * torch.randn(64, 32)).requires_grad_(), torch.randn(64, 32).requires_grad_()
+    logits = hidden @ weight.T
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    loss = -(table.joint(slice(0, 64)) * logits.log_softmax(1)).sum()
+    expected = torch.autograd.grad(loss, (hidden, weight))
+    found = bigrams._loss_and_gradients(hidden.detach(), weight.detach(), table, cap)
+    assert found[0] == pytest.approx(loss.item(), rel=1e-5)
+    for own, other in zip(found[1:], expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fitted_new_model_predicts_the_text_as_the_table_does():
+    torch.manual_seed(0)
+    model = new_model()
+    pairs, chain = random_pairs()
+    loss = bigrams.fit_bigrams(model, pairs, steps=32)
+    rows = torch.tensor(chain[:3200]).view(100, 32)
+    with torch.no_grad():
+        seen = model(input_ids=rows, labels=rows).loss.item()
+    table = bigrams._SmoothedTable(pairs, 64, torch.device("cpu")).joint(slice(0, 64))
+    entropy = -(table * (table / table.sum(1, keepdim=True)).log()).sum().item()
+    assert entropy < loss < entropy + 0.15, "32 steps come close to the table itself"
+    assert seen == pytest.approx(loss, abs=0.15), "the new model is this table: its layers add nothing yet"
+
+
+def test_a_run_too_short_for_the_fit_has_none():
+    step = 6 * 8192**2 * 256
+    assert bigrams.fit_steps(8192, 256, 1e15) == bigrams.STEPS
+    assert bigrams.fit_steps(8192, 256, 8 * 5.5 * step) == 5
+    assert bigrams.fit_steps(8192, 256, 8 * 3.5 * step) == 0
+
+
+SHAPE = ["--depth", "2", "--aspect_ratio", "32", "--head_dim", "32", "--sequence_length", "64"]
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """Trains 12 steps and returns what `run.json` says; further options are appended."""
+    tokenizers.train(make_documents(200), 300).save_pretrained(tmp_path / "tokenizer")
+    options = ["--data", f"{folder}/*.jsonl", "--tokenizer", str(tmp_path / "tokenizer"), "--total_batch_size", "512"]
+    options += ["--num_iterations", "12", "--eval_every", "12", "--eval_documents", "5", "--log_every", "1"]
+
+    def train(name, *more):
+        main([*SHAPE, *options, "--output_dir", str(tmp_path / name), *more])
+        return load_run(tmp_path / name)
+
+    return train
+
+
+def losses(run):
+    return [row["loss"] for row in run["history"] if "loss" in row]
+
+
+def test_a_run_of_the_preset_small_starts_from_bigrams(run, capsys):
+    fitted = losses(run("fitted", "--preset", "small"))
+    assert "embedding and head start from the bigrams of" in capsys.readouterr().out
+    plain = losses(run("plain", "--preset", "small", "--bigram_tokens", "0"))
+    modern = losses(run("modern"))
+    assert "bigrams" not in capsys.readouterr().out, "only the preset small has this start"
+    assert fitted[0] < plain[0] - 0.5 and plain[0] == modern[0]
+
+
+def test_a_resumed_run_with_this_start_is_the_uninterrupted_one(run, tmp_path, capsys):
+    run("whole", "--preset", "small", "--save_every", "6", "--save_total_limit", "9")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "resumed" / "checkpoint-6")
+    capsys.readouterr()
+    run("resumed", "--preset", "small", "--save_every", "6")
+    assert "bigrams" not in capsys.readouterr().out, "the checkpoint's weights count"
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_start_that_was_asked_for_and_does_not_fit_is_said(run, capsys, monkeypatch):
+    monkeypatch.setattr(bigrams, "SHARE_OF_RUN", 1e-3)
+    run("short", "--preset", "small", "--bigram_tokens", "1000")
+    assert "--bigram_tokens is not used: the run is so short" in capsys.readouterr().out
