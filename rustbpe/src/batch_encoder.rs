@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::encoder::{Encoder, Workspace};
+use crate::processor::advise_huge_pages;
 use crate::python::{as_string, without_surrogates, BATCH_BYTES, POLL_INTERVAL};
 
 /// An array of numbers that NumPy reads and writes without a copy.
@@ -77,7 +78,9 @@ impl PyEncoder {
 
     /// Returns (ids as int32, offsets as int64), as buffers in native byte order.
     fn encode_batch(&self, py: Python, texts: Vec<Bound<'_, PyAny>>) -> PyResult<(Buffer, Buffer)> {
-        self.encode_texts(py, texts.iter().map(|item| as_utf8(as_string(item)?)))
+        let characters =
+            texts.iter().map(|item| item.cast::<PyString>().map_or(0, |text| text.len().unwrap_or(0))).sum();
+        self.encode_texts(py, texts.iter().map(|item| as_utf8(as_string(item)?)), characters)
     }
 
     /// The same for a column of text in Arrow's format: text i is `data[offsets[i]..offsets[i + 1]]`.
@@ -93,7 +96,7 @@ impl PyEncoder {
             Some(text) => Ok(String::from_utf8_lossy(text)),
             None => Err(PyValueError::new_err("the offsets of a column of text point outside of its bytes")),
         });
-        self.encode_texts(py, texts)
+        self.encode_texts(py, texts, data.len())
     }
 }
 
@@ -122,55 +125,59 @@ struct Job<'t> {
 struct Output {
     ids: Vec<u32>,
     offsets: Vec<i64>,
-    jobs: usize,                                             // number of jobs in `ids`
-    waiting: BTreeMap<usize, (Vec<u32>, usize, Vec<usize>)>, // jobs that were finished before their turn
-    recycled: Vec<Vec<u32>>,                                 // memory to use again
+    jobs: usize,                        // number of jobs in `ids`
+    bytes: usize,                       // of their texts
+    expected_bytes: usize,              // of all texts, roughly
+    waiting: BTreeMap<usize, Finished>, // jobs that were finished before their turn
+    recycled: Vec<Vec<u32>>,            // memory to use again
+}
+
+/// The ids of a finished job.
+struct Finished {
+    ids: Vec<u32>, // the first `count`
+    count: usize,
+    starts: Vec<usize>, // by text: index of its first id
+    bytes: usize,       // of the texts
 }
 
 impl Output {
-    /// Adds the ids that a job has left in `workspace`. `starts[i]` is the index of the first id of its text i.
-    fn add(&mut self, index: usize, workspace: &mut Workspace, starts: Vec<usize>) {
+    /// Adds the ids that a job has left in `workspace`.
+    fn add(&mut self, index: usize, workspace: &mut Workspace, starts: Vec<usize>, bytes: usize) {
         if index != self.jobs {
             let ids = std::mem::replace(&mut workspace.ids, self.recycled.pop().unwrap_or_default());
-            self.waiting.insert(index, (ids, workspace.count, starts));
+            self.waiting.insert(index, Finished { ids, count: workspace.count, starts, bytes });
             return;
         }
-        self.append(&workspace.ids[..workspace.count], starts);
-        while let Some((ids, count, starts)) = self.waiting.remove(&self.jobs) {
-            self.append(&ids[..count], starts);
+        self.append(&workspace.ids[..workspace.count], starts, bytes);
+        while let Some(Finished { ids, count, starts, bytes }) = self.waiting.remove(&self.jobs) {
+            self.append(&ids[..count], starts, bytes);
             self.recycled.push(ids);
         }
     }
 
-    fn append(&mut self, ids: &[u32], starts: Vec<usize>) {
+    fn append(&mut self, ids: &[u32], starts: Vec<usize>, bytes: usize) {
         let before = self.ids.len();
+        self.bytes += bytes;
         if before + ids.len() > self.ids.capacity() {
-            self.ids.reserve(before.max(ids.len())); // twice as much
-            advise_huge_pages(&self.ids);
+            self.grow(before + ids.len());
         }
         self.offsets.extend(starts.into_iter().map(|start| (before + start) as i64));
         self.ids.extend_from_slice(ids);
         self.jobs += 1;
     }
-}
 
-/// Asks the kernel for pages of 2 MB. With pages of 4 KB, allocating memory takes a tenth of the encoding time.
-fn advise_huge_pages(ids: &Vec<u32>) {
-    #[cfg(target_os = "linux")]
-    {
-        extern "C" {
-            fn madvise(start: usize, bytes: usize, advice: c_int) -> c_int;
+    /// Moves the ids to new memory. It is large enough for all texts if the rest has as many ids per byte as the texts
+    /// of the first `count` ids, and an eighth more. Memory that is not needed is never touched, and given back.
+    fn grow(&mut self, count: usize) {
+        let expected = count as f64 * self.expected_bytes as f64 / self.bytes.max(1) as f64;
+        let mut larger = Vec::new();
+        if larger.try_reserve_exact((expected * 1.125) as usize + count).is_err() {
+            larger.reserve_exact(count * 2);
         }
-        const PAGE: usize = 1 << 21;
-        let (start, bytes) = (ids.as_ptr() as usize, ids.capacity() * 4);
-        let (first, end) = (start.next_multiple_of(PAGE), (start + bytes) & !(PAGE - 1));
-        if first < end {
-            // Safe: it is only advice (14 is MADV_HUGEPAGE), about whole pages that we own. The kernel may ignore it.
-            unsafe { madvise(first, end - first, 14) };
-        }
+        advise_huge_pages(&larger); // before the first access; `realloc` would copy to pages of 4 KB
+        larger.extend_from_slice(&self.ids);
+        self.ids = larger;
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = ids;
 }
 
 /// What the threads of one call share.
@@ -193,18 +200,16 @@ impl EncodeCall<'_, '_> {
 
     /// Encodes one job and adds its ids to the output.
     fn encode(&self, job: Job, workspace: &mut Workspace) -> Result<(), String> {
-        let mut starts = Vec::with_capacity(job.chunks.len());
-        workspace.count = 0;
-        for chunk in job.chunks {
+        let mut session = self.encoder.encoder.start(workspace, self.encoder.first_id, &self.stop);
+        for chunk in &job.chunks {
             if chunk.is_first {
-                starts.push(workspace.count);
-                if let Some(id) = self.encoder.first_id {
-                    workspace.push(id);
-                }
+                session.begin_text();
             }
-            self.encoder.encoder.encode(&chunk.text, workspace, &self.stop)?;
+            session.encode(&chunk.text)?;
         }
-        self.output.lock().unwrap().add(job.index, workspace, starts);
+        let starts = session.finish();
+        let bytes = job.chunks.iter().map(|chunk| chunk.text.len()).sum();
+        self.output.lock().unwrap().add(job.index, workspace, starts, bytes);
         Ok(())
     }
 }
@@ -224,12 +229,13 @@ impl PyEncoder {
         &self,
         py: Python,
         texts: impl Iterator<Item = PyResult<Cow<'t, str>>>,
+        expected_bytes: usize,
     ) -> PyResult<(Buffer, Buffer)> {
         let (sender, jobs) = mpsc::channel();
         let call = EncodeCall {
             encoder: self,
             jobs: Mutex::new(jobs),
-            output: Mutex::default(),
+            output: Mutex::new(Output { expected_bytes, ..Default::default() }),
             stop: AtomicBool::new(false),
         };
         std::thread::scope(|scope| {

@@ -5,15 +5,15 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
+use crate::short_tokens::ShortTokens;
 use crate::splitter::{Splitter, MAX_PIECES};
 use crate::word_cache::{Found, WordCache, CACHED_IDS, ID_BITS};
-use crate::words::{hash_bytes, hash_key, pack, pack_at, Key, MAX_SHORT};
+use crate::words::{hash_bytes, pack, pack_at, Key, EMPTY, MAX_SHORT};
 
 const NONE: u32 = u32::MAX;
-const LONG_CACHE_SLOTS: usize = 1 << 12; // slots in the cache of long pieces
+const LONG_CACHE_SETS: usize = 1 << 12; // in the cache of long pieces
 const MAX_CACHED_BYTES: usize = 128; // the longest piece in that cache, in bytes
-const NOT_SHORT: Key = [0, 0]; // key of long pieces; no short piece has it
-const NO_KEY: Key = [u64::MAX; 2]; // key of long tokens and of free slots; no short piece has it
+const COPIED: usize = 48; // ids that are copied at once
 const MAX_SCAN_BYTES: usize = 48; // the longest piece that is merged by scanning, in bytes
 
 /// A vocabulary, prepared for encoding. All threads share it.
@@ -27,42 +27,51 @@ pub struct Encoder {
     cache: OnceLock<WordCache>, // of short pieces that are no token; made when text is first encoded
 }
 
-/// The tokens of up to `MAX_SHORT` bytes. The hash gives an id, the id gives the bytes.
-///
-/// Ids are in order of rank, so frequent tokens are stored next to each other. All of it fits in the processor's L2
-/// cache.
-struct ShortTokens {
-    slots: SlotTable,
-    keys: Vec<Key>, // by id; `NO_KEY` for long tokens, and as the last entry for free slots
-    collisions: HashMap<Key, u32>, // tokens whose slot another token has
-}
-
-/// By hash: the id of the first token with this hash.
-enum SlotTable {
-    Small(Vec<u16>),
-    Large(Vec<u32>),
-}
-
 #[derive(Clone, Default)]
 struct CachedLong {
     piece: Vec<u8>,
     ids: Vec<u32>,
 }
 
-/// The pieces of one call from the splitter.
-#[derive(Default)]
+/// Pieces of a text that were looked up among the short tokens, and whose ids are not in the output yet.
+#[derive(Clone, Copy, Default)]
+struct Block<'t> {
+    text: &'t [u8],
+    num_bytes: usize, // of all pieces
+    num_pieces: usize,
+    num_misses: usize, // pieces that were not found
+}
+
+/// What was found out about the pieces of a block.
 struct Pieces {
-    keys: Vec<Key>,     // packed
-    ids: Vec<u32>,      // ids as tokens
-    misses: Vec<usize>, // indices of the pieces that are no token
+    ids: [u32; MAX_PIECES + COPIED],      // ids as tokens, and room for `Workspace::extend`
+    misses: [u32; MAX_PIECES],            // indices of the pieces that were not found
+    bounds: [(usize, usize); MAX_PIECES], // start and end of each of these in the text
+}
+
+/// Encodes texts one after the other, into the output of a workspace.
+///
+/// A block of pieces is looked up before the ids of the block before it are written. Meanwhile the processor loads what
+/// the cache has about the pieces that are no token.
+pub struct Session<'a, 't> {
+    encoder: &'a Encoder,
+    cache: &'a WordCache,
+    workspace: &'a mut Workspace,
+    stop: &'a AtomicBool,
+    first_id: Option<u32>, // begins every text
+    block: Block<'t>,
+    pieces: Box<Pieces>, // of this block
+    next: Box<Pieces>,   // of the block after it
+    new_texts: usize,    // texts that begin after this block
+    starts: Vec<usize>,  // by text: index of its first id in the output
 }
 
 /// What one thread owns: its output, its cache of long pieces, and buffers for merging.
 pub struct Workspace {
     pub ids: Vec<u32>, // the first `count` are the output, the rest is reserved
     pub count: usize,
-    pieces: Pieces,
-    long_cache: Vec<CachedLong>,
+    pieces: Option<(Box<Pieces>, Box<Pieces>)>, // unless a session has them
+    long_cache: Vec<[CachedLong; 2]>,           // by hash: the piece that came first, and the latest
     heap: BinaryHeap<Reverse<(u32, u32)>>,
     pub steps: u64, // entries taken off the heap so far
     merge_ids: Vec<u32>,
@@ -90,8 +99,8 @@ impl Encoder {
             }
             if bytes.len() > MAX_SHORT {
                 long.insert(bytes.into_boxed_slice(), id);
-            } else if !bytes.is_empty() {
-                short.push((pack(&bytes), id));
+            } else if !bytes.is_empty() && bytes.iter().all(|&byte| byte < 0xfe) {
+                short.push((pack(&bytes), id)); // without 0xfe and 0xff: no text has them, and they pad keys
             }
         }
         if let Some(byte) = byte_ids.iter().position(|&id| id == NONE) {
@@ -106,71 +115,24 @@ impl Encoder {
         &self.splitter
     }
 
-    /// Appends the ids of `text` to those of `workspace`. Returns early once `stop` is set: the ids are incomplete
-    /// then.
-    pub fn encode(&self, text: &str, workspace: &mut Workspace, stop: &AtomicBool) -> Result<(), String> {
-        self.splitter.split(text, true, |text, start, ends| {
-            self.encode_pieces(text, start, ends, workspace, stop);
-            !stop.load(Ordering::Relaxed)
-        })
-    }
-
-    /// Looks all pieces up first, without a branch that depends on the text. So the processor loads many addresses at
-    /// the same time. Then handles the pieces that are no token.
-    fn encode_pieces(&self, text: &[u8], start: usize, ends: &[usize], workspace: &mut Workspace, stop: &AtomicBool) {
+    /// Starts to encode texts into `workspace`. Each begins with `first_id`. The ids are incomplete once `stop` is set.
+    pub fn start<'a, 't>(
+        &'a self,
+        workspace: &'a mut Workspace,
+        first_id: Option<u32>,
+        stop: &'a AtomicBool,
+    ) -> Session<'a, 't> {
+        workspace.count = 0;
+        let (pieces, next) = workspace.pieces.take().unwrap_or_default();
         let cache = self.cache.get_or_init(WordCache::new);
-        let mut pieces = std::mem::take(&mut workspace.pieces);
-        let num_misses = match &self.short.slots {
-            SlotTable::Small(slots) => self.look_up(slots, text, start, ends, &mut pieces),
-            SlotTable::Large(slots) => self.look_up(slots, text, start, ends, &mut pieces),
-        };
-        let Pieces { keys, ids, misses } = &pieces;
-        let misses = &misses[..num_misses];
-        // Loads the cache lines of all misses before the first of them is needed.
-        std::hint::black_box(misses.iter().fold(0, |touched, &miss| touched | cache.touch(keys[miss])));
-        let last = ends.last().map_or(start, |&end| end);
-        workspace.make_room(last - start + CACHED_IDS + 1); // a token has at least one byte
-        let mut done = 0;
-        for &miss in misses {
-            workspace.extend(&ids[done..miss]);
-            let start_of_piece = if miss == 0 { start } else { ends[miss - 1] };
-            self.encode_miss(cache, keys[miss], &text[start_of_piece..ends[miss]], workspace, stop);
-            done = miss + 1;
-        }
-        workspace.extend(&ids[done..ends.len()]);
-        workspace.pieces = pieces;
+        let (block, new_texts, starts) = (Block::default(), 0, Vec::new());
+        Session { encoder: self, cache, workspace, stop, first_id, block, pieces, next, new_texts, starts }
     }
 
-    /// Fills `pieces`. Returns how many of them are no token.
-    #[inline(always)]
-    fn look_up<Id: Copy + Into<u32>>(
-        &self,
-        slots: &[Id],
-        text: &[u8],
-        start: usize,
-        ends: &[usize],
-        pieces: &mut Pieces,
-    ) -> usize {
-        pieces.keys.resize(MAX_PIECES, NOT_SHORT);
-        pieces.ids.resize(MAX_PIECES, NONE);
-        pieces.misses.resize(MAX_PIECES, 0);
-        let (keys, ids, misses) =
-            (&mut pieces.keys[..ends.len()], &mut pieces.ids[..ends.len()], &mut pieces.misses[..]);
-        let (mut start_of_piece, mut num_misses) = (start, 0);
-        for (index, ((&end, key), id)) in ends.iter().zip(keys).zip(ids).enumerate() {
-            *key = if end - start_of_piece <= MAX_SHORT { pack_at(text, start_of_piece, end) } else { NOT_SHORT };
-            *id = self.short.find_first(slots, *key);
-            misses[num_misses] = index;
-            num_misses += (*id == NONE) as usize;
-            start_of_piece = end;
-        }
-        num_misses
-    }
-
-    /// Encodes a piece that `look_up` did not find.
+    /// Encodes a piece that is not in the table of short tokens.
     #[inline(always)]
     fn encode_miss(&self, cache: &WordCache, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
-        if key == NOT_SHORT {
+        if key == EMPTY {
             return self.encode_long(piece, workspace, stop);
         }
         match cache.find(key) {
@@ -192,8 +154,8 @@ impl Encoder {
     #[inline(never)]
     fn encode_short(&self, cache: &WordCache, key: Key, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
         let before = workspace.count;
-        match self.short.collisions.get(&key) {
-            Some(&id) => workspace.extend(&[id]),
+        match self.short.other(key) {
+            Some(id) => workspace.put(id),
             None => self.merge(piece, workspace, stop),
         }
         cache.insert(key, &workspace.ids[before..workspace.count]);
@@ -205,10 +167,9 @@ impl Encoder {
         if piece.len() > MAX_CACHED_BYTES {
             return self.find_or_merge(piece, workspace, stop);
         }
-        let slot = hash_bytes(piece) as usize & (LONG_CACHE_SLOTS - 1);
-        let cached = &workspace.long_cache[slot];
+        let set = hash_bytes(piece) as usize & (LONG_CACHE_SETS - 1);
         let before = workspace.count;
-        if cached.piece == piece {
+        if let Some(cached) = workspace.long_cache[set].iter().find(|cached| cached.piece == piece) {
             workspace.count += cached.ids.len();
             workspace.ids[before..workspace.count].copy_from_slice(&cached.ids);
             return;
@@ -217,7 +178,8 @@ impl Encoder {
         if stop.load(Ordering::Relaxed) {
             return; // the ids may be incomplete
         }
-        let cached = &mut workspace.long_cache[slot];
+        let [first, latest] = &mut workspace.long_cache[set];
+        let cached = if first.piece.is_empty() { first } else { latest };
         cached.piece.clear();
         cached.piece.extend_from_slice(piece);
         cached.ids.clear();
@@ -227,7 +189,7 @@ impl Encoder {
     /// Encodes a piece that is not in the cache.
     fn find_or_merge(&self, piece: &[u8], workspace: &mut Workspace, stop: &AtomicBool) {
         match self.long.get(piece) {
-            Some(&id) => workspace.extend(&[id]),
+            Some(&id) => workspace.put(id),
             None => self.merge(piece, workspace, stop),
         }
     }
@@ -322,13 +284,88 @@ impl Encoder {
     }
 }
 
+impl<'t> Session<'_, 't> {
+    /// Begins a text. `encode` gets its parts.
+    pub fn begin_text(&mut self) {
+        self.new_texts += 1;
+    }
+
+    /// Encodes the next part of the text. Returns early once `stop` is set.
+    pub fn encode(&mut self, text: &'t str) -> Result<(), String> {
+        let encoder = self.encoder;
+        encoder.splitter.split(text, true, |text, start, ends| {
+            self.look_up(text, start, ends);
+            !self.stop.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Ends the session. Returns by text the index of its first id in the output.
+    pub fn finish(mut self) -> Vec<usize> {
+        self.write_block();
+        self.workspace.pieces = Some((self.pieces, self.next));
+        self.starts
+    }
+
+    /// Looks up the next block of pieces, then writes the block before it.
+    fn look_up(&mut self, text: &'t [u8], start: usize, ends: &[usize]) {
+        let next = &mut *self.next;
+        let num_misses = self.encoder.short.look_up(text, start, ends, &mut next.ids, &mut next.misses);
+        for (&miss, bounds) in next.misses[..num_misses].iter().zip(&mut next.bounds) {
+            let miss = miss as usize;
+            *bounds = (if miss == 0 { start } else { ends[miss - 1] }, ends[miss]);
+            self.cache.prefetch(key_of(text, *bounds));
+        }
+        self.write_block();
+        std::mem::swap(&mut self.pieces, &mut self.next);
+        let num_bytes = ends.last().map_or(0, |&end| end - start);
+        self.block = Block { text, num_bytes, num_pieces: ends.len(), num_misses };
+    }
+
+    /// Writes the ids of the block, and begins the texts after it.
+    fn write_block(&mut self) {
+        let Block { text, num_bytes, num_pieces, num_misses } = std::mem::take(&mut self.block);
+        let Pieces { ids, misses, bounds } = &*self.pieces;
+        self.workspace.make_room(num_bytes + CACHED_IDS + COPIED); // a token has at least one byte
+        let mut done = 0;
+        for (&miss, &(start, end)) in misses[..num_misses].iter().zip(bounds) {
+            self.workspace.extend(ids, done, miss as usize);
+            let (key, piece) = (key_of(text, (start, end)), &text[start..end]);
+            self.encoder.encode_miss(self.cache, key, piece, self.workspace, self.stop);
+            done = miss as usize + 1;
+        }
+        self.workspace.extend(ids, done, num_pieces);
+        for _ in 0..std::mem::take(&mut self.new_texts) {
+            self.starts.push(self.workspace.count);
+            if let Some(id) = self.first_id {
+                self.workspace.push(id);
+            }
+        }
+    }
+}
+
+/// The key of a piece. `EMPTY` if it is not short.
+#[inline(always)]
+fn key_of(text: &[u8], (start, end): (usize, usize)) -> Key {
+    if end - start > MAX_SHORT {
+        EMPTY
+    } else {
+        pack_at(text, start, end)
+    }
+}
+
+impl Default for Pieces {
+    fn default() -> Self {
+        Pieces { ids: [NONE; MAX_PIECES + COPIED], misses: [0; MAX_PIECES], bounds: [(0, 0); MAX_PIECES] }
+    }
+}
+
 impl Workspace {
     pub fn new() -> Self {
         Workspace {
             ids: Vec::new(),
             count: 0,
-            pieces: Pieces::default(),
-            long_cache: vec![CachedLong::default(); LONG_CACHE_SLOTS],
+            pieces: None,
+            long_cache: vec![Default::default(); LONG_CACHE_SETS],
             heap: BinaryHeap::new(),
             steps: 0,
             merge_ids: Vec::new(),
@@ -340,15 +377,27 @@ impl Workspace {
     /// Appends one id.
     pub fn push(&mut self, id: u32) {
         self.make_room(1);
+        self.put(id);
+    }
+
+    /// Appends one id. The caller has made room for it.
+    #[inline(always)]
+    fn put(&mut self, id: u32) {
         self.ids[self.count] = id;
         self.count += 1;
     }
 
-    /// Appends ids. The caller has made room for them.
+    /// Appends `ids[start..end]`. The caller has made room for `COPIED` more, and so many more are in `ids`: always as
+    /// many are copied at once, because the processor could not predict the exact number.
     #[inline(always)]
-    fn extend(&mut self, ids: &[u32]) {
-        self.ids[self.count..self.count + ids.len()].copy_from_slice(ids);
-        self.count += ids.len();
+    fn extend(&mut self, ids: &[u32], start: usize, end: usize) {
+        let mut done = start;
+        while done < end {
+            let from: &[u32; COPIED] = ids[done..done + COPIED].try_into().expect("the length is fixed");
+            self.ids[self.count + done - start..][..COPIED].copy_from_slice(from);
+            done += COPIED;
+        }
+        self.count += end - start;
     }
 
     /// Makes room for `additional` ids.
@@ -356,40 +405,6 @@ impl Workspace {
         if self.count + additional > self.ids.len() {
             self.ids.resize((self.count + additional).next_power_of_two(), 0);
         }
-    }
-}
-
-impl ShortTokens {
-    fn new(mut tokens: Vec<(Key, u32)>) -> Self {
-        tokens.sort_unstable_by_key(|token| token.1);
-        let free = tokens.last().map_or(0, |token| token.1 + 1);
-        let mut keys = vec![NO_KEY; free as usize + 1];
-        let mut slots = vec![free; (tokens.len() * 4).next_power_of_two()];
-        let mut collisions = HashMap::new();
-        for (key, id) in tokens {
-            keys[id as usize] = key;
-            let slot = hash_key(key) as usize & (slots.len() - 1);
-            if slots[slot] == free {
-                slots[slot] = id;
-            } else {
-                collisions.insert(key, id);
-            }
-        }
-        let slots = match u16::try_from(free) {
-            Ok(_) => SlotTable::Small(slots.into_iter().map(|id| id as u16).collect()),
-            Err(_) => SlotTable::Large(slots),
-        };
-        ShortTokens { slots, keys, collisions }
-    }
-
-    /// The id of the token, if it is the first with its hash; else `NONE`. Written as arithmetic, so that the compiler
-    /// makes no branch.
-    #[inline(always)]
-    fn find_first<Id: Copy + Into<u32>>(&self, slots: &[Id], key: Key) -> u32 {
-        let id: u32 = slots[hash_key(key) as usize & (slots.len() - 1)].into();
-        let found = self.keys[id as usize];
-        let differs = (found[0] ^ key[0]) | (found[1] ^ key[1]);
-        id | ((differs | differs.wrapping_neg()) as i64 >> 63) as u32 // all bits set if they differ
     }
 }
 

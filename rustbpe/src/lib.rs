@@ -1,17 +1,20 @@
 //! `nanochat_hf._rustbpe`: trains byte-pair encodings and encodes corpora. The Python side is `nanochat_hf.tokenizer`.
 //!
 //! - `train` counts words (`count`, `words`) and learns merges (`merge`).
-//! - `Encoder` (`batch_encoder`) runs `encoder` on several threads, which share a `word_cache`.
+//! - `Encoder` (`batch_encoder`) runs `encoder` on several threads. They share a table of `short_tokens` and a
+//!   `word_cache`.
 //! - Both split text with `splitter`, which uses `blocks` and `rules`.
-//! - `python` holds what both need at the border to Python.
+//! - `python` holds what both need at the border to Python, `processor` what depends on the processor.
 
 mod batch_encoder;
 mod blocks;
 mod count;
 mod encoder;
 mod merge;
+mod processor;
 mod python;
 mod rules;
+mod short_tokens;
 mod splitter;
 mod train;
 mod word_cache;

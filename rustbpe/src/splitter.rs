@@ -8,6 +8,8 @@
 use std::sync::OnceLock;
 
 use crate::blocks::{piece_starts, BLOCK};
+#[cfg(target_arch = "x86_64")]
+use crate::processor::is_x86_64_v3;
 use crate::rules::{Rules, DEFAULT_PATTERN, KNOWN_PATTERNS};
 
 /// One class per code point. The length is part of the type, so looking up an ASCII character needs no bounds check.
@@ -84,6 +86,12 @@ impl Splitter {
         let bytes = text.as_bytes();
         match self {
             Splitter::Table(rules, classes) => {
+                #[cfg(target_arch = "x86_64")]
+                if is_x86_64_v3() {
+                    // SAFETY: the processor has the instructions.
+                    unsafe { split_by_table_v3(rules, classes, bytes, pieces) };
+                    return Ok(());
+                }
                 split_by_table(rules, classes, bytes, pieces);
                 Ok(())
             }
@@ -117,7 +125,19 @@ impl Splitter {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+unsafe fn split_by_table_v3<'t>(
+    rules: &Rules,
+    classes: &Classes,
+    bytes: &'t [u8],
+    pieces: impl FnMut(&'t [u8], usize, &[usize]) -> bool,
+) {
+    split_by_table(rules, classes, bytes, pieces)
+}
+
 /// `Splitter::split` for the known patterns.
+#[inline(always)]
 fn split_by_table<'t>(
     rules: &Rules,
     classes: &Classes,
@@ -144,6 +164,7 @@ fn split_by_table<'t>(
             ends[found] = at;
             found += 1;
         } else {
+            let last = at + starts.ilog2() as usize; // not read from `ends`: the next block waits for it
             let new = found + starts.count_ones() as usize;
             while found < new {
                 // Eight per step, because a loop over the exact number would be mispredicted.
@@ -153,8 +174,7 @@ fn split_by_table<'t>(
                 }
                 found += 8;
             }
-            found = new;
-            at = ends[found - 1];
+            (at, found) = (last, new);
         }
         if found >= PIECES_PER_CALL {
             if !pieces(bytes, start, &ends[..found]) {

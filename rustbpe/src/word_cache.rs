@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicUsize};
 
+use crate::processor::{advise_huge_pages, prefetch};
 use crate::words::{hash_key, Key};
 
 pub const ID_BITS: u32 = 21; // the bits of an id
@@ -51,8 +52,11 @@ impl WordCache {
     }
 
     fn with_size(lines: usize, max_spilled_ids: usize) -> Self {
+        let mut empty_lines = Vec::with_capacity(lines);
+        advise_huge_pages(&empty_lines);
+        empty_lines.resize_with(lines, Line::default);
         WordCache {
-            lines: (0..lines).map(|_| Line::default()).collect(),
+            lines: empty_lines.into_boxed_slice(),
             spilled: (0..max_spilled_ids).map(|_| AtomicU32::new(0)).collect(),
             num_spilled: AtomicUsize::new(0),
         }
@@ -63,10 +67,10 @@ impl WordCache {
         &self.lines[hash_key(key) as usize & (self.lines.len() - 1)]
     }
 
-    /// Loads the line of a word, so that it is there when `find` needs it. The result depends on the line.
+    /// Loads the line of a word in advance, so that it is there when `find` needs it.
     #[inline(always)]
-    pub fn touch(&self, key: Key) -> u64 {
-        self.line(key).0[0].state.load(Relaxed)
+    pub fn prefetch(&self, key: Key) {
+        prefetch(self.line(key));
     }
 
     /// The ids of the word, if they are in the cache.

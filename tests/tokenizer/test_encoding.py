@@ -105,6 +105,18 @@ def test_the_number_of_threads_does_not_matter(tokenizer):
     assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1])
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("order", [1, -1])
+def test_texts_with_more_or_fewer_ids_than_the_first_suggest(tokenizer, num_threads, order):
+    """There is room for as many ids per byte as in the first megabyte. The rest has more or fewer."""
+    few, many = ["the " * 400_000], ["\u0950\ufffd1 " * 150_000, "", "7" * 999]
+    documents = (few + many * 3)[::order]
+    ids, offsets = CorpusEncoder(tokenizer, num_threads).encode_batch(documents)
+    alone = [CorpusEncoder(tokenizer, 1).encode_batch([document])[0] for document in documents]
+    assert np.array_equal(ids, np.concatenate(alone))
+    assert np.array_equal(np.diff(offsets), [len(one) for one in alone])
+
+
 def distinct_words(seed: int, count: int = 20_000) -> str:
     """Words of three to eight letters, nearly all of them different."""
     letters = np.random.default_rng(seed).integers(97, 123, 8 * count, dtype=np.uint8).tobytes().decode()
