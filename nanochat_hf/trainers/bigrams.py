@@ -2,7 +2,7 @@
 
 The last matrices of each layer begin at zero, so a new model's logits are head · norm(embedding of the last token): a
 table of bigrams, of limited rank. A text's pairs are counted in seconds. Training would need a few hundred thousand
-tokens to find the same table. All counts together make a gradient without noise, so a few steps of Adam are enough.
+tokens to find the same table. All counts together make a gradient without noise, so some steps of Adam are enough.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ TOKENS = 2**24  # of the text that are counted at most
 TOKENS_AT_ONCE = 2**22  # counted before the counts are merged
 DOCUMENTS_AT_ONCE = 1024  # tokenized at once
 DISCOUNT = 0.75  # of every count, given to the unigrams (absolute discounting, Ney, Essen and Kneser 1994)
-STEPS = 16
-SHARE_OF_RUN = 1 / 8  # of the run's floating point operations that the fit may take
-FEWEST_STEPS = 4  # with fewer, the start is no better than none
+STEPS = 40
+SHARE_OF_RUN = 1 / 2  # of the run's floating point operations, which the fit may take at most
+FEWEST_STEPS = 16  # with fewer, the fit is not far enough for the low rates that follow it
 EMBEDDING_RATE, HEAD_RATE = 0.2, 0.03 * 256  # Adam's; the head's is divided by the width
 FLAT = 0.4  # share of the steps at the full rate; then it falls to zero
 CACHED_LOGITS, LOGITS_AT_ONCE = 2**20, 2**24  # computed at once on a CPU and on other devices

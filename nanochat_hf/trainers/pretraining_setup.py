@@ -238,9 +238,7 @@ def start_from_bigrams(config: Any, model: Any, tokenizer: Any, dial: Any) -> No
     """Fits embedding and head to the text's bigrams, where the run has such a start and does not resume."""
     tokens, steps = bigram_steps(config, tokenizer, dial)
     if config.bigram_tokens and not steps:
-        print(
-            "--bigram_tokens is not used: the run is so short that this start would be more than an eighth of its work"
-        )
+        print("--bigram_tokens is not used: the run is so short that this start would be more than half of its work")
     if not steps or checkpoints.newest_intact(config.output_dir)[0]:
         return
     started = time.time()

@@ -106,8 +106,8 @@ def test_a_fitted_new_model_predicts_the_text_as_the_table_does():
 def test_a_run_too_short_for_the_fit_has_none():
     step = 6 * 8192**2 * 256
     assert bigrams.fit_steps(8192, 256, 1e15) == bigrams.STEPS
-    assert bigrams.fit_steps(8192, 256, 8 * 5.5 * step) == 5
-    assert bigrams.fit_steps(8192, 256, 8 * 3.5 * step) == 0
+    assert bigrams.fit_steps(8192, 256, 2 * 20.5 * step) == 20
+    assert bigrams.fit_steps(8192, 256, 2 * 15.5 * step) == 0
 
 
 SHAPE = ["--depth", "2", "--aspect_ratio", "32", "--head_dim", "32", "--sequence_length", "64"]
