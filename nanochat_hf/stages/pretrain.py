@@ -48,7 +48,7 @@ class PretrainConfig:
     bigram_tokens: int | None = setting(
         None,
         "tokens whose neighbouring pairs embedding and head are fitted to before training; 0: none; default: up to "
-        "2^24 with the preset small, else 0",
+        "2^24 with the preset small and enough text, else 0",
         at_least=0,
         at_most=2**40,
         off=0,
@@ -252,9 +252,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(text.describe(rows, validate=config.eval_every > 0), flush=True)
     set_seed(config.seed)
     model = pretraining_setup.build_model(config, tokenizer, arguments.device)
+    counted, fit_steps = pretraining_setup.bigram_steps(config, tokenizer, dial, text.text_tokens)
     if leader:  # the others get the first one's weights
-        pretraining_setup.start_from_bigrams(config, model, tokenizer, dial)
-    trainer = pretraining_setup.build_trainer(config, arguments, model, tokenizer, dial, batch, schedule)
+        pretraining_setup.start_from_bigrams(config, model, tokenizer, counted, fit_steps)
+    parts = (config, arguments, model, tokenizer, dial, batch, schedule)
+    trainer = pretraining_setup.build_trainer(*parts, fitted=fit_steps > 0)
     stage.train(trainer, resume=config.resume)
     measure = partial(pretraining_setup.final_metrics, trainer, dial)
     stage.finish(trainer, "pretrain", config, started, measure, dial=dial.as_dict())

@@ -222,21 +222,26 @@ def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHF
     return model
 
 
-def bigram_steps(config: Any, tokenizer: Any, dial: Any) -> tuple[int, int]:
+def bigram_steps(config: Any, tokenizer: Any, dial: Any, text_tokens: int) -> tuple[int, int]:
     """How embedding and head are fitted to bigrams before training: (tokens to count, steps), (0, 0) if they are not.
 
-    It is the same in every process and for a resumed run, as the learning rates depend on it.
+    It is the same in every process and for a resumed run, as the learning rates depend on it. By default, less text
+    than embedding and head have parameters is not counted: they would know its pairs by heart.
+
+    Args:
+        text_tokens: of the training text.
     """
+    vocab, width = padded_vocab(tokenizer), dial.hidden_size
     tokens = config.bigram_tokens
     if tokens is None:
-        tokens = bigrams.TOKENS if dial.preset == "small" else 0
-    steps = bigrams.fit_steps(padded_vocab(tokenizer), dial.hidden_size, dial.total_flops)
+        enough = min(bigrams.TOKENS, text_tokens) >= 2 * vocab * width
+        tokens = bigrams.TOKENS if dial.preset == "small" and enough else 0
+    steps = bigrams.fit_steps(vocab, width, dial.total_flops)
     return (tokens, steps) if tokens and steps else (0, 0)
 
 
-def start_from_bigrams(config: Any, model: Any, tokenizer: Any, dial: Any) -> None:
+def start_from_bigrams(config: Any, model: Any, tokenizer: Any, tokens: int, steps: int) -> None:
     """Fits embedding and head to the text's bigrams, where the run has such a start and does not resume."""
-    tokens, steps = bigram_steps(config, tokenizer, dial)
     if config.bigram_tokens and not steps:
         print("--bigram_tokens is not used: the run is so short that this start would be more than half of its work")
     if not steps or checkpoints.newest_intact(config.output_dir)[0]:
@@ -274,9 +279,16 @@ def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:
 
 
 def build_trainer(
-    config: Any, arguments: TrainingArguments, model: Any, tokenizer: Any, dial: Any, batch: Any, schedule: Schedule
+    config: Any,
+    arguments: TrainingArguments,
+    model: Any,
+    tokenizer: Any,
+    dial: Any,
+    batch: Any,
+    schedule: Schedule,
+    fitted: bool = False,
 ) -> NanochatTrainer:
-    """The trainer with its data, its optimizer's rates and its callbacks."""
+    """The trainer with its data, its optimizer's rates and its callbacks; `fitted`: see `peak_rates`."""
     compilation.set_attention(model, config.attention, arguments.device, arguments.bf16)
     arguments.max_steps = dial.num_iterations
     arguments.per_device_train_batch_size = batch.device_batch_size
@@ -299,7 +311,6 @@ def build_trainer(
         if config.eval_documents > 0:
             whole = ValidationDocuments(config.data, tokenizer, documents=config.eval_documents, **shared)
     given = {name: value for name, value in asdict(config).items() if name.endswith("_lr")}
-    fitted = bigram_steps(config, tokenizer, dial)[1] > 0
     rates = peak_rates(config.preset, dial.lr_scale, fitted=fitted, **given)
     trainer = NanochatTrainer(
         model=model,

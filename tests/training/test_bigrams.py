@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nanochat_hf import tokenizer as tokenizers
 from nanochat_hf.settings import load_run
 from nanochat_hf.stages.pretrain import main
 from nanochat_hf.trainers import bigrams
+from nanochat_hf.trainers.pretraining_setup import bigram_steps
 from tests.data.toy import ByteEncoder, make_documents, write_jsonl
 
 
@@ -131,21 +133,35 @@ def losses(run):
     return [row["loss"] for row in run["history"] if "loss" in row]
 
 
-def test_a_run_of_the_preset_small_starts_from_bigrams(run, capsys):
-    fitted = losses(run("fitted", "--preset", "small"))
+def test_a_run_starts_from_bigrams(run, capsys):
+    fitted = losses(run("fitted", "--preset", "small", "--bigram_tokens", "100000"))
     assert "embedding and head start from the bigrams of" in capsys.readouterr().out
-    plain = losses(run("plain", "--preset", "small", "--bigram_tokens", "0"))
+    plain = losses(run("plain", "--preset", "small"))
     modern = losses(run("modern"))
-    assert "bigrams" not in capsys.readouterr().out, "only the preset small has this start"
+    assert "bigrams of" not in capsys.readouterr().out, "so little text would be known by heart"
     assert fitted[0] < plain[0] - 0.5 and plain[0] == modern[0]
 
 
+def test_only_the_preset_small_has_this_start_and_only_with_enough_text():
+    words, shape = range(8192), {"hidden_size": 256, "total_flops": 1e15}
+    for preset, asked, text_tokens, expected in (
+        ("small", None, 10**7, (bigrams.TOKENS, bigrams.STEPS)),
+        ("small", None, 2 * 8192 * 256 - 1, (0, 0)),
+        ("small", 0, 10**7, (0, 0)),
+        ("small", 5000, 10**5, (5000, bigrams.STEPS)),
+        ("modern", None, 10**9, (0, 0)),
+        ("modern", 5000, 10**9, (5000, bigrams.STEPS)),
+    ):
+        config, dial = SimpleNamespace(bigram_tokens=asked), SimpleNamespace(preset=preset, **shape)
+        assert bigram_steps(config, words, dial, text_tokens) == expected, (preset, asked, text_tokens)
+
+
 def test_a_resumed_run_with_this_start_is_the_uninterrupted_one(run, tmp_path, capsys):
-    run("whole", "--preset", "small", "--save_every", "6", "--save_total_limit", "9")
+    run("whole", "--bigram_tokens", "100000", "--save_every", "6", "--save_total_limit", "9")
     shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "resumed" / "checkpoint-6")
     capsys.readouterr()
-    run("resumed", "--preset", "small", "--save_every", "6")
-    assert "bigrams" not in capsys.readouterr().out, "the checkpoint's weights count"
+    run("resumed", "--bigram_tokens", "100000", "--save_every", "6")
+    assert "bigrams of" not in capsys.readouterr().out, "the checkpoint's weights count"
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
