@@ -222,19 +222,20 @@ def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHF
     return model
 
 
-def bigram_steps(config: Any, tokenizer: Any, dial: Any, text_tokens: int) -> tuple[int, int]:
+def bigram_steps(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) -> tuple[int, int]:
     """How embedding and head are fitted to bigrams before training: (tokens to count, steps), (0, 0) if they are not.
 
     It is the same in every process and for a resumed run, as the learning rates depend on it. By default, less text
     than embedding and head have parameters is not counted: they would know its pairs by heart.
 
     Args:
-        text_tokens: of the training text.
+        text_tokens: of the training text; None where it is not known. It is then taken to be enough.
     """
     vocab, width = padded_vocab(tokenizer), dial.hidden_size
     tokens = config.bigram_tokens
     if tokens is None:
-        enough = min(bigrams.TOKENS, text_tokens) >= 2 * vocab * width
+        available = bigrams.TOKENS if text_tokens is None else min(bigrams.TOKENS, text_tokens)
+        enough = available >= 2 * vocab * width
         tokens = bigrams.TOKENS if dial.preset == "small" and enough else 0
     steps = bigrams.fit_steps(vocab, width, dial.total_flops)
     return (tokens, steps) if tokens and steps else (0, 0)

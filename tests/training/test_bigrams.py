@@ -147,6 +147,7 @@ def test_only_the_preset_small_has_this_start_and_only_with_enough_text():
     for preset, asked, text_tokens, expected in (
         ("small", None, 10**7, (bigrams.TOKENS, bigrams.STEPS)),
         ("small", None, 2 * 8192 * 256 - 1, (0, 0)),
+        ("small", None, None, (bigrams.TOKENS, bigrams.STEPS)),
         ("small", 0, 10**7, (0, 0)),
         ("small", 5000, 10**5, (5000, bigrams.STEPS)),
         ("modern", None, 10**9, (0, 0)),
