@@ -21,6 +21,19 @@ def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+def soft_cap_in_place(logits: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns `soft_cap(logits, cap)` and what `soft_cap_gradient` needs; the memory of `logits` is reused."""
+    if cap is None:
+        return logits, None
+    squashed = logits.div_(cap).tanh_()
+    return squashed * cap, squashed
+
+
+def soft_cap_gradient(grad: torch.Tensor, squashed: torch.Tensor | None) -> torch.Tensor:
+    """Returns the gradient by the logits [..., V], from that by the soft-capped logits."""
+    return grad if squashed is None else torch.ops.aten.tanh_backward(grad, squashed)
+
+
 def causal_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: int | torch.Tensor | None) -> torch.Tensor:
     """Returns the loss (0-D, in nats): the summed cross-entropy of the supervised tokens divided by `num_items`.
 
@@ -126,16 +139,11 @@ def _loss_and_gradient(
     """
     supervised = targets != IGNORE_INDEX
     index = targets.clamp(min=0).unsqueeze(1)
-    squashed = None
-    if cap is not None:
-        squashed = logits.div_(cap).tanh_()
-        logits = squashed * cap
+    logits, squashed = soft_cap_in_place(logits, cap)
     log_probs = logits.log_softmax(1)
     loss = -(log_probs.gather(1, index).squeeze(1) * supervised).sum()
     grad = log_probs.exp_()  # softmax
     grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
     if not all_supervised:
         grad.mul_(supervised.unsqueeze(1))
-    if squashed is not None:
-        grad = torch.ops.aten.tanh_backward(grad, squashed)
-    return loss, grad
+    return loss, soft_cap_gradient(grad, squashed)

@@ -106,6 +106,11 @@ def bound_decay(weight_decay: float, rate_scale: float) -> float:
     return min(weight_decay, LARGEST_DECAY_STEP / (MUON_RATE * rate_scale))
 
 
+def padded_vocab(vocab_size: int) -> int:
+    """Rows of the vocabulary tables, for a tokenizer of `vocab_size` tokens."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a model that its parameters, FLOPs and memory follow from.
@@ -134,7 +139,7 @@ class Shape:
     @property
     def padded_vocab(self) -> int:
         """Rows of the vocabulary tables."""
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return padded_vocab(self.vocab_size)
 
     @property
     def value_embedding_layers(self) -> int:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from nanochat_hf.data.row_stream import as_encoder
 from nanochat_hf.data.sources import open_documents
+from nanochat_hf.model.loss_nanochat_hf import soft_cap_gradient, soft_cap_in_place
 from nanochat_hf.model.products_nanochat_hf import onednn_products
 
 TOKENS = 2**24  # of the text that are counted at most
@@ -145,16 +146,12 @@ def _loss_and_gradients(
     with onednn_products():
         for begin in range(0, vocab, rows):
             here = slice(begin, min(begin + rows, vocab))
-            logits, wanted = F.linear(hidden[here], weight), table.joint(here)
-            squashed = None
-            if cap is not None:
-                squashed = logits.div_(cap).tanh_()
-                logits = squashed * cap
+            wanted = table.joint(here)
+            logits, squashed = soft_cap_in_place(F.linear(hidden[here], weight), cap)
             log_probs = logits.log_softmax(1)
             loss -= torch.dot(wanted.flatten(), log_probs.flatten()).item()
             grad = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted)
-            if squashed is not None:
-                grad.mul_(squashed.square_().neg_().add_(1))
+            grad = soft_cap_gradient(grad, squashed)
             grad_hidden[here] = grad @ weight
             grad_weight.addmm_(grad.T, hidden[here])
     return loss, grad_hidden, grad_weight

@@ -16,7 +16,7 @@ from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import architecture, backout_bound, depth_dial, fit_dial
-from nanochat_hf.scaling.depth import VOCAB_MULTIPLE
+from nanochat_hf.scaling.depth import padded_vocab
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
@@ -231,7 +231,7 @@ def bigram_steps(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None
     Args:
         text_tokens: of the training text; None where it is not known. It is then taken to be enough.
     """
-    vocab, width = padded_vocab(tokenizer), dial.hidden_size
+    vocab, width = padded_vocab(len(tokenizer)), dial.hidden_size
     tokens = config.bigram_tokens
     if tokens is None:
         available = bigrams.TOKENS if text_tokens is None else min(bigrams.TOKENS, text_tokens)
@@ -258,15 +258,10 @@ def start_from_bigrams(config: Any, model: Any, tokenizer: Any, tokens: int, ste
     )
 
 
-def padded_vocab(tokenizer: Any) -> int:
-    """Rows of the vocabulary tables."""
-    return -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
 def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:
     return NanochatHFConfig.from_depth(
         config.depth,
-        vocab_size=padded_vocab(tokenizer),
+        vocab_size=padded_vocab(len(tokenizer)),
         preset=architecture(config.preset),
         sequence_length=config.context_length or config.sequence_length,
         aspect_ratio=config.aspect_ratio,
