@@ -14,6 +14,8 @@ from .threads import thread_count
 class CorpusEncoder:
     """Turns documents into token ids on several threads. No text becomes a control token.
 
+    The memory of the last ids that were dropped is kept for the next call, as long as the encoder lives.
+
     Args:
         tokenizer: a byte-level BPE that splits text by one regular expression, such as
             `nanochat_hf.tokenizer.train` makes.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use pyo3::buffer::PyBuffer;
@@ -23,14 +23,33 @@ use crate::python::{as_string, without_surrogates, BATCH_BYTES, POLL_INTERVAL};
 struct Buffer {
     start: usize, // address of the numbers
     bytes: usize,
-    _numbers: Box<dyn Send + Sync>, // owns the memory
+    _owner: Box<dyn Send + Sync>, // of the memory
 }
 
 impl Buffer {
-    fn new<T: Send + Sync + 'static>(mut numbers: Vec<T>) -> Self {
-        numbers.shrink_to_fit();
+    /// A buffer of `numbers`, which `owned` turns into the owner of their memory, without moving them.
+    fn new<T, O: Send + Sync + 'static>(mut numbers: Vec<T>, owned: impl FnOnce(Vec<T>) -> O) -> Self {
+        if numbers.len() < numbers.capacity() / 2 {
+            numbers.shrink_to_fit();
+        }
         let (start, bytes) = (numbers.as_mut_ptr() as usize, std::mem::size_of_val(&numbers[..]));
-        Buffer { start, bytes, _numbers: Box::new(numbers) }
+        Buffer { start, bytes, _owner: Box::new(owned(numbers)) }
+    }
+}
+
+/// Ids whose memory goes back to their encoder, for its next call: the first access to new memory takes as long as
+/// encoding known text.
+struct LentIds {
+    ids: Vec<u32>,
+    spare: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Drop for LentIds {
+    fn drop(&mut self) {
+        let Ok(mut spare) = self.spare.lock() else { return };
+        if self.ids.capacity() > spare.capacity() {
+            *spare = std::mem::take(&mut self.ids);
+        }
     }
 }
 
@@ -54,6 +73,7 @@ pub struct PyEncoder {
     first_id: Option<u32>,
     num_threads: usize,
     workspaces: Mutex<Vec<Workspace>>, // not in use at the moment; the next call uses their caches
+    spare: Arc<Mutex<Vec<u32>>>,       // memory for the ids of the next call
 }
 
 #[pymethods]
@@ -68,7 +88,8 @@ impl PyEncoder {
         num_threads: usize,
     ) -> PyResult<Self> {
         let encoder = Encoder::new(pattern, tokens, merges).map_err(PyValueError::new_err)?;
-        Ok(PyEncoder { encoder, first_id, num_threads: num_threads.max(1), workspaces: Mutex::default() })
+        let num_threads = num_threads.max(1);
+        Ok(PyEncoder { encoder, first_id, num_threads, workspaces: Mutex::default(), spare: Arc::default() })
     }
 
     /// Steps of merging long pieces so far, summed over all threads.
@@ -167,7 +188,7 @@ impl Output {
     }
 
     /// Moves the ids to new memory. It is large enough for all texts if the rest has as many ids per byte as the texts
-    /// of the first `count` ids, and an eighth more. Memory that is not needed is never touched, and given back.
+    /// of the first `count` ids, and an eighth more. Memory that is not needed is never touched.
     fn grow(&mut self, count: usize) {
         let expected = count as f64 * self.expected_bytes as f64 / self.bytes.max(1) as f64;
         let mut larger = Vec::new();
@@ -232,10 +253,12 @@ impl PyEncoder {
         expected_bytes: usize,
     ) -> PyResult<(Buffer, Buffer)> {
         let (sender, jobs) = mpsc::channel();
+        let mut ids = std::mem::take(&mut *self.spare.lock().unwrap());
+        ids.clear();
         let call = EncodeCall {
             encoder: self,
             jobs: Mutex::new(jobs),
-            output: Mutex::new(Output { expected_bytes, ..Default::default() }),
+            output: Mutex::new(Output { ids, expected_bytes, ..Default::default() }),
             stop: AtomicBool::new(false),
         };
         std::thread::scope(|scope| {
@@ -265,7 +288,8 @@ impl PyEncoder {
         })?;
         let Output { ids, mut offsets, .. } = call.output.into_inner().unwrap();
         offsets.push(ids.len() as i64);
-        Ok((Buffer::new(ids), Buffer::new(offsets)))
+        let spare = self.spare.clone();
+        Ok((Buffer::new(ids, |ids| LentIds { ids, spare }), Buffer::new(offsets, |offsets| offsets)))
     }
 
     /// Calls `submit` with all jobs except the last. Returns the last, because it may be the only one.

@@ -85,6 +85,22 @@ def test_more_words_than_any_cache_holds(tokenizer):
         assert np.array_equal(again.encode_batch(documents)[0], ids)
 
 
+def test_memory_of_ids_is_used_again_only_after_they_are_dropped(tokenizer, texts):
+    encoder = CorpusEncoder(tokenizer, 2)
+    documents = texts * (3_000_000 // len("".join(texts)) + 1)
+    ids, _ = encoder.encode_batch(documents)
+    expected = ids.tolist()
+    part = ids[10:1000]
+    del ids
+    encoder.encode_batch(documents[1:])  # `part` still holds the memory of the first call
+    assert part.tolist() == expected[10:1000]
+    del part
+    few, offsets = encoder.encode_batch(documents[:1])
+    many, _ = encoder.encode_batch(documents)
+    assert few.tolist() == expected[: offsets[-1]]
+    assert many.tolist() == expected
+
+
 def test_ids_that_need_more_than_two_bytes(tokenizer):
     shift = 70_000
     merges, pattern = merges_and_pattern(tokenizer)
