@@ -1,6 +1,7 @@
 """Parameter groups: which parameter Muon trains, which AdamW, and at which rates.
 
-A parameter's group follows from its owner and its name, never from its `ndim`. Values are upstream's.
+A parameter's group follows from its owner and its name, never from its `ndim`. Values are upstream's, but for
+`FITTED_RATES`.
 """
 
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ PRESET_RATES = {
 FIXED_RATES = {"smear_lr": 0.2, "backout_lr": 0.2}
 # Of embedding and head that start from bigrams: the preset's rates would destroy that start. Backout's scalar has no
 # gradient but noise as long as the layers add little, and could end the run in its first steps (docs/log.md).
-FITTED_RATES = {"unembedding_lr": 0.0005, "embedding_lr": 0.015, "backout_lr": 0.02}
+FITTED_RATES = {"unembedding_lr": 0.0005, "embedding_lr": 0.015, "value_embedding_lr": 0.15, "backout_lr": 0.02}
 
 
 def peak_rates(preset: str, scale: float, *, fitted: bool = False, **rates: float | None) -> dict[str, float]:

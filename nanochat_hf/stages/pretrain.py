@@ -47,10 +47,10 @@ class PretrainConfig:
     )
     bigram_tokens: int | None = setting(
         None,
-        "tokens whose neighbouring pairs embedding and head are fitted to before training; 0: none; default: up to "
-        "2^24 with the preset small and enough text, else 0",
+        "before training, fit embedding and head to the pairs of neighbouring tokens in the first N tokens of the "
+        "text; 0: no fit; default: 2^24 in short runs with the preset small and enough text, else 0",
         at_least=0,
-        at_most=2**40,
+        at_most=2**30,
         off=0,
     )
     phases: list[str] = setting([], "parts of the data that follow each other, marked in the plots: name=first step …")
@@ -106,7 +106,7 @@ class PretrainConfig:
         None, "AdamW, embedding; default 0.3 (classic 0.2, from bigrams 0.015)", at_least=0, at_most=MAX_RATE
     )
     value_embedding_lr: float | None = setting(
-        None, "AdamW, value embeddings; default half of embedding_lr, 0.15 from bigrams", at_least=0, at_most=MAX_RATE
+        None, "AdamW, value embeddings; default half of embedding_lr (0.15 from bigrams)", at_least=0, at_most=MAX_RATE
     )
     matrix_lr: float = setting(0.02, "Muon, matrices of the blocks", at_least=0, at_most=MAX_RATE)
     scalar_lr: float = setting(0.5, "AdamW, scalars of the residual stream", at_least=0, at_most=MAX_RATE)
@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     dial, batch = pretraining_setup.plan(config, tokenizer, arguments, text and text.text_tokens)
     schedule = pretraining_setup.build_schedule(config, dial)
+    start = pretraining_setup.bigram_start(config, tokenizer, dial, text and text.text_tokens)
     leader = arguments.process_index == 0
     if leader:
         print(dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", sep="\n", flush=True)
@@ -235,6 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"preset: {pretraining_setup.describe_preset(dial, asked=chosen)}", flush=True)
         if largest := pretraining_setup.largest_backout(config, dial):
             print(f"backout's scalar is at most {largest}", flush=True)
+        if line := start.describe():
+            print(line, flush=True)
         if dial.text_limited:
             print(pretraining_setup.describe_limit(dial, text.text_tokens), flush=True)
     if config.dry_run:
@@ -245,21 +248,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     disks.check_same("text", text.text_tokens, "give the same --data on all machines")
-    notes = pretraining_setup.record_start(config, tokenizer, dial, write=arguments.local_process_index == 0)
+    notes = pretraining_setup.record_start(config, tokenizer, dial, start, write=arguments.local_process_index == 0)
     if leader:
         print("".join(f"{note}\n" for note in notes), end="")
         rows = dial.total_tokens // config.sequence_length
         print(text.describe(rows, validate=config.eval_every > 0), flush=True)
     set_seed(config.seed)
     model = pretraining_setup.build_model(config, tokenizer, arguments.device)
-    counted, fit_steps = pretraining_setup.bigram_steps(config, tokenizer, dial, text.text_tokens)
-    if leader:  # the others get the first one's weights
-        pretraining_setup.start_from_bigrams(config, model, tokenizer, counted, fit_steps)
+    pretraining_setup.start_from_bigrams(config, model, tokenizer, start, verbose=leader)
     parts = (config, arguments, model, tokenizer, dial, batch, schedule)
-    trainer = pretraining_setup.build_trainer(*parts, fitted=fit_steps > 0)
+    trainer = pretraining_setup.build_trainer(*parts, fitted=start.steps > 0)
     stage.train(trainer, resume=config.resume)
     measure = partial(pretraining_setup.final_metrics, trainer, dial)
-    stage.finish(trainer, "pretrain", config, started, measure, dial=dial.as_dict())
+    stage.finish(trainer, "pretrain", config, started, measure, dial=dial.as_dict(), bigram_start=start.as_dict())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The start of a short run: embedding and head are fitted to the text's bigrams, the pairs of neighbouring tokens.
 
 The last matrices of each layer begin at zero, so a new model's logits are head · norm(embedding of the last token): a
-table of bigrams, of limited rank. A text's pairs are counted in seconds. Training would need a few hundred thousand
+table of bigrams, of limited rank. A text's pairs are counted in seconds. Training needs more than half a million
 tokens to find the same table. All counts together make a gradient without noise, so some steps of Adam are enough.
 """
 
@@ -18,8 +18,10 @@ from nanochat_hf.data.row_stream import as_encoder
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.model.loss_nanochat_hf import soft_cap_gradient, soft_cap_in_place
 from nanochat_hf.model.products_nanochat_hf import onednn_products
+from nanochat_hf.progress import progress_bar
 
 TOKENS = 2**24  # of the text that are counted at most
+LONGEST_RUN = 2**22  # tokens of the longest run that starts so by default; measured up to 3 million
 TOKENS_AT_ONCE = 2**22  # counted before the counts are merged
 DOCUMENTS_AT_ONCE = 1024  # tokenized at once
 DISCOUNT = 0.75  # of every count, given to the unigrams (absolute discounting, Ney, Essen and Kneser 1994)
@@ -29,6 +31,39 @@ FEWEST_STEPS = 16  # with fewer, the fit is not far enough for the low rates tha
 EMBEDDING_RATE, HEAD_RATE = 0.2, 0.03 * 256  # Adam's; the head's is divided by the width
 FLAT = 0.4  # share of the steps at the full rate; then it falls to zero
 CACHED_LOGITS, LOGITS_AT_ONCE = 2**20, 2**24  # computed at once on a CPU and on other devices
+FEWEST_ROWS = 128  # at once; with fewer, the matrix products are slow
+
+
+@dataclass(frozen=True)
+class BigramStart:
+    """Whether a run starts from bigrams.
+
+    Attributes:
+        tokens: how many tokens of the text are to be counted.
+        steps: of the fit; 0: the run starts from noise.
+        reason: why it does, where a reader may expect otherwise.
+        resumed: whether the run goes on from a checkpoint, so that the start lies behind it.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    reason: str = ""
+    resumed: bool = False
+
+    def as_dict(self) -> dict[str, int]:
+        """What is recorded of it."""
+        return {"tokens": self.tokens, "steps": self.steps}
+
+    def describe(self) -> str:
+        """A line for the user; "" where there is nothing to say."""
+        if self.resumed:
+            return ""
+        if self.steps:
+            return (
+                f"start: embedding and head are fitted to the bigrams of {self.tokens:,} tokens of the text in "
+                f"{self.steps} steps (--bigram_tokens 0 starts without it)"
+            )
+        return f"start: random weights, as {self.reason}" if self.reason else ""
 
 
 @dataclass(frozen=True)
@@ -59,14 +94,19 @@ def fit_steps(vocab_size: int, hidden_size: int, run_flops: float) -> int:
 
 
 def count_pairs(
-    source: str | Path | Sequence[str], tokenizer: Any, tokens: int = TOKENS, **reading: Any
+    source: str | Path | Sequence[str],
+    tokenizer: Any,
+    tokens: int = TOKENS,
+    num_threads: int | None = None,
+    **reading: Any,
 ) -> PairCounts:
     """Counts the neighbouring tokens in the beginning of the training split.
 
     Args:
         source: see `nanochat_hf.data.sources.open_documents`.
         tokenizer: or an encoder, see `nanochat_hf.data.row_stream.as_encoder`.
-        tokens: how many are read, but for the rest of a batch of documents; fewer where the text has fewer.
+        tokens: reading ends after the batch of documents that reaches this number, or with the text.
+        num_threads: tokenizing threads; default: all cores.
         reading: options of `open_documents`.
 
     Raises:
@@ -74,7 +114,8 @@ def count_pairs(
     """
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     counted, vocab = 0, len(tokenizer)
-    for ids in _batches(open_documents(source, "train", **reading), as_encoder(tokenizer), tokens):
+    documents, encoder = open_documents(source, "train", **reading), as_encoder(tokenizer, num_threads)
+    for ids in _batches(documents, encoder, tokens):
         found, times = np.unique(ids[:-1] * vocab + ids[1:], return_counts=True)
         keys, inverse = np.unique(np.concatenate([keys, found]), return_inverse=True)
         counts = np.bincount(inverse, np.concatenate([counts, times])).astype(np.int64)
@@ -98,7 +139,7 @@ def _batches(documents: Any, encoder: Any, tokens: int) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS) -> float:
+def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool = False) -> float:
     """Fits embedding and head of a new model to counted pairs, by Adam on all pairs at once.
 
     The table's entries are smoothed: each count loses `DISCOUNT` to the frequencies of single tokens.
@@ -107,9 +148,10 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS) -> float:
         model: with embedding, head and soft cap of a `NanochatHFForCausalLM`; changed in place.
         pairs: the counts. Their tokens are below the model's vocabulary size.
         steps: of Adam.
+        verbose: show the progress.
 
     Returns:
-        The cross-entropy of the smoothed table before the last step, in nats per token.
+        The model's loss against the smoothed table before the last step, in nats per token.
     """
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     vocab, width = head.shape
@@ -118,7 +160,7 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS) -> float:
     rates = (EMBEDDING_RATE, HEAD_RATE / width)
     optimizer = torch.optim.Adam([{"params": [part]} for part in (states, weight)], betas=(0.8, 0.95))
     loss = 0.0
-    for step in range(steps):
+    for step in progress_bar(range(steps), desc="fitting bigrams", unit=" steps", disable=not verbose):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (steps - step) / ((1 - FLAT) * steps))
         hidden = F.rms_norm(states, (width,))
@@ -138,11 +180,11 @@ def _loss_and_gradients(
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
     """Returns the table's cross-entropy in nats and its gradients by `hidden` and `weight`, both [vocab, width].
 
-    Some rows of the table at a time, so that on a CPU the logits stay in its cache.
+    Some rows of the table at a time, so that on a CPU the logits stay in its last cache.
     """
     grad_hidden, grad_weight, loss = torch.empty_like(hidden), torch.zeros_like(weight), 0.0
     vocab = len(weight)
-    rows = max(1, (CACHED_LOGITS if weight.device.type == "cpu" else LOGITS_AT_ONCE) // vocab)
+    rows = max(FEWEST_ROWS, (CACHED_LOGITS if weight.device.type == "cpu" else LOGITS_AT_ONCE) // vocab)
     with onednn_products():
         for begin in range(0, vocab, rows):
             here = slice(begin, min(begin + rows, vocab))

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import sys
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +21,8 @@ from nanochat_hf.scaling.depth import padded_vocab
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
-from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, fp8, stage
+from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, disks, fp8, stage
+from nanochat_hf.trainers.bigrams import BigramStart
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 # What a resumed run may have otherwise than the run that wrote its checkpoints: where things are, how they are
@@ -44,7 +46,7 @@ CHANGES_NUMBERS = {
 }
 
 
-def record_start(config: Any, tokenizer: Any, dial: Any, write: bool) -> list[str]:
+def record_start(config: Any, tokenizer: Any, dial: Any, start: BigramStart, write: bool) -> list[str]:
     """Compares the run with the checkpoints in its folder, and records it; see `stage.record_start`.
 
     The tokenizer is compared by its content. Of the length of the run, the batch and the rates, what counts is what
@@ -64,6 +66,7 @@ def record_start(config: Any, tokenizer: Any, dial: Any, write: bool) -> list[st
     asked["tokenizer"] = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
     for name in ("num_iterations", "total_batch_size", "lr_scale", "weight_decay"):
         asked[name] = getattr(dial, name)
+    asked["bigram_start"] = start.as_dict()
     notes = stage.record_start(config.output_dir, asked, MAY_CHANGE, write)
     return [note for name, note in notes.items() if name in CHANGES_NUMBERS]
 
@@ -222,40 +225,50 @@ def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHF
     return model
 
 
-def bigram_steps(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) -> tuple[int, int]:
-    """How embedding and head are fitted to bigrams before training: (tokens to count, steps), (0, 0) if they are not.
+def bigram_start(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) -> BigramStart:
+    """Whether the run starts from bigrams. Every process has to call it.
 
-    It is the same in every process and for a resumed run, as the learning rates depend on it. By default, less text
-    than embedding and head have parameters is not counted: they would know its pairs by heart.
+    A run that goes on from a checkpoint keeps what it began with, because its learning rates depend on it.
 
     Args:
         text_tokens: of the training text; None where it is not known. It is then taken to be enough.
     """
-    vocab, width = padded_vocab(len(tokenizer)), dial.hidden_size
-    tokens = config.bigram_tokens
-    if tokens is None:
-        available = bigrams.TOKENS if text_tokens is None else min(bigrams.TOKENS, text_tokens)
-        enough = available >= 2 * vocab * width
-        tokens = bigrams.TOKENS if dial.preset == "small" and enough else 0
-    steps = bigrams.fit_steps(vocab, width, dial.total_flops)
-    return (tokens, steps) if tokens and steps else (0, 0)
+    before = stage.recorded_start(config.output_dir)
+    own = _new_start(config, tokenizer, dial, text_tokens) if before is None else _known_start(before)
+    return max(disks.gather(own), key=lambda start: start.resumed)  # a new machine may have no checkpoint yet
 
 
-def start_from_bigrams(config: Any, model: Any, tokenizer: Any, tokens: int, steps: int) -> None:
-    """Fits embedding and head to the text's bigrams, where the run has such a start and does not resume."""
-    if config.bigram_tokens and not steps:
-        print("--bigram_tokens is not used: the run is so short that this start would be more than half of its work")
-    if not steps or checkpoints.newest_intact(config.output_dir)[0]:
+def _known_start(before: dict[str, Any]) -> BigramStart:
+    return BigramStart(**before.get("bigram_start", {}), resumed=True)
+
+
+def _new_start(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) -> BigramStart:
+    asked, vocab, width = config.bigram_tokens, padded_vocab(len(tokenizer)), dial.hidden_size
+    if asked == 0 or (asked is None and dial.preset != "small"):
+        return BigramStart()
+    tokens = min(bigrams.TOKENS if asked is None else asked, text_tokens or sys.maxsize)
+    if asked is None and tokens < 2 * vocab * width:  # the pairs would be known by heart
+        return BigramStart(reason="bigrams need as many tokens of text as embedding and head have parameters")
+    if asked is None and dial.total_tokens > bigrams.LONGEST_RUN:
+        return BigramStart(reason=f"bigrams are for runs of up to {bigrams.LONGEST_RUN:,} tokens")
+    if not (steps := bigrams.fit_steps(vocab, width, dial.total_flops)):
+        return BigramStart(reason="a start from bigrams would be more than half of so short a run")
+    return BigramStart(tokens, steps)
+
+
+def start_from_bigrams(config: Any, model: Any, tokenizer: Any, start: BigramStart, verbose: bool) -> None:
+    """Fits embedding and head of a new model to the text's bigrams, where the run starts so; changes `model`.
+
+    Every process does it, rather than wait for one: a fit can take longer than processes wait for each other.
+    """
+    if start.resumed or not start.steps:
         return
     started = time.time()
     reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file}
-    pairs = bigrams.count_pairs(config.data, tokenizer, tokens, **reading)
-    loss = bigrams.fit_bigrams(model, pairs, steps)
-    print(
-        f"embedding and head start from the bigrams of {pairs.tokens:,} tokens of the text: {loss:.3f} nats after "
-        f"{steps} steps, {time.time() - started:.1f} s (--bigram_tokens 0 starts without)",
-        flush=True,
-    )
+    pairs = bigrams.count_pairs(config.data, tokenizer, start.tokens, config.num_threads, **reading)
+    loss = bigrams.fit_bigrams(model, pairs, start.steps, verbose)
+    if verbose:
+        print(f"bigrams of {pairs.tokens:,} tokens: {loss:.3f} nats, {time.time() - started:.1f} s", flush=True)
 
 
 def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:

@@ -111,13 +111,8 @@ def record_start(output_dir: str, asked: dict[str, Any], may_change: Set[str], w
         UserError: anything else differs; the message names it, with both values where there is only one.
     """
     asked = json.loads(json.dumps(asked))
-    record = Path(output_dir, START_FILE)
     notes: dict[str, str] = {}
-    if record.exists() and checkpoints.newest_intact(output_dir)[0]:
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{record} is damaged: delete {output_dir} and train it again") from None
+    if before := recorded_start(output_dir):
         # A setting that an older version of this program did not know has not changed.
         changed = sorted(name for name in asked.keys() & before.keys() if asked[name] != before[name])
         refused = [name for name in changed if name not in may_change]
@@ -129,8 +124,25 @@ def record_start(output_dir: str, asked: dict[str, Any], may_change: Set[str], w
             )
         notes = {name: f"going on with another {name}: {asked[name]}, not {before[name]}" for name in changed}
     if write:
-        settings.write_json(record, asked)
+        settings.write_json(Path(output_dir, START_FILE), asked)
     return notes
+
+
+def recorded_start(output_dir: str | None) -> dict[str, Any] | None:
+    """What the run of the checkpoints in a folder was made with, as `record_start` wrote it; None without checkpoints.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    if not output_dir or not checkpoints.newest_intact(output_dir)[0]:
+        return None
+    record = Path(output_dir, START_FILE)
+    if not record.exists():
+        return {}
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{record} is damaged: delete {output_dir} and train it again") from None
 
 
 def hash_of(tokenizer: Any) -> str:

@@ -1,5 +1,7 @@
 """The start from bigrams: counts, smoothing, gradients, and the run that begins with it."""
 
+import json
+import re
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -13,9 +15,9 @@ from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf import tokenizer as tokenizers
 from nanochat_hf.settings import load_run
 from nanochat_hf.stages.pretrain import main
-from nanochat_hf.trainers import bigrams
-from nanochat_hf.trainers.pretraining_setup import bigram_steps
-from tests.data.toy import ByteEncoder, make_documents, write_jsonl
+from nanochat_hf.trainers import bigrams, pretraining_setup
+from nanochat_hf.trainers.pretraining_setup import bigram_start
+from tests.data.toy import START, ByteEncoder, make_documents, write_jsonl
 
 
 class Encoder(ByteEncoder):
@@ -46,7 +48,7 @@ def random_pairs(vocab=64, tokens=20_000, seed=0):
         chain.append(int(rng.choice(vocab, p=chances[chain[-1]])))
     found = Counter(zip(chain, chain[1:], strict=False))
     keys = sorted(found)
-    first, second = torch.tensor(keys).T
+    first, second = torch.tensor(keys).T.contiguous()
     return bigrams.PairCounts(len(chain), first, second, torch.tensor([float(found[k]) for k in keys])), chain
 
 
@@ -54,13 +56,12 @@ def test_pairs_are_counted_as_a_plain_loop_counts_them(folder, monkeypatch):
     monkeypatch.setattr(bigrams, "TOKENS_AT_ONCE", 300)
     monkeypatch.setattr(bigrams, "DOCUMENTS_AT_ONCE", 7)
     pairs = bigrams.count_pairs(f"{folder}/*.jsonl", Encoder())
-    documents = bigrams.open_documents(f"{folder}/*.jsonl", "train")
-    expected, tokens = Counter(), 0
-    for ids in bigrams._batches(documents, Encoder(), 10**9):
-        expected.update(zip(ids.tolist(), ids.tolist()[1:], strict=False))
-        tokens += len(ids)
+    documents = [[START, *text.encode()] for name in "ab" for text in make_documents(40, name)]  # the last validates
+    expected = Counter(pair for ids in documents for pair in zip(ids, ids[1:], strict=False))
     found = {(int(a), int(b)): int(n) for a, b, n in zip(pairs.first, pairs.second, pairs.count, strict=True)}
-    assert found == dict(expected) and pairs.tokens == tokens > 3000
+    within = {pair: n for pair, n in found.items() if pair[1] != START}
+    assert within == dict(expected) and pairs.tokens == sum(map(len, documents)) > 3000
+    assert sum(found.values()) - sum(within.values()) > len(documents) / 2, "documents follow each other"
     assert sorted(found) == list(found), "rows of the table are read as ranges"
     assert bigrams.count_pairs(f"{folder}/*.jsonl", Encoder(), 100).tokens < 1000
 
@@ -134,40 +135,84 @@ def losses(run):
 
 
 def test_a_run_starts_from_bigrams(run, capsys):
-    fitted = losses(run("fitted", "--preset", "small", "--bigram_tokens", "100000"))
-    assert "embedding and head start from the bigrams of" in capsys.readouterr().out
+    whole = run("fitted", "--preset", "small", "--bigram_tokens", "3000")
+    fitted, printed = losses(whole), capsys.readouterr().out
+    assert "start: embedding and head are fitted to the bigrams of 3,000 tokens of the text in 40 steps" in printed
+    assert re.search(r"^bigrams of [3-5],\d{3} tokens: \d\.\d{3} nats, ", printed, re.MULTILINE)
+    assert whole["bigram_start"] == {"tokens": 3000, "steps": 40}
     plain = losses(run("plain", "--preset", "small"))
+    printed = capsys.readouterr().out
+    assert "start: random weights, as bigrams need as many tokens of text as embedding and head have" in printed
     modern = losses(run("modern"))
-    assert "bigrams of" not in capsys.readouterr().out, "so little text would be known by heart"
+    assert "start:" not in capsys.readouterr().out
     assert fitted[0] < plain[0] - 0.5 and plain[0] == modern[0]
 
 
-def test_only_the_preset_small_has_this_start_and_only_with_enough_text():
-    words, shape = range(8192), {"hidden_size": 256, "total_flops": 1e15}
-    for preset, asked, text_tokens, expected in (
-        ("small", None, 10**7, (bigrams.TOKENS, bigrams.STEPS)),
-        ("small", None, 2 * 8192 * 256 - 1, (0, 0)),
-        ("small", None, None, (bigrams.TOKENS, bigrams.STEPS)),
-        ("small", 0, 10**7, (0, 0)),
-        ("small", 5000, 10**5, (5000, bigrams.STEPS)),
-        ("modern", None, 10**9, (0, 0)),
-        ("modern", 5000, 10**9, (5000, bigrams.STEPS)),
-    ):
-        config, dial = SimpleNamespace(bigram_tokens=asked), SimpleNamespace(preset=preset, **shape)
-        assert bigram_steps(config, words, dial, text_tokens) == expected, (preset, asked, text_tokens)
+def test_a_dry_run_says_how_the_run_would_start(run, capsys):
+    assert not run("dry", "--bigram_tokens", "3000", "--dry_run")
+    assert "start: embedding and head are fitted to the bigrams of 3,000 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("preset", "asked", "text_tokens", "run_tokens", "expected"),
+    [
+        ("small", None, 10**7, 2**22, (10**7, bigrams.STEPS)),
+        ("small", None, 10**8, 2**22, (bigrams.TOKENS, bigrams.STEPS)),
+        ("small", None, 2 * 8192 * 256 - 1, 2**22, (0, 0)),
+        ("small", None, None, 2**22, (bigrams.TOKENS, bigrams.STEPS)),
+        ("small", None, None, 2**22 + 1, (0, 0)),
+        ("small", 0, 10**7, 2**22, (0, 0)),
+        ("small", 5000, 10**5, 2**22, (5000, bigrams.STEPS)),
+        ("small", 5000, 1000, 2**22, (1000, bigrams.STEPS)),
+        ("modern", None, 10**9, 2**22, (0, 0)),
+        ("classic", 5000, 10**9, 10**10, (5000, bigrams.STEPS)),
+    ],
+)
+def test_only_short_runs_of_the_preset_small_have_this_start_and_only_with_enough_text(
+    preset, asked, text_tokens, run_tokens, expected, tmp_path
+):
+    config = SimpleNamespace(bigram_tokens=asked, output_dir=tmp_path)
+    dial = SimpleNamespace(preset=preset, hidden_size=256, total_flops=1e15, total_tokens=run_tokens)
+    start = bigram_start(config, range(8192), dial, text_tokens)
+    assert (start.tokens, start.steps) == expected
+    assert bool(start.reason) == (preset == "small" and asked is None and not start.steps)
+
+
+def test_embedding_and_head_train_at_low_rates_after_this_start(run, monkeypatch):
+    made = []
+    build = pretraining_setup.build_trainer
+    monkeypatch.setattr(pretraining_setup, "build_trainer", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+    run("fitted", "--bigram_tokens", "3000", "--embedding_lr", "0.02")
+    run("plain")
+    rates = []
+    for trainer in made:
+        groups = {group["name"]: group for group in trainer.optimizer.param_groups}
+        names = ("head", "embedding", "value_embedding", "backout")
+        rates.append([groups[name]["initial_lr"] for name in names])
+    factors = [one / other for one, other in zip(*rates, strict=True)]
+    assert factors == pytest.approx([0.0005 / 0.008, 0.02 / 0.3, 1, 0.1])
 
 
 def test_a_resumed_run_with_this_start_is_the_uninterrupted_one(run, tmp_path, capsys):
-    run("whole", "--bigram_tokens", "100000", "--save_every", "6", "--save_total_limit", "9")
-    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "resumed" / "checkpoint-6")
+    run("whole", "--bigram_tokens", "3000", "--save_every", "6", "--save_total_limit", "9")
+    for name in ("resumed", "older"):
+        shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / name / "checkpoint-6")
+    record = json.loads((tmp_path / "whole" / "started.json").read_text())
+    (tmp_path / "resumed" / "started.json").write_text(json.dumps(record))
+    for name in ("bigram_start", "bigram_tokens"):
+        del record[name]
+    (tmp_path / "older" / "started.json").write_text(json.dumps(record))
     capsys.readouterr()
-    run("resumed", "--bigram_tokens", "100000", "--save_every", "6")
-    assert "bigrams of" not in capsys.readouterr().out, "the checkpoint's weights count"
+    run("resumed", "--bigram_tokens", "3000", "--save_every", "6")
+    assert "bigrams" not in capsys.readouterr().out, "the checkpoint's weights count"
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    older = run("older", "--bigram_tokens", "3000", "--save_every", "6")
+    assert older["bigram_start"] == {"tokens": 0, "steps": 0}, "a run of a version without this start keeps its rates"
 
 
-def test_a_start_that_was_asked_for_and_does_not_fit_is_said(run, capsys, monkeypatch):
+def test_a_start_that_does_not_fit_into_the_run_is_said(run, capsys, monkeypatch):
     monkeypatch.setattr(bigrams, "SHARE_OF_RUN", 1e-3)
     run("short", "--preset", "small", "--bigram_tokens", "1000")
-    assert "--bigram_tokens is not used: the run is so short" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "start: random weights, as a start from bigrams would be more than half of so short a run" in printed

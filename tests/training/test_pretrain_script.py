@@ -70,11 +70,12 @@ def test_two_real_processes_by_the_config_file(kind, tokenizer, core_bundle, tmp
     command += ["--output_dir", str(tmp_path), "--num_iterations", "6", "--total_batch_size", "512"]
     command += ["--auto_device_batch", "true", "--eval_every", "3", "--eval_tokens", "512", "--save_every", "3"]
     command += ["--sample_every", "6", "--core_every", "6", "--core_bundle", core_bundle, "--log_every", "2"]
+    command += ["--bigram_tokens", "3000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "batch of 512 tokens = 2 processes × 1 micro-batches × 4 rows × 64" in done.stdout
-    assert done.stdout.count("first step done") == 1  # only one process speaks
+    assert done.stdout.count("first step done") == done.stdout.count("\nbigrams of") == 1  # only one process speaks
     assert "step 6: 'The capital of France is" in done.stdout and "step 6: CORE" in done.stdout
     run = load_run(tmp_path)
     assert run["environment"]["world_size"] == 2 and "torch" in run["environment"]["versions"]
