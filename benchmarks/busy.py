@@ -8,7 +8,8 @@ The model is the quickstart's: four layers of width 128. A neighbour is a proces
 measurement is a process of its own, because OpenMP reads its settings once. The rounds alternate over the settings.
 
 Settings: `torch's` sets nothing; `passive` is `OMP_WAIT_POLICY=PASSIVE`, a spin of 0; `spin N` is `GOMP_SPINCOUNT=N`;
-`one thread` is `OMP_NUM_THREADS=1`. `product` is what every command of this project sets; its spin count is marked.
+`one thread` is `OMP_NUM_THREADS=1`. `product` is what every command of this project sets when it starts: another spin
+count on a free machine than on a busy one.
 
 The tables say what each setting loses on the free machine, and which share of the free machine's speed it keeps beside
 neighbours. Both compare with the first setting on the free machine. The last table has the worst part of each setting.
@@ -28,7 +29,7 @@ from typing import Any
 
 from benchmark_tools import HelpFormat
 
-from nanochat_hf.openmp import SPINS, bound_spinning
+from nanochat_hf.openmp import BUSY_SPINS, SPINS, bound_spinning
 from nanochat_hf.settings import UserError, run_main
 
 ROWS, LENGTH, VOCAB_SIZE = 21, 96, 1536  # the quickstart's step
@@ -41,7 +42,7 @@ PARTS = ("training", "evaluation", "rollouts", "chat")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
     parser.add_argument("--neighbours", nargs="+", type=int, default=[0, 1], help="busy processes beside the measured")
-    parser.add_argument("--spins", nargs="*", type=int, default=[SPINS, 5000], help="spin counts to try")
+    parser.add_argument("--spins", nargs="*", type=int, default=[BUSY_SPINS, SPINS], help="spin counts to try")
     parser.add_argument(
         "--settings",
         nargs="+",
@@ -64,7 +65,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def all_settings(options: argparse.Namespace) -> dict[str, dict[str, str]]:
-    """The environment of each setting, without the number of threads where that is not its point."""
+    """The environment of each setting, without the number of threads where that is not its point.
+
+    That of `product` depends on what runs beside it at this moment.
+    """
     product: dict[str, str] = {}
     bound_spinning(product)
     found = {"torch's": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
@@ -192,8 +196,9 @@ def print_tables(options: argparse.Namespace, found: Figures) -> None:
 
 
 def label(name: str) -> str:
-    """The setting's name in a table; the one that the product sets is marked."""
-    return f"{name} (product)" if name == f"spin {SPINS}" else name
+    """The setting's name in a table; those that the product sets are marked."""
+    marks = {f"spin {SPINS}": " (product, free machine)", f"spin {BUSY_SPINS}": " (product, busy machine)"}
+    return name + marks.get(name, "")
 
 
 def main() -> None:
@@ -204,12 +209,11 @@ def main() -> None:
         print(json.dumps({part: speed(parts[part], seconds) for part in options.parts}))
         return
     found: Figures = {count: {} for count in options.neighbours}
-    environments = all_settings(options)
     for _ in range(options.rounds):
         for count in options.neighbours:
             for name in options.settings:
                 with busy(count):
-                    figures = measure_in_process(options, environments[name])
+                    figures = measure_in_process(options, all_settings(options)[name])
                 for part, value in figures.items():
                     found[count].setdefault(name, {}).setdefault(part, []).append(value)
                 print(f"{count} neighbours, {name}: {figures}", file=sys.stderr, flush=True)

@@ -6,16 +6,23 @@ free machine nobody needs that core. Where another program needs it, the other t
 meanwhile, and training is 20 to 30 times slower instead of half as fast.
 
 Sleeping at once (`OMP_WAIT_POLICY=PASSIVE`) costs a quarter of the speed of sampling on a free machine: each wake-up
-takes some 50 µs. A short spin loses little of either, as in the ski-rental problem. `benchmarks/busy.py` measures it
-(docs/log.md). The results do not depend on it: it changes how threads wait, not what they compute.
+takes some 50 µs. No number of spins is good on both machines. So it is chosen when a command starts, by whether other
+programs are using the cores just then. `benchmarks/busy.py` measures it (docs/log.md). Results do not depend on it: it
+changes how threads wait, not what they compute.
 """
 
 import os
+import statistics
 import sys
-from collections.abc import MutableMapping
+import time
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
-SPINS = 300  # of GNU's OpenMP; 5 to 14 µs at 15 to 45 ns per `pause`, less than it takes to wake a thread
+# Spins of GNU's OpenMP; one takes 15 to 45 ns. On a free machine long enough for the code between two products, on a
+# busy one less than it takes to wake a thread.
+SPINS, BUSY_SPINS = 5000, 300
 BLOCK_MS = 1  # of LLVM's and Intel's OpenMP (macOS, conda), in their smallest unit; their default is 200
+LOAD, SAMPLES, SECONDS_BETWEEN = Path("/proc/loadavg"), 10, 0.002
 
 
 def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -29,6 +36,28 @@ def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> bool:
         Whether this has an effect: torch, which reads it once, is not imported yet.
     """
     if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", str(SPINS))
+        if "GOMP_SPINCOUNT" not in environment:
+            environment["GOMP_SPINCOUNT"] = str(BUSY_SPINS if cores_are_busy(environment) else SPINS)
         environment.setdefault("KMP_BLOCKTIME", str(BLOCK_MS))
     return "torch" not in sys.modules
+
+
+def cores_are_busy(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether other programs are using cores that this process's threads need: Linux's count of running threads.
+
+    Args:
+        environment: `OMP_NUM_THREADS` in it is the number of threads; default: one per core that may be used.
+
+    Returns:
+        False where the count cannot be read.
+    """
+    cores = os.cpu_count() or 1
+    try:
+        threads = int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        running = []
+        for _ in range(SAMPLES):
+            time.sleep(SECONDS_BETWEEN)
+            running.append(int(LOAD.read_text().split()[3].split("/")[0]) - 1)  # without this one
+    except (OSError, AttributeError, ValueError, IndexError):
+        return False
+    return statistics.fmean(running) > cores - threads + 0.5

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from nanochat_hf.openmp import BLOCK_MS, SPINS, bound_spinning
+from nanochat_hf import openmp
+from nanochat_hf.openmp import BLOCK_MS, BUSY_SPINS, SPINS, bound_spinning, cores_are_busy
 
 ROOT = Path(__file__).parents[1]
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -27,10 +29,56 @@ def clean_environment(**changes: str) -> dict[str, str]:
         ({"KMP_BLOCKTIME": "9"}, {"GOMP_SPINCOUNT": str(SPINS)}),
     ],
 )
-def test_what_the_user_has_set_stays(given, added):
+def test_what_the_user_has_set_stays(given, added, monkeypatch):
+    monkeypatch.setattr(openmp, "cores_are_busy", lambda environment: False)
     environment = dict(given)
     bound_spinning(environment)
     assert environment == given | added
+
+
+@pytest.mark.parametrize(
+    ("running", "threads", "busy"),
+    [
+        (1, None, False),
+        (2, None, True),
+        (3, "4", False),
+        (4, "4", False),
+        (5, "4", False),
+        (6, "4", True),
+        (4, "8", True),
+    ],
+)
+def test_cores_are_busy_where_other_programs_use_those_that_the_threads_need(
+    running, threads, busy, tmp_path, monkeypatch
+):
+    """A machine of eight cores; the count includes the process that reads it."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "loadavg").write_text(f"9.50 9.50 9.50 {running}/800 12345\n")
+    monkeypatch.setattr(openmp, "LOAD", tmp_path / "loadavg")
+    environment = {} if threads is None else {"OMP_NUM_THREADS": threads}
+    assert cores_are_busy(environment) == busy
+    bound_spinning(environment)
+    assert environment["GOMP_SPINCOUNT"] == str(BUSY_SPINS if busy else SPINS)
+
+
+@pytest.mark.parametrize("text", [None, "", "0.1 0.2 0.3 many 5"])
+def test_where_the_load_cannot_be_read_the_machine_counts_as_free(text, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "loadavg").write_text(text)
+    monkeypatch.setattr(openmp, "LOAD", tmp_path / "loadavg")
+    assert not cores_are_busy({})
+
+
+def test_a_real_neighbour_is_seen():
+    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        time.sleep(0.3)
+        assert cores_are_busy({})
+    finally:
+        for process in neighbours:
+            process.kill()
+            process.wait()
 
 
 IMPORT_ALL_ENTRIES = """
@@ -51,7 +99,9 @@ def test_no_command_imports_torch_before_it_sets_how_threads_wait():
     assert int(done.stdout) >= 12
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, SPINS), ({"GOMP_SPINCOUNT": "123"}, 123)])
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, {SPINS, BUSY_SPINS}), ({"GOMP_SPINCOUNT": "123"}, {123})], ids=["ours", "the user's"]
+)
 def test_openmp_itself_says_the_setting(given, expected):
     code = "from nanochat_hf.settings import run_main\ndef main():\n    import torch\n    torch.ones(1)\n"
     command = [sys.executable, "-c", code + "run_main(main)"]
@@ -60,4 +110,4 @@ def test_openmp_itself_says_the_setting(given, expected):
     assert done.returncode == 0, done.stderr
     if "GOMP_CPU_AFFINITY" not in done.stderr:
         pytest.skip("this torch does not use GNU's OpenMP")
-    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
+    assert any(f"GOMP_SPINCOUNT = '{count}'" in done.stderr for count in expected)

@@ -314,8 +314,8 @@ def test_busy_says_the_loss_on_a_free_machine_and_the_share_kept_on_a_busy_one(s
     assert rows[-4:] == [
         ["torch's", "0%", "5%"],
         ["passive", "30%", "60%"],
-        ["spin 300 (product)", "20%", "55%"],
-        ["spin 5000", "5%", "50%"],
+        ["spin 300 (product, busy machine)", "20%", "55%"],
+        ["spin 5000 (product, free machine)", "5%", "50%"],
     ]
 
 
