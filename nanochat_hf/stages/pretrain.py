@@ -228,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     dial, batch = pretraining_setup.plan(config, tokenizer, arguments, text and text.text_tokens)
     schedule = pretraining_setup.build_schedule(config, dial)
-    start = pretraining_setup.bigram_start(config, tokenizer, dial, text and text.text_tokens)
+    before = stage.recorded_start(config.output_dir)
+    start = pretraining_setup.bigram_start(config, tokenizer, dial, text and text.text_tokens, before)
     leader = arguments.process_index == 0
     if leader:
         print(dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", sep="\n", flush=True)
@@ -248,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     disks.check_same("text", text.text_tokens, "give the same --data on all machines")
-    notes = pretraining_setup.record_start(config, tokenizer, dial, start, write=arguments.local_process_index == 0)
+    writes = arguments.local_process_index == 0
+    notes = pretraining_setup.record_start(config, tokenizer, dial, start, before, writes)
     if leader:
         print("".join(f"{note}\n" for note in notes), end="")
         rows = dial.total_tokens // config.sequence_length

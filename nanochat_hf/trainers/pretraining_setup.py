@@ -46,7 +46,9 @@ CHANGES_NUMBERS = {
 }
 
 
-def record_start(config: Any, tokenizer: Any, dial: Any, start: BigramStart, write: bool) -> list[str]:
+def record_start(
+    config: Any, tokenizer: Any, dial: Any, start: BigramStart, before: dict[str, Any] | None, write: bool
+) -> list[str]:
     """Compares the run with the checkpoints in its folder, and records it; see `stage.record_start`.
 
     The tokenizer is compared by its content. Of the length of the run, the batch and the rates, what counts is what
@@ -67,7 +69,7 @@ def record_start(config: Any, tokenizer: Any, dial: Any, start: BigramStart, wri
     for name in ("num_iterations", "total_batch_size", "lr_scale", "weight_decay"):
         asked[name] = getattr(dial, name)
     asked["bigram_start"] = start.as_dict()
-    notes = stage.record_start(config.output_dir, asked, MAY_CHANGE, write)
+    notes = stage.record_start(config.output_dir, asked, MAY_CHANGE, before, write)
     return [note for name, note in notes.items() if name in CHANGES_NUMBERS]
 
 
@@ -225,15 +227,17 @@ def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHF
     return model
 
 
-def bigram_start(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) -> BigramStart:
+def bigram_start(
+    config: Any, tokenizer: Any, dial: Any, text_tokens: int | None, before: dict[str, Any] | None
+) -> BigramStart:
     """Whether the run starts from bigrams. Every process has to call it.
 
     A run that goes on from a checkpoint keeps what it began with, because its learning rates depend on it.
 
     Args:
         text_tokens: of the training text; None where it is not known. It is then taken to be enough.
+        before: what `stage.recorded_start` returns.
     """
-    before = stage.recorded_start(config.output_dir)
     own = _new_start(config, tokenizer, dial, text_tokens) if before is None else _known_start(before)
     return max(disks.gather(own), key=lambda start: start.resumed)  # a new machine may have no checkpoint yet
 

@@ -96,12 +96,15 @@ def warn_of_idle_gpus() -> None:
         )
 
 
-def record_start(output_dir: str, asked: dict[str, Any], may_change: Set[str], write: bool = True) -> dict[str, str]:
+def record_start(
+    output_dir: str, asked: dict[str, Any], may_change: Set[str], before: dict[str, Any] | None, write: bool = True
+) -> dict[str, str]:
     """Compares a run with the one that wrote the checkpoints in its folder, and records it for a later resume.
 
     Args:
         asked: what the run is made with, name → JSON value.
         may_change: the names of what may differ; other differences cannot be continued.
+        before: what `recorded_start` returns for the folder.
         write: whether this process writes the record.
 
     Returns:
@@ -112,7 +115,7 @@ def record_start(output_dir: str, asked: dict[str, Any], may_change: Set[str], w
     """
     asked = json.loads(json.dumps(asked))
     notes: dict[str, str] = {}
-    if before := recorded_start(output_dir):
+    if before:
         # A setting that an older version of this program did not know has not changed.
         changed = sorted(name for name in asked.keys() & before.keys() if asked[name] != before[name])
         refused = [name for name in changed if name not in may_change]
@@ -130,6 +133,8 @@ def record_start(output_dir: str, asked: dict[str, Any], may_change: Set[str], w
 
 def recorded_start(output_dir: str | None) -> dict[str, Any] | None:
     """What the run of the checkpoints in a folder was made with, as `record_start` wrote it; None without checkpoints.
+
+    It reads the newest checkpoint whole, to see whether it is intact.
 
     Raises:
         UserError: the record is damaged.
@@ -238,7 +243,7 @@ def open_stage(config: StageConfig) -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is announced as experimental each time
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL uses
     check_stage(config)
-    record_start(config.output_dir, asdict(config), MAY_CHANGE)
+    record_start(config.output_dir, asdict(config), MAY_CHANGE, recorded_start(config.output_dir))
 
 
 def load_tasks(specs: list[str], split: str) -> list[tuple[Any, int]]:

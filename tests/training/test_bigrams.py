@@ -173,7 +173,7 @@ def test_only_short_runs_of_the_preset_small_have_this_start_and_only_with_enoug
 ):
     config = SimpleNamespace(bigram_tokens=asked, output_dir=tmp_path)
     dial = SimpleNamespace(preset=preset, hidden_size=256, total_flops=1e15, total_tokens=run_tokens)
-    start = bigram_start(config, range(8192), dial, text_tokens)
+    start = bigram_start(config, range(8192), dial, text_tokens, before=None)
     assert (start.tokens, start.steps) == expected
     assert bool(start.reason) == (preset == "small" and asked is None and not start.steps)
 
