@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -279,6 +280,34 @@ def test_quality(script, shards, tmp_path, capsys):
     script("quality", *command).main()
     assert rows_of(capsys.readouterr().out)[-1] == first
     assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written, "a finished run is kept"
+
+
+def test_ngrams(script, shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "tests" / "training"))
+    from chat_toy import make_base
+
+    model = make_base(tmp_path / "model", sequence_length=64)
+    module = script("ngrams", "--model", model, "--data", shards, "--tokens", 20000, "--documents", 20)
+    module.main()
+    rows = {row[0]: row[1:] for row in rows_of(capsys.readouterr().out)[2:]}
+    alone = [number(rows[f"table of {order}-grams"][0]) for order in (2, 3, 4)]
+    assert alone[0] > alone[1] > 0, "two tokens before tell more than one"
+    for order in (2, 3, 4):
+        assert number(rows[f"table of {order}-grams"][1]) < number(rows["the model"][0]), "it was not trained"
+    with pytest.raises(UserError, match="--orders end at"):
+        script("ngrams", "--model", model, "--data", shards, "--orders", 9).main()
+
+
+def test_ngram_tables_are_distributions(script):
+    """Of any context, seen or not, the probabilities of all next tokens sum to one."""
+    module, vocab = script("ngrams"), 5
+    counted = np.random.default_rng(0).integers(0, vocab - 1, 60)  # the last token never occurs
+    for context in [(0, 1), (3, 2), (4, 4), (1, 4)]:
+        scored = np.concatenate([[*context, token] for token in range(vocab)])
+        table = ((np.bincount(counted, minlength=vocab) + 1) / (len(counted) + vocab))[scored]
+        for order in (2, 3):
+            table = module.add_order(table, counted, scored, order, vocab)
+            assert table[2::3].sum() == pytest.approx(1), (context, order)
 
 
 def test_busy(script, capsys):
