@@ -14,6 +14,7 @@ from typing import Any
 
 from nanochat_hf.settings import UserError
 
+BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # upstream's, 162 MB
 SHUFFLE_SEED = 1337
 TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
 OPTION_FIELDS = {"multiple_choice": "choices", "schema": "context_options"}  # where an item lists its options
@@ -89,7 +90,8 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
     folder = Path(folder)
     if not (folder / "core.yaml").exists():
         raise UserError(
-            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked eval_bundle"
+            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked "
+            f"eval_bundle ({BUNDLE_URL})"
         )
     entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
     known = [entry["label"] for entry in entries]

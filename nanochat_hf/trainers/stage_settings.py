@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_hf.evals.bundle import BUNDLE_URL
 from nanochat_hf.settings import (
     MAX_RATE,
     MAX_ROWS,
@@ -280,7 +281,7 @@ def check_pretraining(config: Any) -> None:
     if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
         raise UserError(
             f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
-            "unpack upstream's eval_bundle.zip and give its folder as --core_bundle"
+            f"download {BUNDLE_URL}, unpack it, and give its folder as --core_bundle"
         )
     check_report_to(config.report_to)
 
