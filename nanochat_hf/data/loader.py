@@ -121,6 +121,7 @@ class PackedLoader:
         self._own_streams = sorted({row % num_streams for row in rows})
         self._streams = {index: self._open_stream(index) for index in self._own_streams}
         self._rows = 0  # rows of all processes that the batches made so far have covered
+        self._ahead = False  # whether batches may have been made that were not yielded
         self._yielded = self._snapshot()
 
     def _open_stream(self, index: int) -> RowStream | MixedRows:
@@ -147,16 +148,17 @@ class PackedLoader:
 
     def __next__(self) -> Batch:
         if self._background is None:
-            self._background = _BackgroundMaker(self._make_batch, self.prefetch)
+            if self._ahead:
+                self.load_state_dict(self.state_dict())
+            self._background, self._ahead = _BackgroundMaker(self._make_batch, self.prefetch), True
         batch, self._yielded = self._background.next()
         return batch
 
     def close(self) -> None:
-        """Stops the background thread. Iterating again goes on after the last yielded batch."""
+        """Stops the background thread. Iterating again opens the source and goes on after the last yielded batch."""
         if self._background is not None:
             self._background.stop()
             self._background = None
-            self.load_state_dict(self.state_dict())
 
     def _make_batch(self) -> tuple[Batch, "_Snapshot"]:
         rows_BT1 = np.empty((self.batch_size, self.sequence_length + 1), dtype=np.int64)

@@ -6,7 +6,8 @@ A source is written as one string, the same in every recipe and on every command
 - a file, a folder or a pattern (`data/*.txt`) of parquet, Arrow, JSON, csv or text; a folder may also be one that
   `Dataset.save_to_disk` wrote, or a copy of a data set of the Hub, then also `folder:config`;
 - anything else of the form `owner/name` or `owner/name:config`: a data set of the Hub, fetched file by file as needed;
-- several of these with weights, `"web:0.7,code:0.3"` or a list. The weights are shares of the characters read.
+- several of these with weights, `"web:0.7,code:0.3"` or a list. The weights are shares of the rows in training, and
+  of the characters elsewhere.
 
 `open_documents` gives each process its own documents. No two processes read the same document and none is left out,
 whatever the number of processes. The iterator's position can be saved and restored exactly.

@@ -161,10 +161,16 @@ def to_resume(folder: str | os.PathLike, verbose: bool = True, writes: bool = Tr
     return str(checkpoint)
 
 
-def rotate(folder: str | os.PathLike, keep: int | None) -> None:
-    """Deletes all but the newest `keep` checkpoints; None keeps all."""
-    for checkpoint in checkpoints(folder)[keep:] if keep else []:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+def rotate(folder: str | os.PathLike, keep: int | None, newest: Path) -> None:
+    """Deletes all checkpoints but the last `keep` up to `newest`, which was just written; None keeps all.
+
+    Those of later steps are damaged: else the run would have gone on from them.
+    """
+    found = checkpoints(folder)
+    kept = [checkpoint for checkpoint in found if _step(checkpoint) <= _step(newest)][:keep]
+    for checkpoint in found if keep else []:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def is_write_error(error: Exception) -> bool:

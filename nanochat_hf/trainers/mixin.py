@@ -240,6 +240,9 @@ class Checkpointing(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.resume_from:
+            state.compute_steps(
+                args, state.max_steps
+            )  # Trainer takes when to log, measure and save from the checkpoint
             self.trainer.load_training_state(self.resume_from)
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -253,7 +256,7 @@ class Checkpointing(TrainerCallback):
             disks.spread(self.unfinished, writes=args.should_save)
         if args.should_save and self.unfinished is not None:
             checkpoints.seal(self.unfinished)
-            checkpoints.rotate(args.output_dir, self.keep)
+            checkpoints.rotate(args.output_dir, self.keep, newest=self.unfinished)
         self.unfinished = None
         self.trainer.accelerator.wait_for_everyone()
         self.paused += time.perf_counter() - self._started

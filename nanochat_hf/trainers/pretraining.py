@@ -95,10 +95,18 @@ class OnDevice:
     """Iterates over a loader and copies its batches to a GPU without waiting: they lie in pinned memory.
 
     Only what the model takes is copied. Without `labels`, Trainer does not count tokens, which would wait for the GPU.
+
+    Args:
+        loader: an endless iterator of batches.
+        device: where they go.
+        batches: of the whole run. Without a length, Trainer would begin a second epoch where a run has all its steps.
     """
 
-    def __init__(self, loader: Any, device: torch.device):
-        self.loader, self.device = loader, device
+    def __init__(self, loader: Any, device: torch.device, batches: int):
+        self.loader, self.device, self.batches = loader, device, batches
+
+    def __len__(self) -> int:
+        return self.batches
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.loader:
@@ -141,7 +149,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
             byte_lengths = lengths.new_zeros(self.model.config.vocab_size)
             byte_lengths[: len(lengths)] = lengths
         self.byte_lengths = byte_lengths
-        self.loss_is_scaled_for_ga = False  # rows are full, so the mean of the micro-batches' means is exact
+        self.loss_is_scaled_for_ga = False  # the mean of the micro-batches' means is exact where rows are full
         self._mean_loss: float | None = None
         self._micro_batches: list[tuple[torch.Tensor, dict]] = []  # of the current step
         self._unchecked: deque[tuple[int, StepLoss]] = deque()
@@ -149,7 +157,7 @@ class NanochatTrainer(MuonAdamWMixin, Trainer):
         self._paused = 0.0
 
     def get_train_dataloader(self) -> Any:
-        return OnDevice(self.loader, self.args.device)
+        return OnDevice(self.loader, self.args.device, self.args.max_steps * self.args.gradient_accumulation_steps)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean loss in nats per token over a micro-batch."""

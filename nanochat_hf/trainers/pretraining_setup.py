@@ -250,8 +250,11 @@ def _new_start(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) 
     asked, vocab, width = config.bigram_tokens, padded_vocab(len(tokenizer)), dial.hidden_size
     if asked == 0 or (asked is None and dial.preset != "small"):
         return BigramStart()
-    tokens = min(bigrams.TOKENS if asked is None else asked, text_tokens or sys.maxsize)
-    if asked is None and tokens < 2 * vocab * width:  # the pairs would be known by heart
+    tokens, parameters = min(bigrams.TOKENS if asked is None else asked, text_tokens or sys.maxsize), 2 * vocab * width
+    if asked is None and parameters > bigrams.TOKENS:
+        reason = f"embedding and head have more than {bigrams.TOKENS:,} parameters (--bigram_tokens counts more)"
+        return BigramStart(reason=reason)
+    if asked is None and tokens < parameters:  # the pairs would be known by heart
         return BigramStart(reason="bigrams need as many tokens of text as embedding and head have parameters")
     if asked is None and dial.total_tokens > bigrams.LONGEST_RUN:
         return BigramStart(reason=f"bigrams are for runs of up to {bigrams.LONGEST_RUN:,} tokens")

@@ -1,6 +1,7 @@
 """The loader: the same rows for any number of processes, and after any restart."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -168,6 +169,18 @@ def test_a_closed_loader_goes_on_after_the_last_batch_it_gave(data):
     loader.close()
     assert torch.equal(next(loader)["input_ids"], next(reference)["input_ids"])
     close(loader, reference)
+
+
+def test_closing_a_loader_does_not_read_its_source_again(data, tmp_path):
+    """At the end of a run the data may have grown, or a Hub may be out of reach."""
+    copy = shutil.copytree(data, tmp_path / "copy")
+    loader = open_loader(str(copy))
+    next(loader)
+    state = loader.state_dict()
+    shutil.rmtree(copy)
+    loader.close()
+    assert loader.state_dict()["rows"] == state["rows"]
+    loader.close()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -50,8 +50,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
 def test_rotation_keeps_the_newest_by_number(tmp_path):
     for step in (9, 10, 100):
         sealed(tmp_path, step)
-    checkpoints.rotate(tmp_path, 2)
+    checkpoints.rotate(tmp_path, 2, newest=tmp_path / "checkpoint-100")
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10"]
+
+
+@pytest.mark.parametrize("damage", [truncate, lambda path: path.unlink()], ids=["torn", "not sealed"])
+def test_a_damaged_checkpoint_takes_no_place_of_an_intact_one(tmp_path, damage):
+    """A run resumed from step 150, as 170 was torn, and has just written 165."""
+    for step in (150, 165, 170):
+        sealed(tmp_path, step)
+    damage(tmp_path / "checkpoint-170" / "checksums.json")
+    checkpoints.rotate(tmp_path, 1, newest=tmp_path / "checkpoint-165")
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-165"]
 
 
 def test_random_generators_continue_where_they_were(tmp_path):

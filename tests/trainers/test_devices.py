@@ -105,7 +105,7 @@ def test_every_trainer_and_every_loaded_checkpoint_allows_tf32(tmp_path, monkeyp
 def test_a_batch_is_copied_without_labels():
     """Meta stands in for a GPU. With labels, Trainer would count tokens, which waits for the GPU."""
     batch = dict.fromkeys(("input_ids", "shift_labels", "labels"), torch.zeros(2, 8, dtype=torch.long))
-    (copied,) = OnDevice([batch], torch.device("meta"))
+    (copied,) = OnDevice([batch], torch.device("meta"), 1)
     assert {name: tensor.device.type for name, tensor in copied.items()} == dict.fromkeys(
         ("input_ids", "shift_labels"), "meta"
     )

@@ -9,6 +9,7 @@ from chat_toy import TEXTS, make_base, run_stage, weights
 
 from nanochat_hf import tokenizer as tokenizers
 from nanochat_hf.settings import UserError, load_run
+from nanochat_hf.trainers import checkpoints, stage
 from nanochat_hf.trainers.callbacks import TrainingProgress
 
 CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am nanochat."}]
@@ -99,6 +100,39 @@ def test_pretraining_goes_on_where_it_can_and_says_what_is_different(interrupted
     said = capsys.readouterr().out
     assert "going on with another dtype: float32, not auto" in said and "resuming from" in said
     assert "save_every" not in said and load_run(tmp_path / "run")["history"][-1]["step"] == 4
+
+
+def test_pretraining_killed_after_its_last_checkpoint_trains_no_further_step(
+    interrupted, tokenizer, tmp_path, monkeypatch
+):
+    options, folder = interrupted
+    shutil.copytree(folder, tmp_path / "run")
+    options = options | {"output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+
+        def finish(*args, **kwargs):
+            raise Killed
+
+        patch.setattr(stage, "finish", finish)
+        with pytest.raises(Killed):
+            run("pretrain", options)
+    kept = weights(tmp_path / "run" / "checkpoint-4")
+    run("pretrain", options)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(tmp_path / "run").items())
+    assert max(row["step"] for row in load_run(tmp_path / "run")["history"]) <= 4
+
+
+def test_a_resumed_run_measures_and_saves_as_its_new_command_says(interrupted, tmp_path):
+    options, folder = interrupted
+    shutil.copytree(folder, tmp_path / "run")
+    new = {"save_every": 1, "eval_every": 1, "eval_tokens": 64, "log_every": 1, "output_dir": tmp_path / "run"}
+    saved = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "seal", lambda folder: saved.append(folder.name))
+        run("pretrain", options | new)
+    history = load_run(tmp_path / "run")["history"]
+    assert [row["step"] for row in history if "val_bpb" in row and row["step"] > 2] == [3, 4]
+    assert saved == ["checkpoint-3", "checkpoint-4"]
 
 
 # -- chat stages -----------------------------------------------------------------------------------------------------
