@@ -29,12 +29,12 @@ from typing import Any
 
 from benchmark_tools import HelpFormat
 
-from nanochat_hf.openmp import BUSY_SPINS, SPINS, bound_spinning
+from nanochat_hf.openmp import BUSY_SPINS, RECORDS, SPINS, bound_spinning
 from nanochat_hf.settings import UserError, run_main
 
 ROWS, LENGTH, VOCAB_SIZE = 21, 96, 1536  # the quickstart's step
 PROMPT, NEW_TOKENS = 40, 48
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", *RECORDS.values())
 NEIGHBOUR = "while True: sum(range(100_000))"
 PARTS = ("training", "evaluation", "rollouts", "chat")
 
@@ -69,8 +69,9 @@ def all_settings(options: argparse.Namespace) -> dict[str, dict[str, str]]:
 
     That of `product` depends on what runs beside it at this moment.
     """
-    product: dict[str, str] = {}
+    product = {"OMP_NUM_THREADS": str(options.threads)}  # it asks whether so many threads have their cores
     bound_spinning(product)
+    product = {name: product[name] for name in RECORDS if name in product}
     found = {"torch's": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
     found |= {f"spin {count}": {"GOMP_SPINCOUNT": str(count)} for count in options.spins}
     return found | {"one thread": {"OMP_NUM_THREADS": "1"}, "product": product}

@@ -41,6 +41,7 @@ from transformers import TrainerCallback, TrainingArguments
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader
 from nanochat_hf.data.sources import open_documents
+from nanochat_hf.openmp import without_our_choice
 from nanochat_hf.optim import Schedule, apply_schedule, set_learning_rates
 from nanochat_hf.settings import UserError, run_main
 from nanochat_hf.tokenizer import token_byte_lengths
@@ -223,7 +224,7 @@ class Script:
         self.process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+            env={**without_our_choice(), **environment, "PYTHONUNBUFFERED": "1"},
             stdout=end,
             stderr=end,
             start_new_session=True,

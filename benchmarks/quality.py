@@ -15,18 +15,19 @@ Validation rows are those of upstream's packing of the last shard, whatever pack
 compiled unless --compile is given.
 
 Finished runs are kept and interrupted ones are resumed, so the command can be repeated until the table is complete.
-The table is printed after every run.
+Seeds, arms and depths may be added. Other data, tokens or shapes need another --output_dir: options.json there says
+what its runs were made with. The table is printed after every run.
 """
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ from nanochat_hf.conversion import convert_folder
 from nanochat_hf.data.loader import ValidationDocuments
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.evals.bits_per_byte import packed_bits_per_byte
+from nanochat_hf.openmp import without_our_choice
 from nanochat_hf.scaling.depth import small_batch
-from nanochat_hf.settings import UserError, load_run, run_main
+from nanochat_hf.settings import UserError, load_run, run_main, write_json
 from nanochat_hf.tokenizer import token_byte_lengths
 
 SMALL = "--preset small --total_batch_size {small_batch} --num_iterations {small} --eval_every {small}".split()
@@ -56,6 +58,11 @@ ARMS: dict[str, list[str]] = {
     "half the batch": ["--total_batch_size", "{half_batch}", "--num_iterations", "{twice_steps}"],
     "classic": ["--preset", "classic"],
 }
+
+RECORD = "options.json"  # in the folder of the runs
+# The options that all runs of a folder share, in the order in which a difference is named.
+SHARED = "data sequence_length batch_size tokens head_dim vocab_size rows_at_once compile eval_tokens".split()
+SHARED.append("eval_documents")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,6 +101,71 @@ def parse_arguments() -> argparse.Namespace:
 def folder_of(options: argparse.Namespace, arm: str, seed: int) -> Path:
     """The folder of one run."""
     return options.output_dir / f"d{options.depth}-{arm.replace(' ', '-')}-seed{seed}"
+
+
+def shared_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the runs of a folder share, for its record."""
+    return {name: getattr(options, name) for name in SHARED}
+
+
+def check_record(options: argparse.Namespace) -> None:
+    """Compares the options with those that the runs of this folder were made with.
+
+    Raises:
+        UserError: one of them differs, so that the tables would show other runs than their titles say.
+    """
+    wanted = shared_options(options)
+    for made_with in found_options(options):
+        for name in SHARED:
+            if name in made_with and made_with[name] != wanted[name]:
+                raise UserError(
+                    f"{options.output_dir} was made with --{name} {made_with[name]}, not {wanted[name]}; give another "
+                    "--output_dir"
+                )
+
+
+def found_options(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What the tokenizer and the runs in the folder were made with, as far as it is known."""
+    folder = options.output_dir
+    started = [path for name in ("run.json", "checkpoint-*") for path in folder.glob(f"d*-seed*/{name}")]
+    started += [
+        log for log in folder.glob("d*-upstream-seed*.log") if "Validation bpb" in log.read_text("utf-8", "replace")
+    ]
+    has_tokenizer = (folder / "tokenizer" / "tokenizer.json").exists()
+    if (folder / RECORD).exists():
+        record = json.loads((folder / RECORD).read_text())
+        if started:
+            yield record
+        elif has_tokenizer:
+            yield {name: record[name] for name in ("data", "vocab_size")}
+        return
+    if has_tokenizer:  # the folder is older than its record
+        from transformers import AutoTokenizer
+
+        yield {"vocab_size": len(AutoTokenizer.from_pretrained(folder / "tokenizer"))}
+    for arm in ARMS:
+        for run in sorted(folder.glob(f"d*-{arm.replace(' ', '-')}-seed*/run.json")):
+            yield options_of_run(options, arm, (load_run(run.parent) or {}).get("config", {}))
+
+
+def options_of_run(options: argparse.Namespace, arm: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The shared options that a run of training/pretrain.py was made with, by the settings in its run.json."""
+    found = {
+        name: config[name]
+        for name in ("sequence_length", "head_dim", "eval_tokens", "eval_documents")
+        if name in config
+    }
+    if "device_batch_size" in config:
+        found["rows_at_once"] = config["device_batch_size"]
+    if "compile" in config:
+        found["compile"] = config["compile"] == "true"
+    if len(data := config.get("data", [])) == 1:
+        found["data"] = data[0]
+    batch, steps = config.get("total_batch_size", -1), config.get("num_iterations", -1)
+    if "--total_batch_size" not in ARMS[arm] and min(batch, steps) > 0:
+        found["batch_size"] = batch // config["sequence_length"]
+        found["tokens"] = options.tokens if steps == -(-options.tokens // batch) else steps * batch
+    return found
 
 
 def make_tokenizer(options: argparse.Namespace) -> Path:
@@ -196,7 +268,7 @@ def follow(command: list[str], log: Path, environment: dict[str, str], folder: P
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{time.strftime('%H:%M')} {log.stem} …", flush=True)
     with log.open("w") as out:
-        done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, stdout=out, stderr=out)
+        done = subprocess.run(command, cwd=folder, env={**without_our_choice(), **environment}, stdout=out, stderr=out)
     if done.returncode:
         raise UserError(f"a training script failed; the end of {log}:\n{log.read_text(errors='replace')[-2000:]}")
 
@@ -226,7 +298,9 @@ def print_measure(options: argparse.Namespace, found: dict[str, Any], measure: s
 def main() -> None:
     options = parse_arguments()
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    check_record(options)
     tokenizer = make_tokenizer(options)
+    write_json(options.output_dir / RECORD, shared_options(options))
     found: dict[str, dict[int, dict[str, float]]] = {}
     failed = []
     for seed in options.seeds:

@@ -7,7 +7,8 @@ meanwhile, and training is 20 to 30 times slower instead of half as fast.
 
 Sleeping at once (`OMP_WAIT_POLICY=PASSIVE`) costs a quarter of the speed of sampling on a free machine: each wake-up
 takes some 50 µs. No number of spins is good on both machines. So it is chosen when a command starts, by whether other
-programs are using the cores just then. `benchmarks/busy.py` measures it (docs/log.md). Results do not depend on it: it
+programs are using the cores just then. A command that another one starts inherits the choice, and a record that it was
+no user's; so it chooses again. `benchmarks/busy.py` measures it (docs/log.md). Results do not depend on it: it
 changes how threads wait, not what they compute.
 """
 
@@ -22,6 +23,8 @@ from pathlib import Path
 # busy one less than it takes to wake a thread.
 SPINS, BUSY_SPINS = 5000, 300
 BLOCK_MS = 1  # of LLVM's and Intel's OpenMP (macOS, conda), in their smallest unit; their default is 200
+# A variable that is set here → its record: where both have the same value, the value is our choice.
+RECORDS = {"GOMP_SPINCOUNT": "NANOCHAT_HF_SPINCOUNT", "KMP_BLOCKTIME": "NANOCHAT_HF_BLOCKTIME"}
 LOAD, SAMPLES, SECONDS_BETWEEN = Path("/proc/loadavg"), 10, 0.002
 
 
@@ -29,17 +32,30 @@ def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Bounds how long OpenMP's threads spin, unless the environment says how they wait.
 
     Args:
-        environment: read and changed; `OMP_WAIT_POLICY` in it leaves everything as it is, and so do
-            `GOMP_SPINCOUNT` and `KMP_BLOCKTIME` for their own library.
+        environment: read and changed; with the user's `OMP_WAIT_POLICY` nothing is set, and with the user's
+            `GOMP_SPINCOUNT` or `KMP_BLOCKTIME` nothing for that library. An earlier choice of ours is dropped.
 
     Returns:
         Whether this has an effect: torch, which reads it once, is not imported yet.
     """
-    if "OMP_WAIT_POLICY" not in environment:
-        if "GOMP_SPINCOUNT" not in environment:
-            environment["GOMP_SPINCOUNT"] = str(BUSY_SPINS if cores_are_busy(environment) else SPINS)
-        environment.setdefault("KMP_BLOCKTIME", str(BLOCK_MS))
+    users = without_our_choice(environment)
+    for name in {*environment} - {*users}:
+        del environment[name]
+    if "OMP_WAIT_POLICY" not in users:
+        chosen: dict[str, int] = {}
+        if "GOMP_SPINCOUNT" not in users:
+            chosen["GOMP_SPINCOUNT"] = BUSY_SPINS if cores_are_busy(users) else SPINS
+        if "KMP_BLOCKTIME" not in users:
+            chosen["KMP_BLOCKTIME"] = BLOCK_MS
+        for name, value in chosen.items():
+            environment[name] = environment[RECORDS[name]] = str(value)
     return "torch" not in sys.modules
+
+
+def without_our_choice(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns the environment without what `bound_spinning` has set, for programs that are not ours."""
+    ours = {name for name, record in RECORDS.items() if environment.get(name) == environment.get(record)}
+    return {name: value for name, value in environment.items() if name not in ours | {*RECORDS.values()}}
 
 
 def cores_are_busy(environment: Mapping[str, str] = os.environ) -> bool:

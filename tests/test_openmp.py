@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from nanochat_hf import openmp
-from nanochat_hf.openmp import BLOCK_MS, BUSY_SPINS, SPINS, bound_spinning, cores_are_busy
+from nanochat_hf.openmp import BLOCK_MS, BUSY_SPINS, RECORDS, SPINS, bound_spinning, cores_are_busy, without_our_choice
 
 ROOT = Path(__file__).parents[1]
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", *RECORDS.values())
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -33,7 +33,35 @@ def test_what_the_user_has_set_stays(given, added, monkeypatch):
     monkeypatch.setattr(openmp, "cores_are_busy", lambda environment: False)
     environment = dict(given)
     bound_spinning(environment)
-    assert environment == given | added
+    assert environment == given | added | {RECORDS[name]: value for name, value in added.items()}
+    assert without_our_choice(environment) == given, "another program gets what the user has set"
+
+
+def test_each_command_of_a_pipeline_chooses_again(monkeypatch):
+    """A stage inherits the choice of the command that starts it; it is not the user's."""
+    environment: dict[str, str] = {}
+    for busy, spins in ((False, SPINS), (True, BUSY_SPINS), (False, SPINS)):
+        monkeypatch.setattr(openmp, "cores_are_busy", lambda environment, busy=busy: busy)
+        bound_spinning(environment)
+        assert environment["GOMP_SPINCOUNT"] == str(spins)
+
+
+@pytest.mark.parametrize(
+    ("set_later", "kept"),
+    [
+        ({"GOMP_SPINCOUNT": "300000"}, {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": str(BLOCK_MS)}),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}),  # a spin count would outweigh it
+    ],
+)
+def test_what_the_user_sets_within_a_pipeline_counts(set_later, kept, monkeypatch):
+    monkeypatch.setattr(openmp, "cores_are_busy", lambda environment: False)
+    environment: dict[str, str] = {}
+    bound_spinning(environment)
+    environment |= set_later
+    for _ in range(2):  # for a command and for one that it starts
+        bound_spinning(environment)
+        assert {name: environment[name] for name in WAITING[:3] if name in environment} == kept
+    assert without_our_choice(environment) == set_later
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,11 @@ class Survey:
         known = [one.rows / one.share for one in self.sources if one.rows is not None]
         return round(max(1, min(known)) * self.sequence_length) if known else None
 
+    @property
+    def sizes(self) -> list[tuple[str, int, int | None]]:
+        """Split, number of files and bytes of all splits: what machines with disks of their own have to agree on."""
+        return [(count.split, len(count.files), count.size) for one in self.sources for count in one.counts]
+
     def describe(self, rows: int = 0, validate: bool = False) -> str:
         """Returns the table of files and splits, and a warning for each source that is read too often.
 
@@ -153,6 +158,7 @@ def survey(
     packing: Packing = "best_fit",
     text_column: str | None = None,
     on_bad_file: OnBadFile = "stop",
+    num_threads: int | None = None,
 ) -> Survey:
     """Finds the files of a run and counts those that are small.
 
@@ -162,22 +168,26 @@ def survey(
         sequence_length: tokens of a row that the model sees.
         packing: see `nanochat_hf.data.packing`.
         text_column, on_bad_file: see `open_documents`.
+        num_threads: threads that encode; default: all cores.
 
     Raises:
         UserError: there is no such source, or a small one cannot be read.
     """
+    from nanochat_hf.data.row_stream import as_encoder
+
     check_on_bad_file(on_bad_file)
     named = parse_sources(source)
     total = sum(weight for _, weight in named)
-    surveyed = []
+    surveyed, encoder = [], None
     for name, weight in named:
         found = find_source(name, text_column)
         counts = _count(found, on_bad_file)
         train, rows, kept = counts[0].documents, None, 1.0
         if train is not None and tokenizer is not None:
-            rows, kept = _rows_and_share(train, tokenizer, sequence_length + 1, packing)
+            encoder = encoder or as_encoder(tokenizer, num_threads)
+            rows, kept = _rows_and_share(train, encoder, sequence_length + 1, packing)
         surveyed.append(SurveyedSource(found, weight / total, counts, rows, kept))
-    return Survey(surveyed, tokenizer, sequence_length, packing)
+    return Survey(surveyed, encoder or tokenizer, sequence_length, packing)
 
 
 def is_on_disk(source: str | Path | Sequence[str]) -> bool:
@@ -300,7 +310,7 @@ def _begins_with_json(path: Path) -> bool:
 
 
 def _repetition(
-    documents: list[str], tokenizer: Any, row_length: int, distinct: int, wanted: float, packing: Packing
+    documents: list[str], encoder: Any, row_length: int, distinct: int, wanted: float, packing: Packing
 ) -> Iterator[str]:
     """Yields a sentence if the `distinct` rows of these documents are seen more than `FEW_TIMES` in `wanted` rows."""
     distinct = max(1, distinct)
@@ -312,7 +322,7 @@ def _repetition(
         f"seen {times:,.0f} times. Give more text, fewer --num_iterations or a smaller --depth"
     )
     if packing == "best_fit":
-        others = _num_rows(documents, tokenizer, row_length, "keep_tails")
+        others = _num_rows(documents, encoder, row_length, "keep_tails")
         if others >= 2 * distinct:
             line += f", or --packing keep_tails, which gives {others:,} rows because it drops no ends of documents"
     yield line
@@ -333,18 +343,18 @@ def _estimated_repetition(one: SurveyedSource, wanted: float) -> str | None:
     )
 
 
-def _num_rows(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> int:
+def _num_rows(documents: list[str], encoder: Any, row_length: int, packing: Packing) -> int:
     """Returns how many rows the documents fill in the first pass of a run."""
-    return _rows_and_share(documents, tokenizer, row_length, packing)[0]
+    return _rows_and_share(documents, encoder, row_length, packing)[0]
 
 
-def _rows_and_share(documents: list[str], tokenizer: Any, row_length: int, packing: Packing) -> tuple[int, float]:
+def _rows_and_share(documents: list[str], encoder: Any, row_length: int, packing: Packing) -> tuple[int, float]:
     """Returns how many rows the documents fill in one pass, and the share of their tokens in these rows."""
     tokens = 0
 
     def counted() -> Iterator[np.ndarray]:
         nonlocal tokens
-        for document in _encoded(documents, tokenizer):
+        for document in _encoded(documents, encoder):
             tokens += len(document)
             yield document
 
@@ -358,16 +368,13 @@ def _rows_and_share(documents: list[str], tokenizer: Any, row_length: int, packi
     return rows, min(1.0, (rows + 1) * row_length / max(1, tokens))
 
 
-def _encoded(documents: list[str], tokenizer: Any) -> Iterator[np.ndarray]:
-    from nanochat_hf.data.row_stream import as_encoder
-
-    encoder = as_encoder(tokenizer)
+def _encoded(documents: list[str], encoder: Any) -> Iterator[np.ndarray]:
     for start in range(0, len(documents), REFILL_DOCUMENTS):
         ids, offsets = encoder.encode_batch(documents[start : start + REFILL_DOCUMENTS])
         ids = ids.astype(np.int32)
         yield from (ids[first:last] for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
 
 
-def _fills_row(documents: list[str], tokenizer: Any, row_length: int) -> bool:
+def _fills_row(documents: list[str], encoder: Any, row_length: int) -> bool:
     """Whether the documents fill a row of the validation split."""
-    return next(pack_best_fit(_encoded(documents, tokenizer), row_length), None) is not None
+    return next(pack_best_fit(_encoded(documents, encoder), row_length), None) is not None

@@ -350,7 +350,8 @@ def depth_dial(
             batch with which the run has `MIN_STEPS` steps.
 
     Raises:
-        ValueError: the preset is unknown, nothing says how long to train, or the depth has no shape.
+        ValueError: the preset is unknown, nothing says how long to train, the ratio gives not one token, or the depth
+            has no shape.
     """
     if preset == "auto":
         arguments = {name: value for name, value in locals().items() if name not in ("depth", "preset")}
@@ -387,6 +388,8 @@ def depth_dial(
         rule_decay = base_weight_decay or 0.0
     else:
         target_tokens = int(horizon_ratio * counts["scaling"])
+        if target_tokens < 1:
+            raise ValueError(f"param_data_ratio {ratio} leaves nothing to train on; raise it")
         reference_tokens = horizon_ratio * shape_at(REFERENCE_DEPTH).parameter_counts()["scaling"]
         by_ratio = param_data_ratio is None and max(num_iterations, total_tokens, target_flops) <= 0
         if by_ratio and text_tokens is not None and MAX_PASSES * text_tokens < target_tokens:

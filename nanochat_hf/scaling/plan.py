@@ -2,6 +2,7 @@
 
 import bisect
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -126,14 +127,20 @@ def largest_device_batch(
     if device.type == "cuda":
         rows = _try_rows(dial, world_size, device, make_model(), bf16, needed)
     else:
-        rows = _rows_in_memory(dial, world_size, needed)
+        rows = _rows_in_memory(dial, world_size, _local_processes(world_size), needed)
     answer = torch.tensor(rows, device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(answer, op=dist.ReduceOp.MIN)
     return int(answer)
 
 
-def _rows_in_memory(dial: DepthDial, world_size: int, needed: int) -> int:
+def _local_processes(world_size: int) -> int:
+    """How many of the processes run on this machine, as the launcher or accelerate says; all where neither does."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(int(said), world_size) if said.isdecimal() and int(said) > 0 else world_size
+
+
+def _rows_in_memory(dial: DepthDial, world_size: int, local_processes: int, needed: int) -> int:
     """Rows that need four fifths of the free memory, divided over the processes of this machine."""
     import psutil
 
@@ -141,7 +148,7 @@ def _rows_in_memory(dial: DepthDial, world_size: int, needed: int) -> int:
         parts = memory_plan(dial, world_size, rows)
         return sum(parts.values()) + parts["activations"] + parts["loss"]  # those two in fp32 instead of bf16
 
-    free = psutil.virtual_memory().available / world_size
+    free = psutil.virtual_memory().available / local_processes
     return max(1, bisect.bisect_right(range(1, needed + 1), 0.8 * free, key=bytes_for))
 
 

@@ -224,7 +224,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = (
         None
         if config.dry_run and not is_on_disk(config.data)
-        else survey(config.data, tokenizer, sequence_length=config.sequence_length, **reading)
+        else survey(
+            config.data,
+            tokenizer,
+            sequence_length=config.sequence_length,
+            num_threads=config.num_threads,
+            **reading,
+        )
     )
     dial, batch = pretraining_setup.plan(config, tokenizer, arguments, text and text.text_tokens)
     schedule = pretraining_setup.build_schedule(config, dial)
@@ -248,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"schedules drawn in {path}")
         return
 
-    disks.check_same("text", text.text_tokens, "give the same --data on all machines")
+    disks.check_same("text", (text.text_tokens, text.sizes), "give the same --data on all machines")
     writes = arguments.local_process_index == 0
     notes = pretraining_setup.record_start(config, tokenizer, dial, start, before, writes)
     if leader:

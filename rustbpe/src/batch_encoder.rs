@@ -8,7 +8,6 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -102,22 +101,6 @@ impl PyEncoder {
         let characters =
             texts.iter().map(|item| item.cast::<PyString>().map_or(0, |text| text.len().unwrap_or(0))).sum();
         self.encode_texts(py, texts.iter().map(|item| as_utf8(as_string(item)?)), characters)
-    }
-
-    /// The same for a column of text in Arrow's format: text i is `data[offsets[i]..offsets[i + 1]]`.
-    /// Bytes that are not UTF-8 become U+FFFD.
-    fn encode_column(&self, py: Python, data: PyBuffer<u8>, offsets: PyBuffer<i64>) -> PyResult<(Buffer, Buffer)> {
-        if !data.is_c_contiguous() {
-            return Err(PyValueError::new_err("the bytes of a column of text must be contiguous"));
-        }
-        let offsets = offsets.to_vec(py)?;
-        // Safe as long as no one writes into the column meanwhile. Arrow's buffers are immutable.
-        let data = unsafe { std::slice::from_raw_parts(data.buf_ptr() as *const u8, data.item_count()) };
-        let texts = offsets.windows(2).map(|ends| match data.get(ends[0] as usize..ends[1] as usize) {
-            Some(text) => Ok(String::from_utf8_lossy(text)),
-            None => Err(PyValueError::new_err("the offsets of a column of text point outside of its bytes")),
-        });
-        self.encode_texts(py, texts, data.len())
     }
 }
 

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from nanochat_hf import openmp
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError
 
@@ -267,6 +269,32 @@ def test_pretrain_measures_both_ways_of_compiling(script, tmp_path, monkeypatch,
     assert rows["upstream"][2].startswith("1.000") and rows["upstream, compiled"][2].startswith("1.000")
 
 
+OUR_CHOICE = {"GOMP_SPINCOUNT": "5000", "NANOCHAT_HF_SPINCOUNT": "5000"}
+
+
+def test_upstreams_script_waits_as_torch_does(script, tmp_path, monkeypatch):
+    """Our spin count, which the benchmark's own process has, is not for scripts; ours chooses its own."""
+    for name, value in OUR_CHOICE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KMP_BLOCKTIME", "9")
+    code = "import json, os, sys; print(json.dumps({k: os.environ.get(k) for k in sys.argv[1:]}))"
+    command = [sys.executable, "-c", code, *OUR_CHOICE, "KMP_BLOCKTIME", "PYTHONPATH"]
+    expected = dict.fromkeys(OUR_CHOICE) | {"KMP_BLOCKTIME": "9", "PYTHONPATH": "x"}
+    log = tmp_path / "a.log"
+    quality = script("quality")
+    quality.follow(command, log, {"PYTHONPATH": "x"}, tmp_path)
+    assert json.loads(log.read_text()) == expected
+
+    module = script("pretrain")
+    started = module.Script(command, {"PYTHONPATH": "x"}, tmp_path, "odd")
+    started.process.wait()
+    for _ in range(500):
+        if b"}" in started.log:
+            break
+        time.sleep(0.01)
+    assert json.loads(started.log.decode()) == expected
+
+
 def test_quality(script, shards, tmp_path, capsys):
     """Two seeds would be two runs of a training script; one shows that runs are made, kept and tabulated."""
     sizes = [*SHAPE[:-2], "--vocab_size", 400, "--batch_size", 2, "--tokens", 128, "--eval_tokens", 128]
@@ -280,6 +308,48 @@ def test_quality(script, shards, tmp_path, capsys):
     script("quality", *command).main()
     assert rows_of(capsys.readouterr().out)[-1] == first
     assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written, "a finished run is kept"
+    record = tmp_path / "options.json"
+    for again in range(2):  # with the record, and as an older version left the folder, without it
+        for name, old, new in QUALITY_CHANGES:
+            with pytest.raises(UserError, match=f"was made with --{name} {old}, not {new}; give another --output_dir"):
+                script("quality", *command, *([f"--{name}"] if new is True else [f"--{name}", new])).main()
+        if not again:
+            record.unlink()
+    assert not record.exists(), "nothing is written where the command stops"
+    script("quality", *command).main()
+    assert rows_of(capsys.readouterr().out)[-1] == first and record.exists()
+    assert (tmp_path / "d1-ours-seed1" / "run.json").stat().st_mtime_ns == written
+
+
+QUALITY_CHANGES = [("tokens", 128, 512), ("sequence_length", 32, 16), ("batch_size", 2, 4), ("vocab_size", 400, 300)]
+QUALITY_CHANGES += [("head_dim", 16, 32), ("eval_tokens", 128, 64), ("compile", False, True), ("rows_at_once", 1, 2)]
+
+
+def test_quality_takes_more_seeds_arms_and_depths_into_a_folder(script, shards, tmp_path):
+    command = ["--data", shards, "--output_dir", tmp_path]
+    module = script("quality", *command)
+    (tmp_path / "options.json").write_text(json.dumps(module.shared_options(module.parse_arguments())))
+    (tmp_path / "d4-ours-seed1" / "checkpoint-20").mkdir(parents=True)
+    for more in (["--seeds", 3, 4], ["--arms", "small"], ["--depth", 6], ["--tokens", 3_000_000]):
+        module.check_record(script("quality", *command, *more).parse_arguments())
+    with pytest.raises(UserError, match="--tokens 3000000, not 5; give another --output_dir"):
+        module.check_record(script("quality", *command, "--tokens", 5).parse_arguments())
+    (tmp_path / "d4-ours-seed1" / "checkpoint-20").rmdir()
+    module.check_record(script("quality", *command, "--tokens", 5).parse_arguments())  # no run has begun
+
+
+def test_quality_compares_a_folder_without_a_record_as_far_as_its_runs_say(script, shards, tmp_path):
+    """Runs of other arms have batches of their own; a folder without any result is new."""
+    (tmp_path / "d4-ours-seed1").mkdir()
+    (tmp_path / "d4-half-the-batch-seed2").mkdir()
+    command = ["--data", shards, "--output_dir", tmp_path]
+    module = script("quality", *command)
+    module.check_record(module.parse_arguments())
+    config = {"sequence_length": 512, "total_batch_size": 4096, "num_iterations": 734, "packing": "best_fit"}
+    (tmp_path / "d4-half-the-batch-seed2" / "run.json").write_text(json.dumps({"config": config}))
+    module.check_record(module.parse_arguments())
+    with pytest.raises(UserError, match="--sequence_length 512, not 256"):
+        module.check_record(script("quality", *command, "--sequence_length", 256).parse_arguments())
 
 
 def test_ngrams(script, shards, tmp_path, capsys, monkeypatch):
@@ -323,6 +393,16 @@ def test_busy(script, capsys):
     assert module.all_settings(options)["product"].keys() == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
     with pytest.raises(UserError, match="there is no setting 'odd'; choose from torch's, passive, spin 300"):
         script("busy", "--settings", "odd").parse_arguments()
+
+
+@pytest.mark.parametrize(("threads", "spins"), [(1, "5000"), (4, "300")])
+def test_the_products_setting_is_that_of_so_many_threads(script, tmp_path, monkeypatch, threads, spins):
+    """A machine of four cores, on which two programs are running."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    (tmp_path / "loadavg").write_text("2.00 2.00 2.00 3/800 12345\n")
+    monkeypatch.setattr(openmp, "LOAD", tmp_path / "loadavg")
+    module = script("busy", "--threads", threads)
+    assert module.all_settings(module.parse_arguments())["product"] == {"GOMP_SPINCOUNT": spins, "KMP_BLOCKTIME": "1"}
 
 
 def test_busy_says_the_loss_on_a_free_machine_and_the_share_kept_on_a_busy_one(script, capsys):

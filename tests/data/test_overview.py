@@ -149,3 +149,34 @@ def test_the_text_of_a_pass_is_known_where_it_was_counted(tmp_path):
     two = overview.survey(f"{tmp_path}/b.jsonl", **options).text_tokens
     assert mixed == pytest.approx(two / 0.9, rel=0.01), "b begins again first"
     assert overview.survey("microworld", **options).text_tokens is None
+
+
+def test_one_encoder_of_as_many_threads_as_asked_counts_all_sources(tmp_path, monkeypatch):
+    made = []
+
+    class Encoder(ByteEncoder):
+        def __init__(self, tokenizer, num_threads=None):
+            super().__init__()
+            made.append((tokenizer, num_threads))
+
+    monkeypatch.setattr("nanochat_hf.tokenizer.CorpusEncoder", Encoder)
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"{name}.jsonl", ["y" * 100] * 100)
+    source, tokenizer = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl", object()
+    said = describe_data(source, tokenizer, sequence_length=64, rows=10_000, validate=True, num_threads=1)
+    assert "--packing keep_tails" in said and made == [(tokenizer, 1)]
+    made.clear()
+    monkeypatch.setattr(overview, "COUNTED_BYTES", 1000)
+    assert "each is seen about" in describe_data(source, tokenizer, sequence_length=64, rows=10_000)
+    assert not made, "of a large source nothing is encoded"
+
+
+def test_machines_with_other_files_have_other_sizes(tmp_path, monkeypatch):
+    """Also where the text is too large to be counted."""
+    monkeypatch.setattr(overview, "COUNTED_BYTES", 1000)
+    write_shards(tmp_path / "all", shards=3)
+    write_shards(tmp_path / "copied", shards=3)
+    (tmp_path / "copied" / sorted(path.name for path in (tmp_path / "copied").iterdir())[-1]).unlink()
+    everything, part = (overview.survey(str(tmp_path / name)) for name in ("all", "copied"))
+    assert everything.text_tokens is None and part.text_tokens is None
+    assert everything.sizes != part.sizes and overview.survey(str(tmp_path / "all")).sizes == everything.sizes

@@ -223,3 +223,34 @@ def test_the_batch_of_the_preset_small_grows_with_the_fourth_root_of_the_tokens(
     fitted = runs[2**21].with_batch(2**13)
     asked = depth_dial(4, **shape | {"preset": "modern"}, total_tokens=2**21, total_batch_size=2**13)
     assert replace(fitted, preset="modern") == asked, "the batch is the only difference"
+
+
+@pytest.mark.parametrize("preset", ["modern", "small", "auto"])
+@pytest.mark.parametrize("length", [{}, {"total_tokens": 1000}, {"num_iterations": 3, "total_batch_size": 64}])
+def test_a_ratio_that_leaves_no_token_is_named(preset, length):
+    with pytest.raises(ValueError, match="param_data_ratio 1e-06 leaves nothing to train on; raise it"):
+        depth_dial(1, preset=preset, vocab_size=64, sequence_length=16, param_data_ratio=1e-6, **length)
+
+
+@pytest.mark.parametrize(("local", "share"), [("2", 2), (None, 8), ("0", 8), ("odd", 8)])
+def test_processes_of_other_machines_take_no_memory_of_this_one(local, share, monkeypatch):
+    """Eight processes, two on each machine; where a launcher does not say it, all are on this one."""
+    import psutil
+    import torch
+
+    from nanochat_hf.scaling.plan import largest_device_batch, memory_plan
+
+    if local is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    dial = depth_dial(2, vocab_size=512, sequence_length=128, total_batch_size=2**22)
+    free = 8 * 2**30
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+
+    def needed(rows):
+        parts = memory_plan(dial, 8, rows)
+        return sum(parts.values()) + parts["activations"] + parts["loss"]
+
+    found = largest_device_batch(dial, 8, torch.device("cpu"), None, False)
+    assert needed(found) <= 0.8 * free / share < needed(found + 1)

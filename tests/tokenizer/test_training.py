@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_hf import _rustbpe
+from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, CorpusEncoder, mergeable_ranks, to_tiktoken, train
 from nanochat_hf.tokenizer.threads import thread_count
 
@@ -265,10 +266,12 @@ def test_the_cap_on_words_is_named_where_it_is_reached():
     (None, "-1", "RAYON_NUM_THREADS is '-1'"), (2.5, "2", "num_threads is 2.5"),
 ])  # fmt: skip
 def test_impossible_numbers_of_threads_are_named(tokenizer, monkeypatch, argument, variable, message):
+    """In the environment it is the user's mistake: a command says it in one sentence."""
     monkeypatch.setenv("RAYON_NUM_THREADS", variable)
-    with pytest.raises(ValueError, match=message):
+    error = UserError if argument is None else ValueError
+    with pytest.raises(error, match=message):
         train(["hello"], 300, num_threads=argument)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         CorpusEncoder(tokenizer, argument)
 
 
@@ -279,6 +282,14 @@ def test_the_number_of_threads_comes_from_the_argument_the_environment_or_the_ma
     for unset in ("", "0"):
         monkeypatch.setenv("RAYON_NUM_THREADS", unset)
         assert thread_count() == cores
+
+
+@pytest.mark.parametrize("value", ["abc", "-2", "1.5", "²"])
+def test_a_bad_number_of_threads_in_the_environment_is_named(value, monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", value)
+    with pytest.raises(UserError, match=f"RAYON_NUM_THREADS is '{value}'.* set it to a whole number from 1, or unset"):
+        thread_count()
+    assert thread_count(2) == 2, "the argument counts"
 
 
 def test_progress_names_bytes_and_merges(capfd, monkeypatch):
