@@ -1,7 +1,6 @@
 """What `nanochat-hf miniseries` and `scaling_laws` share: pretraining several models and comparing them."""
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +93,7 @@ def train_one_model(output_dir: Path, options: argparse.Namespace, passed: list[
         launcher += ["-m", "accelerate.commands.launch", "--config_file", str(config_file)]
     command = [*launcher, "-m", PRETRAIN, "--tokenizer", options.tokenizer, "--output_dir", str(output_dir)]
     # The preset "auto" would train the small models of a sweep by another rule than the large ones.
-    status = subprocess.run([*command, "--preset", "modern", *passed]).returncode
+    status = settings.run_command([*command, "--preset", "modern", *passed], title=str(output_dir))
     run = settings.load_run(output_dir)
     if status or run is None:
         raise UserError(f"{output_dir} stopped with exit status {status} (see above); the same command continues it")

@@ -51,6 +51,7 @@ from nanochat_hf.settings.fields import (
     setting,
     split_at_commas,
 )
+from nanochat_hf.settings.processes import run_command
 from nanochat_hf.settings.recipes import (
     LAUNCH_FILES,
     MODEL_FOLDERS,
@@ -105,6 +106,7 @@ __all__ = [
     "program",
     "read_recipe",
     "recipe_names",
+    "run_command",
     "run_main",
     "save_run",
     "setting",

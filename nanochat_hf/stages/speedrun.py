@@ -16,10 +16,9 @@ import importlib.util
 import io
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -101,10 +100,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_dir = Path(config.run_dir)
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
+    if config.fresh and stages[0].takes:
+        raise UserError(
+            f"--fresh deletes {run_dir}, and {stages[0].name} needs what is in it; add the stages before it to "
+            "--stages, or leave --fresh out"
+        )
     check_packages()
     settings.check_output_dir(run_dir, unfinished=False)
     check_variables(recipe, variables)
-    check_recipe(recipe_options, [stage for stage in stages if not settings.load_run(run_dir / stage.folder)])
+    to_train = stages if config.fresh else unfinished(run_dir, stages)
+    check_recipe(recipe_options, to_train)
     check_core_bundle(recipe, variables)
     if config.fresh:
         delete_run(run_dir)
@@ -170,6 +175,33 @@ def check_variables(recipe: str | None, variables: dict[str, str]) -> None:
         print(f"{recipe}: what needs {', '.join(left)} is left out; --set {words} adds it", flush=True)
 
 
+def unfinished(run_dir: Path, stages: list[Stage]) -> list[Stage]:
+    """The stages that are still to be trained.
+
+    Raises:
+        UserError: a finished stage was made from an earlier model of one of them.
+    """
+    found = [stage for stage in stages if not settings.load_run(run_dir / stage.folder)]
+    for stage in found:
+        stale = [str(run_dir / later.folder) for later in STAGES if made_from(later, stage, run_dir)]
+        if stale:
+            folders = " and ".join(stale)
+            raise UserError(
+                f"{stage.name} is to be trained, and {folders} was made from an earlier {stage.folder}; delete "
+                f"{folders} too, start over with --fresh, or give another --run_dir"
+            )
+    return found
+
+
+def made_from(later: Stage, earlier: Stage, run_dir: Path) -> bool:
+    """Whether a finished stage of this run began with the folder of an earlier one; the run may have been moved."""
+    run = settings.load_run(run_dir / later.folder)
+    recorded = run and later.takes and run["config"].get(later.takes)
+    if not recorded or Path(recorded).name != earlier.folder:
+        return False
+    return not Path(recorded).exists() or Path(recorded).resolve() == (run_dir / earlier.folder).resolve()
+
+
 def check_recipe(recipe_options: list[str], stages: list[Stage]) -> None:
     """Raises UserError where a later stage or the evaluation would refuse the recipe: hours of training too late."""
     from nanochat_hf import tasks
@@ -211,10 +243,19 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
 
     A setting that did not exist yet when the stage was made counts as its default.
     """
-    defaults = {field.name: settings.default_of(field) for field in fields(stage.config_class)}
-    made_with = defaults | settings.load_run(folder)["config"]
+    known = {field.name: field for field in fields(stage.config_class)}
+    made_with = {name: settings.default_of(field) for name, field in known.items()} | settings.load_run(folder)[
+        "config"
+    ]
     wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
-    changed = [name for name, value in wanted.items() if not same_value(made_with[name], value)]
+    found = {name for name in ("packing", "preset") if wanted.get(name) == "auto"}  # run.json has what was chosen
+    if str(wanted.get("auto_device_batch")).lower() == "true":
+        found.add("device_batch_size")
+    changed = [
+        name
+        for name, value in wanted.items()
+        if name not in found and not same_value(made_with[name], value, known[name].metadata if name in known else {})
+    ]
     if changed:
         name = changed[0]
         raise UserError(
@@ -223,14 +264,17 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
         )
 
 
-def same_value(made_with: object, wanted: object) -> bool:
-    """Compares a resolved setting with a recipe's, which `settings.convert` has not seen."""
+def same_value(made_with: object, wanted: object, rules: Mapping[str, Any]) -> bool:
+    """Compares a resolved setting with a recipe's, which `settings.convert` has not seen.
+
+    Args:
+        rules: the metadata of the setting's field.
+    """
     kinds: dict[type, object] = {list: list[str], bool: bool, int: int, float: float}
     if type(made_with) in kinds:
         try:
-            wanted = settings.convert(
-                wanted, kinds[type(made_with)], {"off": made_with if made_with in (0, -1) else None}, ""
-            )
+            off = made_with if made_with in (0, -1) else None
+            wanted = settings.convert(wanted, kinds[type(made_with)], {**rules, "off": off}, "")
         except UserError:
             return False
     elif isinstance(made_with, str) and isinstance(wanted, str | bool):
@@ -258,9 +302,7 @@ def launcher(config: SpeedrunConfig, stage: Stage) -> list[str]:
 
 def run(command: list[str], title: str) -> None:
     """Runs one stage in the foreground; its failure ends the pipeline."""
-    status = subprocess.run(command).returncode
-    if status == settings.STOPPED_BY_SIGTERM:
-        sys.exit(status)  # the stage has said what to do
+    status = settings.run_command(command, title)
     if status:
         raise UserError(
             f"{title} stopped with exit status {status} (see above); run the same command again to continue"

@@ -146,3 +146,80 @@ def test_a_missing_core_bundle_is_named_before_the_first_stage(tmp_path):
     recipe.write_text(recipe.read_text() + "  evaluations: [bits_per_byte]\nspeedrun:\n  stages: [sft]\n")
     result = speedrun("--config", str(recipe), "--run_dir", str(run_dir))
     assert "add it to --stages" in result.stderr, "an evaluation without CORE needs no bundle"
+
+
+def test_a_finished_stage_after_one_that_is_to_be_trained_is_named(run_dir):
+    """It was made from another model."""
+    for folder, before in (("mid", "base"), ("sft", "mid")):
+        settings.save_run(run_dir / folder, folder, {"model": str(run_dir / before)})
+    kept = sorted(run_dir.rglob("*"))
+    result = speedrun("--run_dir", str(run_dir), "--stages", "tokenizer", "pretrain", "midtrain", "sft")
+    assert result.returncode == 2 and f"{run_dir / 'mid'} was made from an earlier base; delete" in result.stderr
+    assert not result.stdout and sorted(run_dir.rglob("*")) == kept
+    run_dir = run_dir.rename(run_dir.parent / "moved")
+    result = speedrun("--run_dir", str(run_dir), "--stages", "pretrain")
+    assert result.returncode == 2 and f"{run_dir / 'mid'} was made from an earlier base" in result.stderr
+    settings.save_run(run_dir / "rl", "rl", {"model": str(run_dir / "sft")})
+    dpo = next(stage for stage in pipeline.STAGES if stage.name == "dpo")
+    assert pipeline.unfinished(run_dir, [dpo]) == [dpo], "RL did not begin with DPO's model"
+
+
+def test_what_a_stage_chose_by_itself_is_no_other_setting(tmp_path):
+    base, recipe = tmp_path / "run" / "base", tmp_path / "recipe.yaml"
+    settings.save_run(base, "pretrain", {"packing": "keep_tails", "preset": "small", "device_batch_size": 3})
+    stage, size = next(stage for stage in pipeline.STAGES if stage.name == "pretrain"), "  device_batch_size: 16\n"
+    recipe.write_text(f"pretrain:\n  packing: auto\n  preset: auto\n  auto_device_batch: false\n{size}")
+    with pytest.raises(UserError, match="made with device_batch_size: 3, the recipe now says 16"):
+        pipeline.check_unchanged(base, stage, str(recipe), {})
+    settings.save_run(base, "pretrain", {**settings.load_run(base)["config"], "auto_device_batch": True})
+    recipe.write_text(f"pretrain:\n  packing: auto\n  preset: auto\n  auto_device_batch: true\n{size}")
+    pipeline.check_unchanged(base, stage, str(recipe), {})
+    recipe.write_text("pretrain:\n  packing: best_fit\n")
+    with pytest.raises(UserError, match="made with packing: keep_tails, the recipe now says best_fit"):
+        pipeline.check_unchanged(base, stage, str(recipe), {})
+
+
+def test_lists_with_commas_are_compared_as_their_stage_reads_them(tmp_path):
+    settings.save_run(tmp_path / "dpo", "dpo", {"loss_type": ["sigmoid", "sft"]})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dpo:\n  loss_type: sigmoid,sft\n")
+    stage = next(stage for stage in pipeline.STAGES if stage.name == "dpo")
+    pipeline.check_unchanged(tmp_path / "dpo", stage, str(recipe), {})
+
+
+def test_starting_over_checks_the_recipe_first(run_dir, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("tokenizer:\n  no_such_setting: 1\n")
+    options = ("--config", str(recipe), "--run_dir", str(run_dir), "--stages", "tokenizer", "--fresh")
+    result = speedrun(*options)
+    assert result.returncode == 2 and "no_such_setting" in result.stderr and settings.load_run(run_dir / "tokenizer")
+    result = speedrun("--run_dir", str(run_dir), "--stages", "sft", "--fresh")
+    assert "sft needs what is in it" in result.stderr and settings.load_run(run_dir / "tokenizer")
+
+
+def test_sigterm_is_passed_on_to_the_stage_that_runs(tmp_path):
+    stage = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('begun', flush=True)"
+    parent = (
+        "import sys; from nanochat_hf.stages.speedrun import run\n"
+        f"run([sys.executable, '-c', {stage + '; time.sleep(60)'!r}], 'sft')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.terminate()
+    assert process.wait(timeout=30) == settings.STOPPED_BY_SIGTERM
+    assert not process.stdout.read(), "the stage has ended, too"
+
+
+def test_a_command_that_does_not_handle_sigterm_is_stopped(tmp_path):
+    child = "import time; print('begun', flush=True); time.sleep(60)"
+    parent = (
+        f"import sys; from nanochat_hf.stages.speedrun import run\nrun([sys.executable, '-c', {child!r}], 'report')"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", parent], text=True, **pipes)
+    assert process.stdout.readline() == "begun\n"
+    process.terminate()
+    said = process.communicate(timeout=30)[1]
+    assert (
+        process.returncode == 143 and said == "report was stopped by SIGTERM; run the same command again to continue\n"
+    )

@@ -71,12 +71,12 @@ def test_a_tiny_sweep_trains_what_is_missing_and_draws(tmp_path):
 def test_all_models_of_a_sweep_have_one_preset(tmp_path, monkeypatch):
     commands = []
 
-    def run(command):
+    def run(command, title):
         commands.append(command)
         finished(Path(command[command.index("--output_dir") + 1]), 1, 5.0)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(settings, "run_command", run)
     options = SimpleNamespace(tokenizer="x", accelerate_config=None)
     sweep.train_one_model(tmp_path / "a", options, ["--total_tokens", "1000"])
     sweep.train_one_model(tmp_path / "b", options, ["--preset", "small"])
