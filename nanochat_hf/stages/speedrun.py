@@ -182,14 +182,16 @@ def unfinished(run_dir: Path, stages: list[Stage]) -> list[Stage]:
         UserError: a finished stage was made from an earlier model of one of them.
     """
     found = [stage for stage in stages if not settings.load_run(run_dir / stage.folder)]
-    for stage in found:
-        stale = [str(run_dir / later.folder) for later in STAGES if made_from(later, stage, run_dir)]
-        if stale:
-            folders = " and ".join(stale)
-            raise UserError(
-                f"{stage.name} is to be trained, and {folders} was made from an earlier {stage.folder}; delete "
-                f"{folders} too, start over with --fresh, or give another --run_dir"
-            )
+    lost, stale = list(found), []
+    for later in STAGES:
+        if any(made_from(later, earlier, run_dir) for earlier in lost):
+            lost.append(later)
+            stale.append(str(run_dir / later.folder))
+    if stale:
+        raise UserError(
+            f"{found[0].name} is to be trained, and what is in {', '.join(stale)} began with an earlier "
+            f"{found[0].folder}; delete {', '.join(stale)} too, start over with --fresh, or give another --run_dir"
+        )
     return found
 
 

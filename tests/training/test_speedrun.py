@@ -154,11 +154,11 @@ def test_a_finished_stage_after_one_that_is_to_be_trained_is_named(run_dir):
         settings.save_run(run_dir / folder, folder, {"model": str(run_dir / before)})
     kept = sorted(run_dir.rglob("*"))
     result = speedrun("--run_dir", str(run_dir), "--stages", "tokenizer", "pretrain", "midtrain", "sft")
-    assert result.returncode == 2 and f"{run_dir / 'mid'} was made from an earlier base; delete" in result.stderr
+    assert result.returncode == 2 and f"delete {run_dir / 'mid'}, {run_dir / 'sft'} too" in result.stderr
     assert not result.stdout and sorted(run_dir.rglob("*")) == kept
     run_dir = run_dir.rename(run_dir.parent / "moved")
     result = speedrun("--run_dir", str(run_dir), "--stages", "pretrain")
-    assert result.returncode == 2 and f"{run_dir / 'mid'} was made from an earlier base" in result.stderr
+    assert result.returncode == 2 and f"{run_dir / 'sft'} began with an earlier base" in result.stderr
     settings.save_run(run_dir / "rl", "rl", {"model": str(run_dir / "sft")})
     dpo = next(stage for stage in pipeline.STAGES if stage.name == "dpo")
     assert pipeline.unfinished(run_dir, [dpo]) == [dpo], "RL did not begin with DPO's model"
