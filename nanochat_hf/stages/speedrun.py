@@ -246,9 +246,8 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
     A setting that did not exist yet when the stage was made counts as its default.
     """
     known = {field.name: field for field in fields(stage.config_class)}
-    made_with = {name: settings.default_of(field) for name, field in known.items()} | settings.load_run(folder)[
-        "config"
-    ]
+    defaults = {name: settings.default_of(field) for name, field in known.items()}
+    made_with = defaults | settings.load_run(folder)["config"]
     wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
     found = {name for name in ("packing", "preset") if wanted.get(name) == "auto"}  # run.json has what was chosen
     if str(wanted.get("auto_device_batch")).lower() == "true":

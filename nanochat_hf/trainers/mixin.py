@@ -240,9 +240,8 @@ class Checkpointing(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.resume_from:
-            state.compute_steps(
-                args, state.max_steps
-            )  # Trainer takes when to log, measure and save from the checkpoint
+            # Trainer takes the intervals of logging, measuring and saving from the checkpoint; the command's count.
+            state.compute_steps(args, state.max_steps)
             self.trainer.load_training_state(self.resume_from)
 
     def on_step_begin(self, args, state, control, **kwargs):
