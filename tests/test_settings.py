@@ -1,5 +1,6 @@
 """A stage's configuration: defaults, recipe, command line, and the record of what was resolved."""
 
+import errno
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,6 +246,28 @@ def test_too_little_memory_is_one_sentence_with_the_remedy(error, capsys):
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: not enough memory (") and "--device_batch_size" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a.png"), "a.png: Permission denied; make room"),
+        (OSError(errno.EROFS, "Read-only file system", "/cdrom/a"), "/cdrom/a: Read-only file system; make room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.txt/b"), "a.txt/b: Not a directory; "),
+    ],
+)
+def test_a_path_that_fails_is_one_sentence_with_the_remedy(error, says, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        settings.run_main(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith(f"error: {says}") and len(said.splitlines()) == 1
+    error.errno = errno.ECONNRESET  # not about a path: the trace is shown
+    with pytest.raises(OSError, match="Errno"):
+        settings.run_main(main)
 
 
 def test_large_bounds_are_written_as_people_write_them():

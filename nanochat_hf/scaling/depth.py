@@ -193,15 +193,19 @@ def shape_from_depth(
     head_dim: int = 128,
     key_value_heads: int | None = None,
     window_pattern: str | None = None,
+    context_length: int | None = None,
 ) -> Shape:
     """Returns the shape that `NanochatHFConfig.from_depth` gives a model; the arguments are the same.
+
+    `context_length` is the longest input, from which the windows follow; default: `sequence_length`, a training row.
 
     Raises:
         ValueError: the preset or the pattern is unknown, or the classic width cannot be split over its heads.
     """
     width, heads = width_and_heads(depth, preset=preset, aspect_ratio=aspect_ratio, head_dim=head_dim)
     pattern = WINDOW_PATTERN[preset] if window_pattern is None else window_pattern
-    sizes = {"sliding_attention": default_sliding_window(sequence_length) - 1, "full_attention": sequence_length}
+    context = context_length or sequence_length
+    sizes = {"sliding_attention": default_sliding_window(context) - 1, "full_attention": context}
     windows = tuple(sizes[kind] for kind in window_pattern_to_layer_types(pattern, depth))
     return Shape(
         depth=depth,
@@ -317,6 +321,7 @@ def depth_dial(
     head_dim: int = 128,
     key_value_heads: int | None = None,
     window_pattern: str | None = None,
+    context_length: int | None = None,
     num_iterations: int = -1,
     total_tokens: int = -1,
     target_flops: float = -1.0,
@@ -339,6 +344,7 @@ def depth_dial(
         vocab_size: tokens of the tokenizer.
         sequence_length: tokens per row.
         aspect_ratio, head_dim, key_value_heads, window_pattern: as in `NanochatHFConfig.from_depth`.
+        context_length: longest input of the model in tokens; default: sequence_length.
         num_iterations: optimizer steps; -1 leaves them to the others.
         total_tokens: tokens of the run; -1 leaves them to the others.
         target_flops: floating point operations of the whole run; -1 leaves them to the ratio.
@@ -375,6 +381,7 @@ def depth_dial(
             head_dim=head_dim,
             key_value_heads=key_value_heads,
             window_pattern=window_pattern,
+            context_length=context_length,
         )
 
     shape = shape_at(depth, key_value_heads)

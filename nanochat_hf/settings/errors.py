@@ -1,5 +1,6 @@
 """Mistakes that the user can correct: how they are raised, and how a command ends with one."""
 
+import errno
 import importlib
 import os
 import resource
@@ -16,6 +17,20 @@ STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit status of a stage that was tol
 EXTRAS = dict.fromkeys(
     ("accelerate", "datasets", "fsspec", "matplotlib", "peft", "psutil", "pyarrow", "torchao", "trl"), "train"
 ) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
+
+
+# What the user can mend about a path: permissions, a full disk, a file where a folder belongs and the reverse.
+MENDABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 class UserError(Exception):
@@ -63,7 +78,7 @@ def run_main(main: Callable[[], Any]) -> None:
 
 
 def main_with_user_errors(main: Callable[[], Any]) -> None:
-    """Runs `main`; a missing package of an extra and too little memory are raised as `UserError`."""
+    """Runs `main`; a missing package of an extra, too little memory and a path that fails become `UserError`."""
     try:
         main()
     except ModuleNotFoundError as error:
@@ -75,6 +90,12 @@ def main_with_user_errors(main: Callable[[], Any]) -> None:
             raise UserError(
                 f"not enough memory ({reason}); make the batches, the rows or the model smaller, for example with "
                 "--device_batch_size (evaluations: --max_tokens and --batch_size)"
+            ) from None
+        if isinstance(error, OSError) and error.errno in MENDABLE:
+            path = f"{error.filename}: " if error.filename else ""
+            raise UserError(
+                f"{path}{error.strerror}; make room, change the permissions or give another path, and run the same "
+                "command again"
             ) from None
         raise
 

@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.data.overview import is_on_disk, survey
     from nanochat_hf.data.packing import default_packing
     from nanochat_hf.report.plots import draw_schedules
-    from nanochat_hf.trainers import disks, pretraining_setup, stage
+    from nanochat_hf.trainers import disks, folder_lock, pretraining_setup, stage
 
     if config.packing == "auto":
         config.packing = default_packing(config.sequence_length)
@@ -254,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"schedules drawn in {path}")
         return
 
+    folder_lock.claim(config.output_dir)
     disks.check_same("text", (text.text_tokens, text.sizes), "give the same --data on all machines")
     writes = arguments.local_process_index == 0
     notes = pretraining_setup.record_start(config, tokenizer, dial, start, before, writes)

@@ -22,7 +22,9 @@ class CorpusEncoder:
         num_threads: how many threads encode; default `RAYON_NUM_THREADS`, else all cores.
 
     Raises:
-        ValueError: the tokenizer splits in another way, or the number of threads is not a whole number from 1.
+        ValueError: the tokenizer is of another kind (see `fast_tokenizer.unlike_ours`), or `num_threads` is not a
+            whole number from 1.
+        UserError: `RAYON_NUM_THREADS` is not one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, num_threads: int | None = None):

@@ -3,6 +3,7 @@
 import json
 import re
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -100,17 +101,43 @@ def merges_and_pattern(tokenizer: PreTrainedTokenizerFast) -> tuple[list[tuple[i
         The merges, in order of rank, as ids (left, right, merged); and the regular expression.
 
     Raises:
-        ValueError: the tokenizer does not split text by exactly one regular expression.
+        ValueError: the tokenizer is of another kind; see `unlike_ours`.
     """
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    if difference := unlike_ours(content):
+        raise ValueError(f"it {difference}")
     vocabulary = content["model"]["vocab"]
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in content["model"]["merges"]]
     merges = [(vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in pairs]
-    steps = content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]])
-    patterns = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
-    if len(patterns) != 1:
-        raise ValueError("the tokenizer does not split text by one regular expression; the corpus encoder needs that")
-    return merges, patterns[0]
+    return merges, content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+
+
+def unlike_ours(content: dict[str, Any]) -> str | None:
+    """What a tokenizer does that the encoder in Rust does not do; None: it is a byte-level BPE as `wrap` builds it.
+
+    Args:
+        content: of `tokenizer.json`; empty: there is none.
+    """
+    if not content:
+        return "has no tokenizer.json"
+    model, normalizer = content["model"], content["normalizer"]
+    if model["type"] != "BPE":
+        return f"is a {model['type']} tokenizer, no byte-level BPE"
+    if normalizer is not None:
+        return f"changes the text before it splits it ({normalizer['type']})"
+    steps = (content["pre_tokenizer"] or {}).get("pretokenizers", [content["pre_tokenizer"]])
+    split, to_bytes = steps if len(steps) == 2 else ({}, {})
+    if (split.get("type"), to_bytes.get("type")) != ("Split", "ByteLevel") or "Regex" not in split["pattern"]:
+        return "does not split text by exactly one regular expression and then into bytes"
+    if split["behavior"] != "Isolated" or split["invert"]:
+        return "does not keep all that its regular expression finds as pieces"
+    if to_bytes["add_prefix_space"]:
+        return "adds spaces to the text"
+    if to_bytes["use_regex"] or model["dropout"]:
+        return "splits text a second time or merges at random"
+    if model["continuing_subword_prefix"] or model["end_of_word_suffix"] or model["byte_fallback"]:
+        return "spells its tokens with prefixes, suffixes or byte codes"
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ def to_tiktoken(tokenizer: PreTrainedTokenizerFast, name: str = "nanochat_hf") -
 
     Raises:
         ImportError: tiktoken is not installed.
-        ValueError: the tokenizer does not split text by exactly one regular expression.
+        ValueError: the tokenizer is of another kind; see `fast_tokenizer.unlike_ours`.
     """
     try:
         import tiktoken

@@ -20,7 +20,7 @@ from nanochat_hf.scaling import architecture, backout_bound, depth_dial, fit_dia
 from nanochat_hf.scaling.depth import padded_vocab
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program
-from nanochat_hf.tokenizer import stop_token_ids, token_byte_lengths
+from nanochat_hf.tokenizer import CorpusEncoder, stop_token_ids, token_byte_lengths
 from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, disks, fp8, stage
 from nanochat_hf.trainers.bigrams import BigramStart
 from nanochat_hf.trainers.pretraining import NanochatTrainer
@@ -77,7 +77,7 @@ def load_tokenizer(folder: str) -> Any:
     """The tokenizer of a folder.
 
     Raises:
-        UserError: it cannot be loaded, or has no token that begins a document.
+        UserError: it cannot be loaded, has no token that begins a document, or is none that the corpus encoder takes.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -88,6 +88,12 @@ def load_tokenizer(folder: str) -> Any:
         raise UserError(
             f"the tokenizer in {folder} has no token that begins a document; make one with {program('tokenizer')}"
         )
+    try:
+        CorpusEncoder(tokenizer)
+    except ValueError as error:
+        raise UserError(
+            f"the tokenizer in {folder} is of another kind ({error}); make one with {program('tokenizer')}"
+        ) from None
     return tokenizer
 
 
@@ -161,14 +167,11 @@ def _dial_and_batch(config: Any, vocab_size: int, world_size: int, text_tokens: 
             total_batch_size=config.total_batch_size,
             base_weight_decay=config.weight_decay,
             window_pattern=config.window_pattern or None,
+            context_length=config.context_length,
             text_tokens=text_tokens,
         )
         dial, batch = fit_dial(dial, world_size, config.device_batch_size, keep_steps=config.num_iterations > 0)
-    except (ValueError, ArithmeticError) as error:
-        if isinstance(error, ArithmeticError) or "math domain" in str(error):  # a ratio or a logarithm of no tokens
-            raise UserError(
-                f"--param_data_ratio {config.param_data_ratio} leaves nothing to train on; raise it"
-            ) from None
+    except ValueError as error:
         raise UserError(str(error)) from None
     return (dial if config.lr_scale is None else replace(dial, lr_scale=config.lr_scale)), batch
 

@@ -21,7 +21,7 @@ from nanochat_hf.generation import Sampling, load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import prepare_for_chat
 from nanochat_hf.generation.sampling import read_sampling
 from nanochat_hf.settings import UserError, job_size
-from nanochat_hf.trainers import checkpoints, disks
+from nanochat_hf.trainers import checkpoints, disks, folder_lock
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
 from nanochat_hf.trainers.stage_settings import StageConfig, check_stage
@@ -237,12 +237,13 @@ def open_stage(config: StageConfig) -> None:
 
     Raises:
         UserError: a folder is not given or does not exist, the dtype is unknown, or `output_dir` holds the
-            checkpoints of another run.
+            checkpoints of another run, or another training runs there.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run to its authors by default
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is announced as experimental each time
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL uses
     check_stage(config)
+    folder_lock.claim(config.output_dir)
     record_start(config.output_dir, asdict(config), MAY_CHANGE, recorded_start(config.output_dir))
 
 

@@ -84,6 +84,19 @@ def test_the_shape_is_that_of_the_configuration(fields):
     assert {window + 1 for window in shape.windows} - {2049} <= {config.sliding_window}
 
 
+def test_windows_follow_the_longest_input_as_the_models_do():
+    from nanochat_hf import NanochatHFConfig
+
+    config = NanochatHFConfig.from_depth(6, vocab_size=8192, sequence_length=4096)
+    short = depth_dial(6, vocab_size=8192, sequence_length=512)
+    dial = depth_dial(6, vocab_size=8192, sequence_length=512, context_length=4096, target_flops=1e15)
+    assert set(dial.shape.windows) == {config.sliding_window - 1, 4096}
+    # rows of 512 tokens fill a whole window of 1,024: each of the six layers sees 512 keys, where four saw 128
+    more_keys = 6 * 512 - sum(short.shape.windows)
+    assert dial.flops_per_token == short.flops_per_token + 12 * config.hidden_size * more_keys
+    assert dial.num_iterations == round(1e15 / (dial.flops_per_token * dial.total_batch_size))
+
+
 def test_any_number_of_processes_gets_a_batch():
     for world in range(1, 17):
         for limit in (1, 3, 8, 32):

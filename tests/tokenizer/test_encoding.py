@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
-from transformers import TextIteratorStreamer
+from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
 from nanochat_hf import _rustbpe
 from nanochat_hf.tokenizer import (
     SPECIAL_TOKENS,
+    SPLIT_PATTERN,
     CorpusEncoder,
     from_mergeable_ranks,
     mergeable_ranks,
@@ -234,3 +236,60 @@ def test_tiktokens_ranks_give_the_same_tokenizer_back(tokenizer):
     for ranks, message in [({b"a": 0, b"b": 2}, "gap"), ({b"a": 0}, "byte")]:
         with pytest.raises(ValueError, match=message):
             from_mergeable_ranks(ranks)
+
+
+def foreign_tokenizer(kind):
+    """A tokenizer of another family, trained on a sentence, or one of ours with a single difference."""
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    others = {
+        "GPT-2's": pre_tokenizers.ByteLevel(add_prefix_space=False),
+        "spaces dropped": [pre_tokenizers.Split(Regex(r"\s+"), "removed"), to_bytes],
+        "digits first": [pre_tokenizers.Digits(True), split, to_bytes],
+        "a space first": [split, pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)],
+        "split twice": [split, pre_tokenizers.ByteLevel(add_prefix_space=False)],
+        "by a letter": [pre_tokenizers.Split(" ", "isolated"), to_bytes],
+        "SentencePiece": pre_tokenizers.Metaspace(),
+    }
+    model, trainer = {
+        "WordPiece": (models.WordPiece(unk_token="[UNK]"), trainers.WordPieceTrainer),
+        "Unigram": (models.Unigram(), trainers.UnigramTrainer),
+    }.get(kind, (models.BPE(byte_fallback=kind == "SentencePiece"), trainers.BpeTrainer))
+    backend = Tokenizer(model)
+    steps = others.get(kind, [split, to_bytes])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if isinstance(steps, list) else steps
+    backend.normalizer = {"NFC": normalizers.NFC(), "small letters": normalizers.Lowercase()}.get(kind)
+    letters = [] if kind == "not all bytes" else pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainer(vocab_size=300, special_tokens=["<s>", "[UNK]"], initial_alphabet=letters, show_progress=False)
+    backend.train_from_iterator(["Cafe\u0301 and more cafes, 2024 of them.\n"] * 9, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("WordPiece", "is a WordPiece tokenizer"),
+        ("Unigram", "is a Unigram tokenizer"),
+        ("SentencePiece", "does not split text by exactly one regular expression"),
+        ("GPT-2's", "does not split text by exactly one regular expression"),
+        ("by a letter", "does not split text by exactly one regular expression"),
+        ("digits first", "does not split text by exactly one regular expression"),
+        ("spaces dropped", "does not keep all"),
+        ("a space first", "adds spaces"),
+        ("split twice", "splits text a second time"),
+        ("NFC", "changes the text before it splits it .NFC"),
+        ("small letters", "changes the text before it splits it .Lowercase"),
+        ("not all bytes", "the vocabulary has no token for byte"),
+    ],
+)
+def test_a_tokenizer_that_works_otherwise_is_refused(kind, says):
+    with pytest.raises(ValueError, match=says):
+        CorpusEncoder(foreign_tokenizer(kind))
+
+
+def test_a_tokenizer_trained_by_the_library_will_do():
+    other = foreign_tokenizer("none of these")
+    texts = [*TEXTS, "Cafe\u0301 cafes 2024"]
+    ids, offsets = CorpusEncoder(other).encode_batch(texts)
+    expected = [[other.bos_token_id, *other.encode(text, add_special_tokens=False)] for text in texts]
+    assert split_documents(ids, offsets) == expected

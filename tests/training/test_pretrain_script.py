@@ -184,6 +184,18 @@ def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
         script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--attention", "no_such")
 
 
+def test_a_tokenizer_of_another_family_is_refused(script, tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "<s>": 1, "a": 2}, unk_token="[UNK]"))
+    folder = str(tmp_path / "words")
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(folder)
+    with pytest.raises(UserError, match="is of another kind .it is a WordPiece.*; make one with nanochat-hf tok"):
+        script("--tokenizer", folder, "--output_dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_eight_bits_need_their_hardware_and_train_the_same_model(script, tokenizer, tmp_path, monkeypatch):
     """Emulated on the CPU: trained through the script, evaluated in full precision, saved as any other model."""
     from functools import partial

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from chat_toy import TEXTS, make_base, run_stage, weights
 
 from nanochat_hf import tokenizer as tokenizers
 from nanochat_hf.settings import UserError, load_run
-from nanochat_hf.trainers import checkpoints, stage
+from nanochat_hf.trainers import checkpoints, folder_lock, stage
 from nanochat_hf.trainers.callbacks import TrainingProgress
 
 CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am nanochat."}]
@@ -33,6 +35,37 @@ def run(stage, options):
 
 def _words(value):
     return value if isinstance(value, list) else [value]
+
+
+HOLD = """
+import sys, time
+from nanochat_hf.trainers import folder_lock
+folder_lock.claim(sys.argv[1])
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_in_which_another_command_trains_is_left_alone(tmp_path, monkeypatch):
+    """The other one writes, is killed, and no longer counts."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        try:
+            for process in "01":  # process 0 asks for all of a job
+                monkeypatch.setenv("RANK", process)
+                if process == "0":
+                    with pytest.raises(UserError, match=f"another command is training in {tmp_path}; wait until"):
+                        folder_lock.claim(tmp_path)
+                else:
+                    folder_lock.claim(tmp_path)
+            monkeypatch.delenv("RANK")
+            with pytest.raises(UserError, match="another command is training"):
+                options = {"model": make_base(tmp_path / "base"), "output_dir": tmp_path}
+                run("sft", options | {"tasks": "microworld-talk@2"})
+            assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "base"]
+        finally:
+            other.kill()
+    folder_lock.claim(tmp_path)
 
 
 # -- pretraining -----------------------------------------------------------------------------------------------------
