@@ -6,6 +6,7 @@ lines).
 
 import csv
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip
 SHUFFLE_SEED = 1337
 TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
 OPTION_FIELDS = {"multiple_choice": "choices", "schema": "context_options"}  # where an item lists its options
+TEXT_FIELDS = {
+    "multiple_choice": ["query"],
+    "schema": ["continuation"],
+    "language_modeling": ["context", "continuation"],
+}
 
 Item = dict[str, Any]
 
@@ -58,17 +64,26 @@ def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[
         labels: the tasks to read; None reads all.
 
     Raises:
-        UserError: the folder is no bundle, a label is unknown, or a file is missing, empty or not JSON.
+        UserError: the folder is no bundle, a label is unknown, a file is missing, empty or not JSON, or an item lacks
+            what its kind of task needs.
     """
     folder = Path(folder)
     entries = check_bundle(folder, labels)
     with open(folder / "eval_meta_data.csv", encoding="utf-8", newline="") as file:
-        baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
+        chances = {row.get("Eval Task"): row.get("Random baseline") for row in csv.DictReader(file)}
     tasks = []
     for entry in entries:
-        if entry["label"] not in baselines:
-            raise UserError(f"eval_meta_data.csv of {folder} has no chance accuracy for {entry['label']}")
-        tasks.append(_load_task(folder, entry, baselines[entry["label"]], max_per_task))
+        label = entry["label"]
+        try:
+            baseline = float(chances[label]) / 100
+        except (KeyError, TypeError, ValueError):
+            baseline = math.nan
+        if not 0 <= baseline < 1:
+            raise UserError(
+                f"eval_meta_data.csv of {folder} has no chance accuracy for {label}; give it in percent, from 0 to "
+                "below 100, in the columns Eval Task and Random baseline"
+            )
+        tasks.append(_load_task(folder, entry, baseline, max_per_task))
     return tasks
 
 
@@ -93,7 +108,15 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
             f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked "
             f"eval_bundle ({BUNDLE_URL})"
         )
-    entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
+    try:
+        entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
+        for entry in entries:
+            _ = entry["label"], entry["dataset_uri"], entry["icl_task_type"], entry["num_fewshot"][0]
+    except (yaml.YAMLError, KeyError, TypeError, IndexError):
+        raise UserError(
+            f"{folder / 'core.yaml'} is no list icl_tasks of tasks with label, dataset_uri, icl_task_type and "
+            "num_fewshot (a list of one number); see the bundle of nanochat"
+        ) from None
     known = [entry["label"] for entry in entries]
     unknown = sorted(set(labels or []) - set(known))
     if unknown:
@@ -124,11 +147,31 @@ def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_tas
         raise UserError(f"{path} has a line that is not JSON ({error}); unpack the bundle again") from None
     if not items:
         raise UserError(f"{path} is empty; task {label} needs at least one item")
+    for item in items:
+        if missing := _missing(item, kind):
+            raise UserError(
+                f"an item in {path} has no {missing}, which a task of kind {kind} needs: {str(item)[:100]}"
+            )
     random.Random(SHUFFLE_SEED).shuffle(items)
     if max_per_task > 0:
         items = items[:max_per_task]
     delimiter = entry.get("continuation_delimiter", " ")
     return CoreTask(label, kind, entry["num_fewshot"][0], delimiter, baseline, items)
+
+
+def _missing(item: Any, kind: str) -> str:
+    """What an item lacks for a kind of task; "" where it is complete."""
+    if not isinstance(item, dict):
+        return "fields"
+    if missing := [name for name in TEXT_FIELDS[kind] if item.get(name) is None]:
+        return missing[0]
+    if field := OPTION_FIELDS.get(kind):
+        options, gold = item.get(field), item.get("gold")
+        if not isinstance(options, list) or len(options) < 2:
+            return f"{field} with at least two options"
+        if not isinstance(gold, int) or not 0 <= gold < len(options):
+            return f"gold that is the number of an option, from 0 to {len(options) - 1}"
+    return ""
 
 
 def write_tasks(folder: Path, name: str, tasks: dict[str, tuple[list[Item], str, int, str, float]]) -> Path:

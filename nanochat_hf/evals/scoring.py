@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_hf.settings import UserError
+
 MAX_GROUPS = 256  # per batch
 # What one more forward pass costs, in tokens: it reads all weights and starts every kernel. Measured on a CPU at depth
 # 6 (28 ms against 0.45 ms per token). For GPUs an estimate: 5 ms at 400,000 tokens per second.
@@ -193,6 +195,9 @@ def read_groups(
     Yields:
         The indices of a batch's groups, and the wanted logits in fp32 [wanted positions, V]: group after group in that
         order, row after row, position after position.
+
+    Raises:
+        UserError: the model computes NaN.
     """
     device = next(model.parameters()).device
     on_cpu = device.type == "cpu"
@@ -213,6 +218,11 @@ def read_groups(
             chunk = slice(start, start + step)
             parts += _read_rows(model, rows[chunk], batch.shared, group_of_row[chunk], cache, at_shared)
         logits = torch.cat(parts)
+        if logits.isnan().any():  # comparisons with NaN are false, so some option would win
+            raise UserError(
+                "the model's logits are not numbers (NaN): its weights are damaged or its training diverged; give "
+                "another checkpoint, or --dtype float32"
+            )
         yield batch.groups, logits if logits.ndim == 2 else logits.view(0, 1)
 
 

@@ -105,6 +105,8 @@ def _headline_difference(metric: str, first: Stage, second: Stage) -> str:
             return ""
         nats = [b - a for a, b in zip(unpack(one["nats"]), unpack(other["nats"]), strict=True)]
         low, high = bits_per_byte_interval(nats, unpack(one["bytes"]))
+    elif metric == "strangers":
+        return ""  # its result keeps no scores of single items
     else:
         evaluation = "chat" if metric == "chatcore" else "core"
         baseline = "corrected_baseline" if metric == "core_corrected" else "baseline"

@@ -1,5 +1,6 @@
 """CORE: batched evaluation against one item per forward pass, nanochat's sampling rules, damaged bundles."""
 
+import copy
 import json
 import math
 import random
@@ -271,6 +272,14 @@ def test_batches_respect_the_token_limit():
     assert batches[0] == [5], "the longest comes first, even when it alone is over the limit"
 
 
+def set_choice(folder, line):
+    (folder / "eval_data/sub/choice.jsonl").write_text(line)
+
+
+def set_chance(folder, percent):
+    (folder / "eval_meta_data.csv").write_text(f"Eval Task,Random baseline\nchoice,{percent}\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -279,6 +288,18 @@ def test_batches_respect_the_token_limit():
         (lambda folder: (folder / "eval_data/sub/choice.jsonl").write_text("{oops"), "not JSON"),
         (lambda folder: (folder / "eval_data/sub/choice.jsonl").write_text("\n"), "is empty"),
         (lambda folder: (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\n"), "chance accuracy"),
+        (lambda folder: (folder / "eval_meta_data.csv").write_text("x\n1\n"), "chance accuracy"),
+        (lambda folder: set_chance(folder, "100"), "in percent, from 0 to below 100"),
+        (lambda folder: set_chance(folder, "?"), "in percent, from 0 to below 100"),
+        (lambda folder: (folder / "core.yaml").write_text(""), "is no list icl_tasks"),
+        (lambda folder: (folder / "core.yaml").write_text("icl_tasks: [{label: choice}]"), "is no list icl_tasks"),
+        (lambda folder: (folder / "core.yaml").write_text("{"), "is no list icl_tasks"),
+        (lambda folder: set_choice(folder, '{"query": "a", "gold": 0}'), "has no choices with at least two options"),
+        (lambda folder: set_choice(folder, '{"query": "a", "choices": ["b"], "gold": 0}'), "at least two options"),
+        (lambda folder: set_choice(folder, '{"query": "a", "choices": ["b", "c"], "gold": 2}'), "from 0 to 1"),
+        (lambda folder: set_choice(folder, '{"query": "a", "choices": ["b", "c"]}'), "has no gold"),
+        (lambda folder: set_choice(folder, '{"choices": ["b", "c"], "gold": 0}'), "has no query"),
+        (lambda folder: set_choice(folder, '["a"]'), "has no fields"),
     ],
 )
 def test_damaged_bundles_are_named(bundle, tmp_path, damage, words):
@@ -289,6 +310,15 @@ def test_damaged_bundles_are_named(bundle, tmp_path, damage, words):
     damage(folder)
     with pytest.raises(UserError, match=words):
         load_bundle(folder)
+
+
+def test_a_model_that_computes_no_numbers_gets_no_score(bundle, tiny_model):
+    """The first option would win each comparison with NaN."""
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = math.nan
+    with pytest.raises(UserError, match="logits are not numbers .NaN.: its weights are damaged"):
+        core.evaluate_task(model, encode_bytes, load_bundle(bundle)[0])
 
 
 def test_a_bundle_is_checked_without_reading_it_or_importing_torch(bundle):

@@ -52,6 +52,21 @@ def test_runs_with_other_items_are_not_paired(tmp_path):
     assert rows[-2][0] == "ChatCORE" and rows[-2][3:] == ["", ""]
 
 
+def test_a_metric_without_scores_of_items_has_no_difference(tmp_path):
+    """Not the difference of another metric."""
+    runs = []
+    for name, sensible, scores in (("one", 0.9, FIRST), ("two", 0.1, SECOND)):
+        runs.append(write_run(tmp_path / name, scores))
+        row = {"task": "all", "items": 9, "baseline": 0.0, **accuracy_with_interval([sensible] * 9)}
+        result = {"evaluation": "strangers", "metrics": {"strangers": sensible}, "details": {"tasks": [row]}}
+        settings.write_json(runs[-1] / "sft" / "eval" / "strangers.json", result)
+        details = {"tasks": [row | {"task": "arc"}], "items": {"arc": {"digest": 1, "scores": pack(scores)}}}
+        result = {"evaluation": "core", "metrics": {"core": 0.5}, "details": details}
+        settings.write_json(runs[-1] / "sft" / "eval" / "core.json", result)
+    (row,) = [row for row in rows_of(compare_runs(runs)[0]) if "stranger" in row[0]]
+    assert [float(row[1]), float(row[2]), *row[3:]] == [0.9, 0.1, "", ""]
+
+
 def test_several_runs_and_runs_of_the_same_name(tmp_path):
     runs = [write_run(tmp_path / name / "run", FIRST) for name in "abc"]
     titles = rows_of(compare_runs(runs)[0])[0]

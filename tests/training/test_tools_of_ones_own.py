@@ -136,7 +136,9 @@ def test_a_template_of_another_kind_gets_results_in_its_own_form(monkeypatch):
     call = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12*3"}}\n</tool_call><|im_end|>'
     script = Script(words, [call, "It is 5.<|im_end|>", "It is 36.<|im_end|>"])
     monkeypatch.setattr(own_tools, "generate_with_tools", script)
-    [[first], [second]] = own_tools.generate_with_own_tools(None, form, [prompt, prompt], max_new_tokens=400)
+    [[first], [second]] = own_tools.generate_with_own_tools(
+        None, form, [prompt, prompt], max_new_tokens=400, context_length=4096
+    )
     assert script.seen[1][:2] == (1, 1), "only the answer with a call goes on"
     assert (first.text, first.finish_reason) == ("It is 36.", "stop") and second.text == "It is 5."
     forced = [token for token, chosen in zip(first.token_ids, first.sampled, strict=True) if not chosen]
@@ -158,7 +160,8 @@ def test_a_template_of_another_kind_gets_results_in_its_own_form(monkeypatch):
     assert words.decode(ids).strip() == words.decode(first.prompt_ids + first.token_ids)
 
 
-def test_a_turn_of_another_kind_ends_at_its_limit(monkeypatch):
+@pytest.mark.parametrize("limited_by", ["the turn", "the context"])
+def test_a_turn_of_another_kind_ends_at_its_limit(monkeypatch, limited_by):
     from test_any_model import own_tokenizer
     from trl.chat_template_utils import qwen2_5_chat_template
 
@@ -170,8 +173,11 @@ def test_a_turn_of_another_kind_ends_at_its_limit(monkeypatch):
     call = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12*3"}}\n</tool_call><|im_end|>'
     length = len(words.encode(call, add_special_tokens=False))
     monkeypatch.setattr(own_tools, "generate_with_tools", Script(words, [call]))
-    [[rollout]] = own_tools.generate_with_own_tools(None, form, [[1, 2]], max_new_tokens=length + 5)
-    assert len(rollout.token_ids) == length and all(rollout.sampled)
+    options = {"max_new_tokens": length + 5, "context_length": 4096}
+    if limited_by == "the context":
+        options = {"max_new_tokens": 4000, "context_length": 2 + length + 5}
+    [[rollout]] = own_tools.generate_with_own_tools(None, form, [[1, 2]], **options)
+    assert len(rollout.token_ids) == length and all(rollout.sampled) and rollout.finish_reason == "length"
 
 
 def test_rl_runs_on_a_llama_with_tools_of_its_own(tmp_path):
