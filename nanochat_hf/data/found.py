@@ -32,6 +32,11 @@ class DataFile(Protocol):
         """The file's name; a saved position is valid only for files with the same names."""
         ...
 
+    @property
+    def size(self) -> int | None:
+        """Bytes, None where that is not known."""
+        return None
+
     def num_groups(self) -> int | None:
         """Returns how many groups of documents the file has, None where that is not known without reading it."""
         ...
@@ -55,6 +60,13 @@ class LocalFile(DataFile):
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def size(self) -> int | None:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return None
 
     def num_groups(self) -> int | None:
         return files.num_groups(self.path, self.text_column)
@@ -98,6 +110,11 @@ class SplitOfFile(DataFile):
     @property
     def name(self) -> str:
         return self.file.name
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole file."""
+        return self.file.size
 
     def num_groups(self) -> int | None:
         return 1 if self.few_documents() is not None else self.file.num_groups()
@@ -215,7 +232,9 @@ def _find_folder(name: str, folder: Path, config: str, text_column: str | None) 
 def _divide(
     name: str, data_files: Sequence[DataFile], split_names: Sequence[str], left_out: list[tuple[str, str]]
 ) -> FoundSource:
-    division = splits.divide(split_names)
+    notes = [isinstance(one, LocalFile) and files.file_format(one.path) == "text" for one in data_files]
+    sizes = [one.size if is_note else None for one, is_note in zip(data_files, notes, strict=True)]
+    division = splits.divide(split_names, sizes)
     train: list[DataFile] = [data_files[i] for i in division.train]
     validation: list[DataFile] = [data_files[i] for i in division.validation]
     if division.is_divided_file:

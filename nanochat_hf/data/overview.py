@@ -71,6 +71,7 @@ class SurveyedSource:
         found: its files.
         share: its share of the training rows.
         counts: its training and its validation split.
+        tokens: of its training split; None where that is not known.
         rows: rows that one pass over its training split fills; None where that is not known.
         kept: share of its training tokens in these rows.
     """
@@ -78,6 +79,7 @@ class SurveyedSource:
     found: FoundSource
     share: float
     counts: tuple[SplitCount, SplitCount]
+    tokens: int | None
     rows: int | None
     kept: float
 
@@ -97,8 +99,21 @@ class Survey:
 
         Of several sources it is what can be read until the first of them begins again.
         """
-        known = [one.rows / one.share for one in self.sources if one.rows is not None]
-        return round(max(1, min(known)) * self.sequence_length) if known else None
+        if self.shortest is None:
+            return None
+        return round(max(1, (self.shortest.rows or 0) / self.shortest.share) * self.sequence_length)
+
+    @property
+    def shortest(self) -> SurveyedSource | None:
+        """The source that begins again before the others; None where no source's rows are known."""
+        known = [one for one in self.sources if one.rows is not None]
+        return min(known, key=lambda one: (one.rows or 0) / one.share, default=None)
+
+    @property
+    def whole_tokens(self) -> int | None:
+        """Tokens of the whole training text, in rows or not; None where they are not known."""
+        known = [one.tokens for one in self.sources if one.tokens is not None]
+        return sum(known) if len(known) == len(self.sources) else None
 
     @property
     def sizes(self) -> list[tuple[str, int, int | None]]:
@@ -137,9 +152,10 @@ class Survey:
             return
         length = self.sequence_length + 1
         if validate and not _fills_row(validation.documents, self.tokenizer, length):
+            held_out = ", ".join(file.name for file in validation.files[:NAMED_FILES])
             raise UserError(
-                f"the validation split of {one.found.name} does not fill one row of {length} tokens; give "
-                "more text, a shorter --sequence_length, or --eval_every -1"
+                f"the validation split of {one.found.name} ({held_out}) does not fill one row of {length} tokens; "
+                "give more text for validation, a shorter --sequence_length, or --eval_every 0, which measures nothing"
             )
         if self.packing == "best_fit" and one.kept < FULL_SHARE:
             yield (
@@ -182,11 +198,11 @@ def survey(
     for name, weight in named:
         found = find_source(name, text_column)
         counts = _count(found, on_bad_file)
-        train, rows, kept = counts[0].documents, None, 1.0
+        train, tokens, rows, kept = counts[0].documents, None, None, 1.0
         if train is not None and tokenizer is not None:
             encoder = encoder or as_encoder(tokenizer, num_threads)
-            rows, kept = _rows_and_share(train, encoder, sequence_length + 1, packing)
-        surveyed.append(SurveyedSource(found, weight / total, counts, rows, kept))
+            tokens, rows, kept = _tokens_and_rows(train, encoder, sequence_length + 1, packing)
+        surveyed.append(SurveyedSource(found, weight / total, counts, tokens, rows, kept))
     return Survey(surveyed, encoder or tokenizer, sequence_length, packing)
 
 
@@ -216,7 +232,7 @@ def describe_data(
 
 
 def _count(found: FoundSource, on_bad_file: OnBadFile) -> tuple[SplitCount, SplitCount]:
-    sizes = {id(file): _size(file) for file in (*found.train, *found.validation)}
+    sizes = {id(file): file.size for file in (*found.train, *found.validation)}
     known = sum(size or 0 for size in sizes.values())
     counted = known <= COUNTED_BYTES and all(_is_local(file) for file in (*found.train, *found.validation))
     parts = []
@@ -252,11 +268,6 @@ def _read(data_files: list[DataFile], on_bad_file: OnBadFile) -> list[str] | Non
 
 def _is_local(file: DataFile) -> bool:
     return isinstance(file.file if isinstance(file, SplitOfFile) else file, LocalFile)
-
-
-def _size(file: DataFile) -> int | None:
-    file = file.file if isinstance(file, SplitOfFile) else file
-    return os.path.getsize(file.path) if isinstance(file, LocalFile) else getattr(file, "size", None)
 
 
 def _table_rows(name: str, counts: tuple[SplitCount, SplitCount]) -> Iterator[tuple[str, ...]]:
@@ -345,11 +356,11 @@ def _estimated_repetition(one: SurveyedSource, wanted: float) -> str | None:
 
 def _num_rows(documents: list[str], encoder: Any, row_length: int, packing: Packing) -> int:
     """Returns how many rows the documents fill in the first pass of a run."""
-    return _rows_and_share(documents, encoder, row_length, packing)[0]
+    return _tokens_and_rows(documents, encoder, row_length, packing)[1]
 
 
-def _rows_and_share(documents: list[str], encoder: Any, row_length: int, packing: Packing) -> tuple[int, float]:
-    """Returns how many rows the documents fill in one pass, and the share of their tokens in these rows."""
+def _tokens_and_rows(documents: list[str], encoder: Any, row_length: int, packing: Packing) -> tuple[int, int, float]:
+    """Returns the tokens of the documents, how many rows they fill in one pass, and the share of tokens in these."""
     tokens = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -360,12 +371,12 @@ def _rows_and_share(documents: list[str], encoder: Any, row_length: int, packing
 
     if len(documents) < BUFFER_DOCUMENTS:  # as `RowStream`, of which this is the first pass on one process
         if not documents:
-            return 0, 1.0
+            return 0, 0, 1.0
         rows = len(pack_pass(list(counted()), row_length, packing, np.random.default_rng(0)))
-        return rows, min(1.0, rows * row_length / tokens)
+        return tokens, rows, min(1.0, rows * row_length / tokens)
     rows = sum(1 for _ in pack_best_fit(counted(), row_length, packing=packing))
     # The last row, which is not filled, is hardly a loss.
-    return rows, min(1.0, (rows + 1) * row_length / max(1, tokens))
+    return tokens, rows, min(1.0, (rows + 1) * row_length / max(1, tokens))
 
 
 def _encoded(documents: list[str], encoder: Any) -> Iterator[np.ndarray]:

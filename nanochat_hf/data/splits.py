@@ -6,7 +6,8 @@ Three rules, tried in this order:
 2. File and folder names. A split is the whole name between separators, beside numbers of shards: `train.jsonl`,
    `validation-00000-of-00001.parquet`, `test/part-3.csv`. Other words may be there only if another file has the same
    words with another split: `stories-train.txt` beside `stories-valid.txt`. `the_great_train_robbery.txt` is a title.
-3. Where the names do not give training and held-out files, the last file is for validation. A single file is divided.
+3. Where the names do not give training and held-out files, the last file is for validation; of small notes so many of
+   the last that they hold a twentieth of the text. A single file is divided.
 """
 
 import re
@@ -43,6 +44,8 @@ ENDINGS = set(
 )
 SEPARATOR = re.compile(r"[-._ ]+")
 NUMBERED = re.compile(r"([a-z]+)\d+")
+VALIDATION_SHARE = 1 / 20  # of the text
+ENOUGH_BYTES = 2**20  # of validation text: a last file of this size is not small
 HASH = re.compile(r"(?=.*\d)[0-9a-f]{8,}")
 
 
@@ -65,8 +68,13 @@ class Division:
         return self.train == self.validation
 
 
-def divide(names: Sequence[str]) -> Division:
-    """Applies rules 2 and 3 to the names of all files of a source, given in reading order."""
+def divide(names: Sequence[str], sizes: Sequence[int | None]) -> Division:
+    """Applies rules 2 and 3 to all files of a source, given in reading order.
+
+    Args:
+        names: of the files.
+        sizes: of the files in bytes, where they may be small notes; else None.
+    """
     words = splits_of(names)
     held_out = next((word for word in ("validation", "test") if word in words), None)
     if "train" in words and held_out:
@@ -80,7 +88,11 @@ def divide(names: Sequence[str]) -> Division:
     everything = list(range(len(names)))
     if len(names) == 1:
         return Division(everything, everything, {})
-    return Division(everything[:-1], everything[-1:], {})
+    enough = min(ENOUGH_BYTES, VALIDATION_SHARE * sum(size or 0 for size in sizes))
+    first = len(names) - 1
+    while first > 1 and None not in sizes[first:] and sum(size or 0 for size in sizes[first:]) < enough:
+        first -= 1
+    return Division(everything[:first], everything[first:], {})
 
 
 def splits_of(names: Sequence[str]) -> list[str | None]:

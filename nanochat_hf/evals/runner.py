@@ -81,11 +81,7 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
 
             bundle = write_bundle(folder)
         elif bundle == TEXT:
-            from nanochat_hf.data.sources import open_documents
-            from nanochat_hf.evals import text_bundle
-
-            texts = open_documents(config.data, "validation")
-            bundle = text_bundle.write_bundle(folder, islice(texts, TEXT_DOCUMENTS))
+            bundle = write_text_bundle(folder, config)
         tasks = load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
     results = []
     for task in tasks:
@@ -95,6 +91,27 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
     items = {result.task.label: {"digest": result.digest, "scores": pack(result.outcomes)} for result in results}
     details = {"tasks": [result.row() for result in results], "items": items}
     return {"metrics": core.summarize(results), "details": details}
+
+
+def write_text_bundle(folder: str, config: EvaluationConfig) -> Path:
+    """Writes completion tasks of the validation text; raises UserError where there is too little of it."""
+    from nanochat_hf.data.sources import open_documents
+    from nanochat_hf.evals import text_bundle
+
+    return text_bundle.write_bundle(folder, islice(open_documents(config.data, "validation"), TEXT_DOCUMENTS))
+
+
+def leave_out_completion(names: list[str], config: EvaluationConfig) -> list[str]:
+    """The evaluations without completion tasks of text, where there is too little of it and others are asked for."""
+    if config.core_bundle != TEXT or "core" not in names or len(names) == 1:
+        return names
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_text_bundle(folder, config)
+    except UserError as error:
+        print_on_main_process(f"warning: the text completion tasks are left out: {error}")
+        return [name for name in names if name != "core"]
+    return names
 
 
 def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
@@ -201,6 +218,7 @@ def run_evaluations(config: EvaluationConfig, names: list[str]) -> None:
     if unknown:
         raise UserError(f"there is no evaluation named {', '.join(unknown)}; known are {', '.join(EVALUATIONS)}")
     start_distributed(config)
+    names = leave_out_completion(names, config)
     targets = checkpoints_of(config)
     for stage, checkpoint in targets:
         wanted = [name for name in names if stage is None or stage in stages_for(name, config)]

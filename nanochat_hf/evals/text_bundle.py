@@ -36,8 +36,9 @@ def write_bundle(folder: str | Path, texts: Iterable[str], *, items: int = 200, 
     longer = [words for words in cut if len(words) >= QUERY_WORDS + 2 * CHOICES * CHOICE_WORDS]
     if len(long) < CHOICES or not longer:
         raise UserError(
-            f"the validation text has {len(long)} documents of {QUERY_WORDS + CHOICE_WORDS} words; completion tasks "
-            f"need {CHOICES}, and one of twice the length. Give more validation documents, or another core_bundle"
+            f"the validation text has {len(long)} documents of {QUERY_WORDS + CHOICE_WORDS} words, the longest with "
+            f"{max(map(len, cut), default=0)}; completion tasks need {CHOICES}, and one of "
+            f"{QUERY_WORDS + 2 * CHOICES * CHOICE_WORDS}: give more validation text, or another core_bundle"
         )
     tasks = {}
     for label, documents, same in (("text_other", long, False), ("text_same", longer, True)):

@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dial, batch = pretraining_setup.plan(config, tokenizer, arguments, text and text.text_tokens)
     schedule = pretraining_setup.build_schedule(config, dial)
     before = stage.recorded_start(config.output_dir)
-    start = pretraining_setup.bigram_start(config, tokenizer, dial, text and text.text_tokens, before)
+    start = pretraining_setup.bigram_start(config, tokenizer, dial, text and text.whole_tokens, before)
     leader = arguments.process_index == 0
     if leader:
         print(dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", sep="\n", flush=True)
@@ -246,7 +246,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if line := start.describe():
             print(line, flush=True)
         if dial.text_limited:
-            print(pretraining_setup.describe_limit(dial, text.text_tokens), flush=True)
+            print(pretraining_setup.describe_limit(dial, text), flush=True)
+        if text:
+            rows = dial.total_tokens // config.sequence_length
+            print(text.describe(rows, validate=config.eval_every > 0), flush=True)
     if config.dry_run:
         if leader:
             path = Path(config.output_dir or ".") / "schedules.png"
@@ -260,8 +263,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes = pretraining_setup.record_start(config, tokenizer, dial, start, before, writes)
     if leader:
         print("".join(f"{note}\n" for note in notes), end="")
-        rows = dial.total_tokens // config.sequence_length
-        print(text.describe(rows, validate=config.eval_every > 0), flush=True)
     set_seed(config.seed)
     model = pretraining_setup.build_model(config, tokenizer, arguments.device)
     pretraining_setup.start_from_bigrams(config, model, tokenizer, start, verbose=leader)

@@ -49,6 +49,8 @@ class TrainingProgress(TrainerCallback):
         self.first_step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:  # the last loss is the run's result
+            control.should_log = True
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
             if state.global_step == self.first_step + 1:

@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
+from nanochat_hf.data.overview import Survey
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import architecture, backout_bound, depth_dial, fit_dial
-from nanochat_hf.scaling.depth import padded_vocab
+from nanochat_hf.scaling.depth import MIN_STEPS, padded_vocab
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program
 from nanochat_hf.tokenizer import CorpusEncoder, stop_token_ids, token_byte_lengths
@@ -180,16 +181,23 @@ def describe_preset(dial: Any, asked: str) -> str:
     """The preset of a run; where it was chosen for the user, also why, and the option that chooses another."""
     if asked != "auto" or dial.preset != "small":
         return dial.preset
-    return f"small, for {dial.total_tokens:,} tokens (--preset modern has upstream's batch)"
+    other = "" if dial.text_limited else " (--preset modern has upstream's batch)"
+    return f"small, for {dial.total_tokens:,} tokens{other}"
 
 
-def describe_limit(dial: Any, text_tokens: int) -> str:
+def describe_limit(dial: Any, text: Survey) -> str:
     """A sentence that says why a run is shorter than its depth asks for, and what can be done."""
-    wanted = int(dial.ratio * dial.scaling_params)
+    wanted, tokens = int(dial.ratio * dial.scaling_params), text.text_tokens or 1
+    what, ways = "the text", ["more text"]
+    if len(text.sources) > 1 and text.shortest:
+        what = f"until {text.shortest.found.name} with its share of {text.shortest.share:.0%} begins again, the text"
+        ways = ["that source more text", "it a smaller share"]
+    if dial.num_iterations < MIN_STEPS and dial.total_batch_size <= text.sequence_length:
+        ways.append(f"a shorter --sequence_length for more than {dial.num_iterations} steps")
     return (
-        f"the text fills {text_tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it "
-        f"{wanted / text_tokens:,.0f} times. The run reads it {dial.total_tokens / text_tokens:.1f} times. Give more "
-        f"text or a smaller --depth, or ask for all of it with --param_data_ratio {dial.ratio:g}"
+        f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it "
+        f"{wanted / tokens:,.0f} times. The run reads it {dial.total_tokens / tokens:.1f} times. Give {', '.join(ways)} "
+        f"or a smaller --depth, or ask for all {wanted / tokens:,.0f} times with --param_data_ratio {dial.ratio:g}"
     )
 
 
@@ -201,8 +209,12 @@ def largest_backout(config: Any, dial: Any) -> float | None:
 
 
 def build_schedule(config: Any, dial: Any) -> Schedule:
+    """The schedule as asked for. A run of the preset "small" warms up for a fifth of its steps at most."""
     names = ("warmup_steps", "warmdown_ratio", "final_lr_frac", "momentum_warmup_steps")
-    return Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
+    schedule = Schedule.of(config.preset, dial.num_iterations, **{name: getattr(config, name) for name in names})
+    if config.preset != "small" or config.warmup_steps is not None:
+        return schedule
+    return replace(schedule, warmup_steps=min(schedule.warmup_steps, max(1, dial.num_iterations // 5)))
 
 
 def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHFForCausalLM:
@@ -238,7 +250,7 @@ def bigram_start(
     A run that goes on from a checkpoint keeps what it began with, because its learning rates depend on it.
 
     Args:
-        text_tokens: of the training text; None where it is not known. It is then taken to be enough.
+        text_tokens: of the whole training text; None where it is not known. It is then taken to be enough.
         before: what `stage.recorded_start` returns.
     """
     own = _new_start(config, tokenizer, dial, text_tokens) if before is None else _known_start(before)

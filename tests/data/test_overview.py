@@ -86,7 +86,7 @@ def test_too_little_text_for_validation_is_said_before_the_run(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ["short"] * 3)
     options = {"sequence_length": 64, "rows": 10}
     with pytest.raises(
-        UserError, match="does not fill one row of 65 tokens; give more text, a shorter --sequence_len"
+        UserError, match="a.jsonl. does not fill one row of 65 tokens; give more text for validation, a sh"
     ):
         describe_data(str(tmp_path / "a.jsonl"), ByteEncoder(), validate=True, **options)
     describe_data(str(tmp_path / "a.jsonl"), ByteEncoder(), validate=False, **options)

@@ -311,6 +311,26 @@ def test_all_titles_are_read(tmp_path):
     assert len(found.train) == len(TITLES) - 1 and len(found.validation) == 1 and not found.left_out
 
 
+@pytest.mark.parametrize(
+    ("sizes", "held_out"),
+    [
+        ({"a.txt": 1000, "b.txt": 1000, "c.txt": 1000}, ["c.txt"]),
+        ({f"{number}.md": 1000 for number in range(10, 70)}, ["67.md", "68.md", "69.md"]),
+        ({"a.txt": 5000, "b.txt": 5000, "c.txt": 600, "d.txt": 20}, ["c.txt", "d.txt"]),
+        ({"a.txt": 90_000, "b.txt": 20}, ["b.txt"]),  # one file is left for training
+        ({"a.jsonl": 90_000, "b.jsonl": 9000, "c.jsonl": 20}, ["c.jsonl"]),  # shards, whatever their size
+        ({"a.txt": 90_000, "train.txt": 9000, "validation.txt": 20}, ["validation.txt"]),  # as the names say
+        ({"a.txt": 2**26, "b.txt": 2**21, "c.txt": 2**20}, ["c.txt"]),  # a megabyte is enough
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_of_small_notes_the_last_ones_are_for_validation(tmp_path, sizes, held_out):
+    for name, size in sizes.items():
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    assert [file.name for file in find_source(tmp_path).validation] == held_out
+
+
 def test_order_of_files_is_that_of_their_names(tmp_path):
     names = ["b/1.txt", "a-x.txt", "a/2.txt", "a/10.txt"]
     for name in names:

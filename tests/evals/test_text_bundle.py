@@ -5,6 +5,8 @@ from byte_tokens import encode_bytes
 
 from nanochat_hf.evals import core
 from nanochat_hf.evals.bundle import load_bundle
+from nanochat_hf.evals.evaluation_config import EvaluationConfig
+from nanochat_hf.evals.runner import leave_out_completion
 from nanochat_hf.evals.text_bundle import CHOICE_WORDS, QUERY_WORDS, write_bundle
 from nanochat_hf.settings import UserError
 
@@ -39,8 +41,16 @@ def test_the_same_text_gives_the_same_bytes_and_short_documents_are_left_out(tex
         return {path.name: path.read_bytes() for path in folder.rglob("*.*")}
 
     assert written("one", texts) == written("two", [*texts, "too short", ""])
-    with pytest.raises(UserError, match="the validation text has 3 documents of 50 words"):
+    with pytest.raises(UserError, match="the validation text has 3 documents of 50 words, the longest with"):
         write_bundle(tmp_path / "few", texts[:3])
+
+
+def test_too_little_text_leaves_out_this_evaluation_and_no_other(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "one two three"}\n' * 30)
+    config = EvaluationConfig(data=str(tmp_path / "a.jsonl"), core_bundle="text")
+    assert leave_out_completion(["bits_per_byte", "core", "chat"], config) == ["bits_per_byte", "chat"]
+    assert "warning: the text completion tasks are left out: the validation text has 0" in capsys.readouterr().out
+    assert leave_out_completion(["core"], config) == ["core"], "asked for alone, it ends with the error"
 
 
 def test_the_mean_has_a_name_of_its_own(texts, tmp_path, tiny_model):

@@ -62,7 +62,34 @@ def test_a_depth_that_wants_more_text_than_there_is_reads_it_four_times_and_says
     options = ["--data", f"{text}/[abc].jsonl", "--tokenizer", str(text / "tokenizer"), "--dry_run", "true"]
     main([*SHAPE, *options, "--output_dir", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "Give more text or a smaller --depth, or ask for all of it with --param_data_ratio 12" in said
+    assert re.search(r"Give more text or a smaller --depth, or ask for all \d+ times with --param_data_ratio 12", said)
+    assert "preset: small, for" in said and "(--preset modern" not in said, "whose batch would be the same"
+    assert re.search(r"/\[abc\]\.jsonl +train +2 +50 ", said), "the table that a run prints"
     assert re.search(r"The run reads it (3\.\d|4\.0) times", said)
     main([*SHAPE, *options, "--output_dir", str(tmp_path), "--param_data_ratio", "12"])
     assert "The run reads it" not in capsys.readouterr().out
+    main([*SHAPE, *options, "--output_dir", str(tmp_path), "--preset", "classic"])
+    said = capsys.readouterr().out
+    assert "The run reads it" not in said and "are asked for: each is seen" in said
+
+
+def test_of_several_sources_the_one_that_limits_the_run_is_named(text, tmp_path, capsys):
+    options = ["--data", str(text / "a.jsonl"), str(text / "c.jsonl"), "--tokenizer", str(text / "tokenizer")]
+    main([*SHAPE, *options, "--dry_run", "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert f"until {text / 'c.jsonl'} with its share of 50% begins again, the text fills" in said
+    assert "Give that source more text, it a smaller share, " in said
+
+
+def test_a_run_of_few_steps_warms_up_in_a_fifth_of_them_and_ends_with_its_last_loss(text, tmp_path, capsys):
+    """A text so short that a batch of one row leaves fewer steps than the warm-up has."""
+    (tmp_path / "a.txt").write_text("Five notes about the sea, the wind and the boat that nobody has seen. " * 12)
+    options = ["--data", str(tmp_path / "a.txt"), "--tokenizer", str(text / "tokenizer"), "--eval_every", "0"]
+    options += ["--output_dir", str(tmp_path / "run"), "--log_every", "5"]
+    main([*SHAPE, *options])
+    assert "a shorter --sequence_length for more than" in capsys.readouterr().out
+    run = load_run(tmp_path / "run")
+    rows = [row for row in run["history"] if "loss" in row]
+    steps = run["dial"]["num_iterations"]
+    assert 8 < steps < 40 and steps % 5 and rows[-1]["step"] == steps
+    assert run["metrics"]["loss"] == rows[-1]["loss"] < rows[0]["loss"] - 0.5
