@@ -104,6 +104,7 @@ REFUSED = [
     ({"logit_bias": {"x": 1}}, "logit_bias must have token ids"),
     ({"logit_bias": {"320": 1}}, "logit_bias must have token ids below 320"),
     ({"logit_bias": {"5": 101}}, "logit_bias[5] must be a number between -100 and 100"),
+    ({"logit_bias": dict.fromkeys(map(str, range(320)), -100)}, "logit_bias forbids every token"),
     ({"logprobs": 3}, "logprobs must be true or false"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be a whole number"),
     ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
@@ -121,6 +122,9 @@ REFUSED = [
     ({"tools": "calculator"}, "tools must be a list of objects"),
     ({"tools": [{"type": "function"}]}, "tools[0] must be a function with a name"),
     ({"tools": [{"type": "web_search"}]}, "tools[0] must be a function with a name"),
+    ({"tools": [CALCULATOR] * 129}, "tools may hold 128 functions, not 129"),
+    ({"tools": [{"function": {"name": "\ud800"}}]}, "tools[0] cannot be written as JSON"),
+    ({"tools": [{"function": {"name": "x", "parameters": {"least": -math.inf}}}]}, "tools[0] cannot be written"),
     ({"tool_choice": "required"}, "tool_choice is required, but tools names none"),
     ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice must be none, auto"),
     ({"tool_choice": "maybe"}, "tool_choice must be none, auto"),
@@ -163,12 +167,24 @@ def test_tools_and_choices(engine):
     start = engine.control.call_start
     none = read(engine, tools=[CALCULATOR], tool_choice="none")
     assert none.settings[0].bias == {start: -math.inf} and not none.client_tools and none.tool is None
-    assert read(engine, tools=[CALCULATOR], tool_choice="required").begin == [start]
+    assert read(engine, tools=[CALCULATOR], tool_choice="required").begin == [[start]]
     named = {"type": "function", "function": {"name": "calculator"}}
-    assert read(engine, tools=[CALCULATOR], tool_choice=named).begin == [start]
+    assert read(engine, tools=[CALCULATOR], tool_choice=named).begin == [[start]]
     search = {"type": "function", "function": {"name": "search"}}
-    begin = read(engine, tools=[search], tool_choice=search).begin
+    (begin,) = read(engine, tools=[search], tool_choice=search).begin
     assert begin[0] == start and engine.tokenizer.decode(begin[1:]) == '{"name": "search", "arguments": {'
+    required = read(engine, tools=[search, CALCULATOR], tool_choice="required")
+    assert required.begin == [begin, [start]] and required.client_tools == {"search", "calculator"}
+
+
+def test_what_clients_name_changes_no_setting_of_the_tokenizer(engine):
+    """Prompts are encoded in another thread at the same time."""
+    name = "<|bos|>x<|python_end|>"
+    function = {"type": "function", "function": {"name": name}}
+    (begin,) = read(engine, tools=[function], tool_choice=function).begin
+    assert engine.tokenizer.decode(begin[1:]) == f'{{"name": "{name}", "arguments": {{'
+    assert not set(begin[1:]) & set(engine.tokenizer.all_special_ids)
+    assert not engine.tokenizer.backend_tokenizer.encode_special_tokens
 
 
 def test_messages_come_back_as_they_were_given_out():
