@@ -206,15 +206,18 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 MESSAGE_EXTRAS = ("name", "tool_call_id", "refusal", "annotations", "reasoning", "reasoning_content")
 
 
-def read_messages(messages: Any) -> list[dict[str, Any]]:
+def read_messages(messages: Any, name: str = "messages") -> list[dict[str, Any]]:
     """Returns the messages as the chat template takes them.
+
+    Args:
+        name: the field that holds them, for errors.
 
     Raises:
         BadRequest: they cannot be rendered; the text names the message.
     """
     if not isinstance(messages, list) or not messages:
-        raise BadRequest("messages must be a list of at least one message", "messages")
-    return [_read_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        raise BadRequest(f"{name} must be a list of at least one message", name)
+    return [_read_message(message, f"{name}[{index}]") for index, message in enumerate(messages)]
 
 
 def _read_message(message: Any, name: str) -> dict[str, Any]:
@@ -232,6 +235,8 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
     if parts and role == "assistant":  # this server's own form: text, calls and results in order
         fields.take("content")
         read["content"] = [_read_part(part, f"{name}.parts[{index}]") for index, part in enumerate(parts)]
+        if calls and read["content"][-1]["type"] == "python":  # the call that ended the answer is in `tool_calls`, too
+            read["content"].pop()
     elif "content" in fields.given:
         read["content"] = _read_content(fields.take("content"), role, f"{name}.content")
     elif calls:
@@ -253,7 +258,9 @@ def _read_content(content: Any, role: str, name: str) -> Any:
     if not isinstance(content, list):
         raise BadRequest(f"{name} must be text, or a list of parts of type text, not {shown(content)}", name)
     parts = [_read_part(part, f"{name}[{index}]") for index, part in enumerate(content)]
-    if role != "assistant" and any(part["type"] != "text" for part in parts):
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    if role != "assistant":
         raise BadRequest(f"{name} must be text, or a list of parts of type text", name)
     return parts
 
@@ -328,13 +335,23 @@ def read_prompts(prompt: Any, engine: Engine) -> list[Any]:
         prompt = [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise BadRequest("prompt must be text, token ids, or a list of texts or of lists of token ids", "prompt")
-    vocabulary = engine.model.config.get_text_config().vocab_size
     for index, each in enumerate(prompt):
         if isinstance(each, str):
             check_text(each, f"prompt[{index}]")
-        elif not isinstance(each, list) or not all(_is_id(token) and 0 <= token < vocabulary for token in each):
-            raise BadRequest(f"prompt[{index}] must be text or a list of token ids below {vocabulary}", "prompt")
+        else:
+            check_ids(each, f"prompt[{index}]", engine, "text or ")
     return prompt
+
+
+def check_ids(ids: Any, name: str, engine: Engine, other: str = "") -> None:
+    """Refuses what is no list of token ids of the model.
+
+    Args:
+        other: what else the field may hold.
+    """
+    vocabulary = engine.model.config.get_text_config().vocab_size
+    if not isinstance(ids, list) or not all(_is_id(token) and 0 <= token < vocabulary for token in ids):
+        raise BadRequest(f"{name} must be {other}a list of token ids below {vocabulary}", name)
 
 
 def _is_id(token: Any) -> bool:

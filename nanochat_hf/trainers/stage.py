@@ -299,7 +299,7 @@ def set_default_sampling(model: Any, pairs: Sequence[str]) -> None:
         raise UserError(f"default_sampling: {error}") from None
     if values["temperature"] < LEAST_TEMPERATURE:
         raise UserError(
-            f"default_sampling: temperature must be at least {LEAST_TEMPERATURE}; take top_k=1 for the most likely token"
+            f"default_sampling: temperature must be at least {LEAST_TEMPERATURE}; take top_k=1 for the likeliest token"
         )
     model.generation_config.update(do_sample=True, **values)
 
