@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 import torch
 
+from nanochat_hf.generation.sampling import LEAST_TEMPERATURE
+
 
 @dataclass(frozen=True)
 class RowSettings:
     """How one row samples. The filters apply in the order temperature, top-k, min-p, top-p, as in [`Sampling`].
 
     Attributes:
-        temperature: divides the logits; 0 always takes the most likely token.
+        temperature: divides the logits; 0, and less than `LEAST_TEMPERATURE`, always takes the most likely token.
         top_k, top_p, min_p: as in [`Sampling`]; None is off.
         frequency_penalty: subtracted from a token's logit per time that the row has written it.
         presence_penalty: subtracted once from the logit of each token that the row has written.
@@ -66,7 +68,8 @@ class RowSampler:
         if self.seen:
             ids = torch.tensor(sorted(self.seen), device=device)
             values, factor = logits[ids], settings.repetition_penalty
-            logits[ids] = torch.where(values > 0, values / factor, values * factor)
+            largest = torch.finfo(logits.dtype).max  # a tiny factor must not make a logit infinite
+            logits[ids] = torch.where(values > 0, values / factor, values * factor).clamp(-largest, largest)
         if self.written:
             ids = torch.tensor(list(self.written), device=device)
             counts = torch.tensor(list(self.written.values()), device=device, dtype=logits.dtype)
@@ -92,7 +95,7 @@ def draw_rows(logits: torch.Tensor, samplers: Sequence[RowSampler]) -> list[int]
     groups: dict[str, list[int]] = {"greedy": [], "top_k": [], "sorted": [], "plain": []}
     for row, sampler in enumerate(samplers):
         settings = sampler.settings
-        if settings.temperature == 0:
+        if settings.temperature < LEAST_TEMPERATURE:
             kind = "greedy"
         elif settings.top_k:
             kind = "top_k"
@@ -126,7 +129,9 @@ def _draw(logits: torch.Tensor, samplers: Sequence[RowSampler], kind: str) -> to
         logits = logits.masked_fill(ranks >= column([each.top_k or 0 for each in settings]), -math.inf)
     elif kind == "sorted":
         logits, tokens = logits.sort(dim=-1, descending=True)
-    probabilities = (logits.to(exact) / column([each.temperature for each in settings])).softmax(dim=-1)
+    logits = logits.to(exact)
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # so that no quotient overflows
+    probabilities = (logits / column([each.temperature for each in settings])).softmax(dim=-1)
     if any(each.min_p for each in settings):
         least = column([each.min_p or 0.0 for each in settings]) * probabilities[:, :1]
         probabilities = probabilities.masked_fill(probabilities < least, 0)
@@ -140,4 +145,5 @@ def _draw(logits: torch.Tensor, samplers: Sequence[RowSampler], kind: str) -> to
     choice = torch.searchsorted(cumulative, target, right=True)
     last = (probabilities > 0).long() * torch.arange(1, probabilities.shape[-1] + 1, device=logits.device)
     choice = torch.minimum(choice, last.max(dim=-1, keepdim=True).values - 1)  # rounding may reach the very end
+    choice = choice.clamp(min=0)  # where no token has a probability: all are forbidden, or the model gave NaN
     return (choice if tokens is None else tokens.gather(-1, choice)).squeeze(-1)

@@ -8,6 +8,8 @@ import torch
 
 from nanochat_hf.settings import CHAT_SAMPLING, UserError
 
+LEAST_TEMPERATURE = 1e-6  # below it the most likely token is taken; divided by less, logits would become infinite
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -15,7 +17,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: the largest number of tokens after a prompt, tool outputs included.
-        temperature: divides the logits; 0 always takes the most likely token.
+        temperature: divides the logits; 0, and less than `LEAST_TEMPERATURE`, always takes the most likely token.
         top_k: keeps the k most likely tokens; None or 0 keeps all.
         top_p: keeps the most likely tokens until their probabilities sum to p (arXiv:1904.09751); None or 1 keeps all.
         min_p: drops tokens less likely than p times the most likely one (arXiv:2407.01082); None or 0 keeps all.
@@ -56,7 +58,7 @@ class Sampling:
         Returns:
             int64 token ids [R].
         """
-        if self.temperature == 0:
+        if self.temperature < LEAST_TEMPERATURE:
             return logits.argmax(dim=-1)
         tokens = None
         if self.top_k:

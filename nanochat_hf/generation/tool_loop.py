@@ -1,8 +1,10 @@
 """The tool loop: follows one assistant turn token by token, answers its tool calls and says when it ends."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from nanochat_hf.generation.prompts import Message
@@ -104,7 +106,7 @@ class Turn:
         tokenizer: Any,
         max_tokens: int,
         tool: Callable[[str], str | None] | None = run_call,
-        begin: Sequence[int] = (),
+        begin: Sequence[Sequence[int]] = (),
     ):
         """Starts an empty turn.
 
@@ -113,30 +115,38 @@ class Turn:
             tokenizer: decodes the expressions and encodes the results.
             max_tokens: the turn ends with "length" at this many tokens, tool outputs included.
             tool: call → result, or None to leave the call without an output. None switches tools off.
-            begin: tokens that the turn begins with, whatever the model samples; such as the start of a call.
+            begin: beginnings, such as the start of a call, as token ids; the turn has one of them, which the model
+                chooses.
         """
         self.control, self.tokenizer, self.max_tokens = control, tokenizer, max_tokens
         self.tool = tool if control.call_start is not None else None
         self.token_ids: list[int] = []
         self.sampled: list[bool] = []
         self.finish_reason: str | None = None
-        self._begin: deque[int] = deque(begin)
+        self._begin = [list(each) for each in begin]  # what is left of the beginnings that are still possible
         self._forced: deque[int] = deque()
         self._expression: list[int] | None = None
 
     def add(self, sampled: int) -> int:
         """Appends the next token and returns it: the sampled one, or a forced one that replaces it."""
-        begins, forced = bool(self._begin), bool(self._begin or self._forced)
-        token = (self._begin or self._forced).popleft() if forced else sampled
+        allowed, is_output = self.allowed(), bool(self._forced)
+        token = self._forced.popleft() if is_output else sampled
+        if allowed and sampled not in allowed:
+            token = allowed[0]
+        self._begin = [each[1:] for each in self._begin if each[:1] == [token]]
         self.token_ids.append(token)
-        self.sampled.append(not forced)
-        if begins or not forced:
+        self.sampled.append(not (is_output or allowed))
+        if not is_output:
             self._follow_tool_call(token)
         if token in self.control.stop:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
         return token
+
+    def allowed(self) -> list[int]:
+        """The tokens that may come next at the beginning of the turn; empty where all may."""
+        return [each[0] for each in self._begin] if all(self._begin) else []
 
     def _follow_tool_call(self, token: int) -> None:
         """Collects the expression of a tool call; at the end of the call, runs the tool and queues its output."""
@@ -151,7 +161,7 @@ class Turn:
             result = self.tool(decode_exactly(self.tokenizer, expression))
             if result is not None:
                 # A result may spell a control token. It stays text: a tool must not end the turn.
-                output = self.tokenizer.encode(result, add_special_tokens=False, split_special_tokens=True)
+                output = encode_as_text(self.tokenizer, result)
                 self._forced.extend([self.control.output_start, *output, self.control.output_end])
         elif self._expression is not None:
             self._expression.append(token)
@@ -193,3 +203,14 @@ def segment_separator(before: str, after: str) -> str:
 def decode_exactly(tokenizer: Any, ids: list[int]) -> str:
     """Decodes ids without skipping special tokens and without changing spaces."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def encode_as_text(tokenizer: Any, text: str) -> list[int]:
+    """Encodes text in which the name of a control token stays text: it is cut after its first character.
+
+    The tokenizer's own `split_special_tokens` would change a setting that all threads share.
+    """
+    names = "|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)"
+    cuts = [0, *(found.start() + 1 for found in re.finditer(f"(?={names})", text)), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(cuts)]
+    return [token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False)]

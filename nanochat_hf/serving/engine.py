@@ -5,8 +5,6 @@ whose client has gone away cancels it.
 """
 
 import asyncio
-import copy
-import json
 import logging
 import math
 import threading
@@ -28,7 +26,7 @@ from nanochat_hf.generation.text_stream import TextStream
 from nanochat_hf.generation.tool_loop import ControlTokens, Turn, decode_exactly
 from nanochat_hf.model.loss_nanochat_hf import soft_cap
 from nanochat_hf.serving.metrics import Metrics
-from nanochat_hf.tools.registry import called_tool
+from nanochat_hf.tools.registry import called_tool, json_text
 
 PREFILL_TOKENS = 2048  # read in one go between two steps, padding included
 MAX_WAITING = 256  # prompts
@@ -48,7 +46,7 @@ class Job:
         stop: texts at which the answer ends; they are not part of it.
         tool: expression → result, for the calls inside the turn; None leaves calls as they are.
         client_tools: names of the functions whose calls end the turn, because the client answers them.
-        begin: tokens that the answer begins with.
+        begin: beginnings, as token ids; the answer has one of them, which the model chooses.
         chat: whether control tokens separate text, calls and results; else the whole answer is text.
         logprobs: how many likely tokens to report per token, beside the written one; None reports none.
         prompt_logprobs: the same for the tokens of the prompt.
@@ -60,7 +58,7 @@ class Job:
     stop: list[str] = field(default_factory=list)
     tool: Callable[[str], str | None] | None = None
     client_tools: frozenset[str] = frozenset()
-    begin: list[int] = field(default_factory=list)
+    begin: list[list[int]] = field(default_factory=list)
     chat: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -220,14 +218,14 @@ class Row:
 def called_function(call: str) -> tuple[str, str]:
     """Returns the name of the function that the model calls, and its arguments as JSON text."""
     name, arguments = called_tool(call)
-    return name, json.dumps(arguments, ensure_ascii=False)
+    return name, json_text(arguments)
 
 
 class Engine:
     """Writes the answers of all requests in one batch, in a thread of its own.
 
     Attributes:
-        model, tokenizer: the checkpoint. The tokenizer is for handlers; the thread has a copy.
+        model, tokenizer: the checkpoint. All threads share the tokenizer, so nobody may change its settings.
         control: the tokenizer's control tokens.
         context_length: tokens of prompt and answer together.
         defaults: how requests sample that do not say it.
@@ -254,8 +252,6 @@ class Engine:
         self.control = ControlTokens.from_tokenizer(tokenizer, model)
         self.context_length = context_length_of(model) or DEFAULT_CONTEXT_LENGTH
         self.defaults = default_settings(model)
-        # Encoding a tool's result changes a setting of the tokenizer for a moment: handlers must not see that.
-        self._own_tokenizer = copy.deepcopy(tokenizer)
         self._waiting: deque[Ticket] = deque()
         self._rows: list[Row] = []
         self._wake, self._closing = threading.Condition(), False
@@ -395,7 +391,7 @@ class Engine:
         if writing:
             logits = batch.add([each.job.prompt for each in writing], [len(each.job.settings) for each in writing])
             rows = [
-                Row(ticket, number, self.control, self._own_tokenizer)
+                Row(ticket, number, self.control, self.tokenizer)
                 for ticket in writing
                 for number in range(len(ticket.job.settings))
             ]
@@ -417,19 +413,29 @@ class Engine:
         scored: dict[int, torch.Tensor] = {}
         if wanted:
             scored = dict(zip(wanted, logits[wanted].log_softmax(dim=-1), strict=True))
+        for index, row in enumerate(rows):
+            if allowed := row.turn.allowed():
+                others = torch.ones_like(logits[index], dtype=torch.bool)
+                others[allowed] = False
+                logits[index].masked_fill_(others, -math.inf)
         sampled = draw_rows(logits, [row.sampler for row in rows])
         sent: dict[Ticket, list[Any]] = {}
+        failed: dict[Ticket, list[Any]] = {}
         for index, (row, token) in enumerate(zip(rows, sampled, strict=True)):
             count, logprobs = row.ticket.job.logprobs or 0, scored.get(index)
 
             def score(token: int, logprobs: Any = logprobs, count: int = count) -> TokenScore:
                 return TokenScore(token, None) if logprobs is None else token_score(logprobs, token, count)
 
-            sent.setdefault(row.ticket, []).append(row.add(token, score))
+            try:
+                sent.setdefault(row.ticket, []).append(row.add(token, score))
+            except Exception as error:  # of any kind: other requests must not end with it
+                log.exception("an answer failed")
+                failed[row.ticket] = [EngineError(f"generation failed: {error}")]
         now = time.monotonic()
         self.metrics.count("nanochat_generated_tokens_total", len(rows))
         for index in range(first + len(rows) - 1, first - 1, -1):
-            if self._rows[index].turn.finish_reason is not None:
+            if self._rows[index].turn.finish_reason is not None or self._rows[index].ticket in failed:
                 self._remove(batch, index)
         unfinished = {row.ticket for row in self._rows}
         for ticket, events in sent.items():
@@ -439,7 +445,7 @@ class Engine:
             if ticket not in unfinished:
                 events.append(None)
                 self.metrics.observe("nanochat_request_seconds", now - ticket.created)
-        self._deliver(sent)
+        self._deliver(sent | failed)
 
     def _send(self, ticket: Ticket, events: list[Any]) -> None:
         self._deliver({ticket: events})

@@ -261,7 +261,8 @@ class OpenAIRoutes:
 
         rows, running, written = len(tickets[0].job.settings), len(tickets), 0
         offsets = [0] * (rows * len(tickets))
-        begun = [not form["echo"]] * len(tickets)
+        # Without an answer, the text of the prompt is all that is sent: empty text where it is not asked for.
+        begun = [bool(ticket.job.max_tokens) and not form["echo"] for ticket in tickets]
         tasks = [asyncio.ensure_future(forward(*pair)) for pair in enumerate(tickets)]
         try:
             while running:
@@ -272,7 +273,7 @@ class OpenAIRoutes:
                     break
                 if not begun[number]:
                     begun[number] = True
-                    prompt = decode_exactly(self.engine.tokenizer, ticket.job.prompt)
+                    prompt = decode_exactly(self.engine.tokenizer, ticket.job.prompt) if form["echo"] else ""
                     for row in range(rows):
                         reason = "length" if news is None else None
                         yield chunk(number * rows + row, prompt, reason, ticket.prompt_scores, 0)
@@ -344,10 +345,8 @@ class OpenAIRoutes:
         fields.text("model")
         tokens = fields.take("tokens")
         fields.done()
-        (ids,) = requests.read_prompts([tokens], self.engine)
-        if isinstance(ids, str):
-            raise BadRequest("tokens must be a list of token ids", "tokens")
-        return JSONResponse({"prompt": decode_exactly(self.engine.tokenizer, ids)})
+        requests.check_ids(tokens, "tokens", self.engine)
+        return JSONResponse({"prompt": decode_exactly(self.engine.tokenizer, tokens)})
 
 
 def read_stream(fields: Fields) -> tuple[bool, bool]:

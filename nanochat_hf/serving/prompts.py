@@ -4,8 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
+from nanochat_hf.generation.chat_format import is_ours
 from nanochat_hf.serving.engine import Engine
 from nanochat_hf.serving.fields import BadRequest
 from nanochat_hf.serving.requests import too_long
@@ -20,24 +19,33 @@ class PromptReader:
         # No token stands for more bytes than the longest. So a text can be too long at sight, before it is encoded.
         self.longest_token = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
 
-    async def completion(self, prompt: str | list[int]) -> list[int]:
-        """Returns the ids of a completion's prompt: text, or ids as they are. Empty text is the beginning token."""
+    async def completion(self, prompt: str | list[int], last: int | None = None) -> list[int]:
+        """Returns the ids of a completion's prompt: text, or ids as they are. Empty text is the beginning token.
+
+        Args:
+            last: how many tokens are read, from the end; None reads all, and refuses a text that is too long.
+        """
         if isinstance(prompt, list):
             return prompt
-        self._check(len(prompt))
-        return await self._run(self._encode, prompt)
+        if last is None:
+            self._check(len(prompt))
+            return await self._run(self._encode, prompt)
+        ids = await self._run(self._encode, prompt[-self.engine.context_length * self.longest_token :])
+        return ids[-last:]
 
     async def chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """Returns the ids of a conversation, up to where the assistant's answer begins.
 
         Raises:
             EngineError: the engine takes no more requests.
-            BadRequest: the template refuses the conversation.
+            BadRequest: the template cannot render the conversation.
         """
         if self.tokenizer.chat_template is None:
             raise BadRequest(
                 "this model has no chat template: send /v1/completions, or serve a chat model", "messages"
             )
+        if not is_ours(self.tokenizer) and any(isinstance(message["content"], list) for message in messages):
+            raise BadRequest("this model's chat template has no calls inside a message: send text", "messages")
         self._check(characters(messages))
         return await self._run(self._render, messages)
 
@@ -58,8 +66,10 @@ class PromptReader:
     def _render(self, messages: list[dict[str, Any]]) -> list[int]:
         try:
             return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-        except TemplateError as error:
-            raise BadRequest(f"the conversation cannot be rendered: {error}", "messages") from None
+        except Exception as error:  # of any kind: what a template does with a conversation is its author's choice
+            raise BadRequest(
+                f"the model's chat template cannot render this conversation: {error}", "messages"
+            ) from None
 
 
 def characters(value: Any) -> int:

@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from nanochat_hf.generation.row_sampling import RowSettings
+from nanochat_hf.generation.tool_loop import encode_as_text
 from nanochat_hf.serving.engine import Engine, Job
 from nanochat_hf.serving.fields import BadRequest, Fields, check_text, shown
-from nanochat_hf.tools.registry import TOOLS, run_call
+from nanochat_hf.tools.registry import json_text, run_call
 
 CHAT_TOKENS = 1024  # of an answer, where the request does not say
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
 MOST_ROWS = 128  # answers per request
 MOST_STOPS = 16
+MOST_TOOLS = 128
 MOST_LOGPROBS = 20
 # Fields that describe a request and change nothing in any answer.
 DESCRIPTIONS = ("model", "user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
@@ -41,6 +43,9 @@ def read_sampling(fields: Fields, engine: Engine, rows: int = 1) -> RowSettings:
     if not isinstance(bias, dict):
         raise fields.fail("logit_bias", "an object of token ids with numbers between -100 and 100")
     vocabulary = engine.model.config.get_text_config().vocab_size
+    biases = {_token(token, vocabulary): _bias(token, value) for token, value in bias.items()}
+    if list(biases.values()).count(-math.inf) == vocabulary:
+        raise BadRequest("logit_bias forbids every token: leave out some", "logit_bias")
     return RowSettings(
         temperature=fields.number("temperature", usual, 0, 10, "between 0 (the likeliest token) and 10"),
         top_k=min(fields.integer("top_k", defaults.top_k, 0) or 0, vocabulary) or None,
@@ -51,7 +56,7 @@ def read_sampling(fields: Fields, engine: Engine, rows: int = 1) -> RowSettings:
         repetition_penalty=fields.number(
             "repetition_penalty", defaults.repetition_penalty, 0, 100, "above 0 and at most 100", above=True
         ),
-        bias={_token(token, vocabulary): _bias(token, value) for token, value in bias.items()},
+        bias=biases,
         seed=fields.integer("seed", None),
     )
 
@@ -147,12 +152,18 @@ def read_tools(fields: Fields, job: Job, engine: Engine) -> Job:
     Calls of the client's tools end the turn. The tools of this project answer all other calls inside the turn.
     """
     tools, control = fields.objects("tools"), engine.control
-    names = []
+    if len(tools) > MOST_TOOLS:
+        raise BadRequest(f"tools may hold {MOST_TOOLS} functions, not {len(tools)}", "tools")
+    names, begin = [], list[list[int]]()
     for index, tool in enumerate(tools):
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, dict) else None
         if tool.get("type", "function") != "function" or not isinstance(name, str) or not name:
             raise BadRequest(f"tools[{index}] must be a function with a name, not {shown(tool)}", "tools")
+        try:
+            json_text(tool)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"tools[{index}] cannot be written as JSON: {error}", "tools") from None
         names.append(name)
     fields.flag("parallel_tool_calls", True)  # a turn ends at its first call, so there never are two
     if control.call_start is None:
@@ -168,21 +179,26 @@ def read_tools(fields: Fields, job: Job, engine: Engine) -> Job:
             raise fields.fail(
                 "tool_choice", f"none, auto, required, or one of the tools ({', '.join(names) or 'none'})"
             )
-        begin = [control.call_start]
-        if choice != "calculator":  # the form in which the chat template writes calls of other functions
-            start = json.dumps({"name": choice, "arguments": {}})[:-2]
-            begin += engine.tokenizer.encode(start, add_special_tokens=False, split_special_tokens=True)
-        return replace(job, client_tools=frozenset(names), begin=begin)
-    if choice == "none":
+        begin = [_begin_call(choice, engine)]
+    elif choice == "none":
         forbidden = {control.call_start: -math.inf}
         return replace(job, settings=[replace(each, bias={**each.bias, **forbidden}) for each in job.settings])
-    if choice == "required":
+    elif choice == "required":
         if not names:
             raise BadRequest("tool_choice is required, but tools names none", "tool_choice")
-        return replace(job, client_tools=frozenset([*names, *TOOLS]), begin=[control.call_start])
-    if choice != "auto":
+        begin = [_begin_call(name, engine) for name in names]
+    elif choice != "auto":
         raise fields.fail("tool_choice", "none, auto, required, or one of the tools")
-    return replace(job, client_tools=frozenset(names), tool=run_call)
+    return replace(job, client_tools=frozenset(names), tool=run_call, begin=begin)
+
+
+def _begin_call(name: str, engine: Engine) -> list[int]:
+    """The tokens that a call of this function begins with."""
+    start = [engine.control.call_start]
+    if name == "calculator":
+        return start
+    # The form in which the chat template writes calls of other functions.
+    return start + encode_as_text(engine.tokenizer, json.dumps({"name": name, "arguments": {}})[:-2])
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -190,15 +206,18 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 MESSAGE_EXTRAS = ("name", "tool_call_id", "refusal", "annotations", "reasoning", "reasoning_content")
 
 
-def read_messages(messages: Any) -> list[dict[str, Any]]:
+def read_messages(messages: Any, name: str = "messages") -> list[dict[str, Any]]:
     """Returns the messages as the chat template takes them.
+
+    Args:
+        name: the field that holds them, for errors.
 
     Raises:
         BadRequest: they cannot be rendered; the text names the message.
     """
     if not isinstance(messages, list) or not messages:
-        raise BadRequest("messages must be a list of at least one message", "messages")
-    return [_read_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        raise BadRequest(f"{name} must be a list of at least one message", name)
+    return [_read_message(message, f"{name}[{index}]") for index, message in enumerate(messages)]
 
 
 def _read_message(message: Any, name: str) -> dict[str, Any]:
@@ -216,6 +235,8 @@ def _read_message(message: Any, name: str) -> dict[str, Any]:
     if parts and role == "assistant":  # this server's own form: text, calls and results in order
         fields.take("content")
         read["content"] = [_read_part(part, f"{name}.parts[{index}]") for index, part in enumerate(parts)]
+        if calls and read["content"][-1]["type"] == "python":  # the call that ended the answer is in `tool_calls`, too
+            read["content"].pop()
     elif "content" in fields.given:
         read["content"] = _read_content(fields.take("content"), role, f"{name}.content")
     elif calls:
@@ -237,7 +258,9 @@ def _read_content(content: Any, role: str, name: str) -> Any:
     if not isinstance(content, list):
         raise BadRequest(f"{name} must be text, or a list of parts of type text, not {shown(content)}", name)
     parts = [_read_part(part, f"{name}[{index}]") for index, part in enumerate(content)]
-    if role != "assistant" and any(part["type"] != "text" for part in parts):
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    if role != "assistant":
         raise BadRequest(f"{name} must be text, or a list of parts of type text", name)
     return parts
 
@@ -312,13 +335,23 @@ def read_prompts(prompt: Any, engine: Engine) -> list[Any]:
         prompt = [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise BadRequest("prompt must be text, token ids, or a list of texts or of lists of token ids", "prompt")
-    vocabulary = engine.model.config.get_text_config().vocab_size
     for index, each in enumerate(prompt):
         if isinstance(each, str):
             check_text(each, f"prompt[{index}]")
-        elif not isinstance(each, list) or not all(_is_id(token) and 0 <= token < vocabulary for token in each):
-            raise BadRequest(f"prompt[{index}] must be text or a list of token ids below {vocabulary}", "prompt")
+        else:
+            check_ids(each, f"prompt[{index}]", engine, "text or ")
     return prompt
+
+
+def check_ids(ids: Any, name: str, engine: Engine, other: str = "") -> None:
+    """Refuses what is no list of token ids of the model.
+
+    Args:
+        other: what else the field may hold.
+    """
+    vocabulary = engine.model.config.get_text_config().vocab_size
+    if not isinstance(ids, list) or not all(_is_id(token) and 0 <= token < vocabulary for token in ids):
+        raise BadRequest(f"{name} must be {other}a list of token ids below {vocabulary}", name)
 
 
 def _is_id(token: Any) -> bool:

@@ -31,15 +31,17 @@ class ResponsesRoute:
         fields.text("model")
         messages = read_input(fields)
         job = self._job(fields)
+        asked = {"tools": fields.take("tools", []), "tool_choice": fields.take("tool_choice", "auto")}
+        asked["parallel_tool_calls"] = fields.flag("parallel_tool_calls", True)
         stream = fields.flag("stream")
         Fields(fields.take("stream_options", {}), "stream_options.").done(["include_obfuscation"])
         fields.done(requests.DESCRIPTIONS)
         job = requests.fit(replace(job, prompt=await self.prompts.chat(messages)), self.engine)
         ticket = self.engine.submit(job)
         if stream:
-            return EventStream(request, self._events(ticket))
+            return EventStream(request, self._events(ticket, asked))
         (answer,) = await unless_gone(request, collect(ticket))
-        return JSONResponse(self._response(new_id("resp"), job, answer, new_id("msg")))
+        return JSONResponse(self._response(new_id("resp"), job, asked, answer, new_id("msg")))
 
     def _job(self, fields: Fields) -> Job:
         fields.refuse(NO_MEMORY, (), "previous_response_id", "conversation", "prompt")
@@ -63,7 +65,10 @@ class ResponsesRoute:
         )
         return requests.read_tools(fields, job, self.engine)
 
-    def _response(self, name: str, job: Job, answer: Answer | None, message: str) -> dict[str, Any]:
+    def _response(
+        self, name: str, job: Job, asked: dict[str, Any], answer: Answer | None, message: str
+    ) -> dict[str, Any]:
+        """The response object; `asked` are fields of the request that it repeats."""
         finished = answer is not None and answer.finish_reason is not None
         complete = finished and answer.finish_reason != "length"
         response: dict[str, Any] = {
@@ -75,9 +80,7 @@ class ResponsesRoute:
             "output": [] if answer is None else output_of(answer, message),
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if finished and not complete else None,
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            "tools": [],
+            **asked,
             "store": False,
             "usage": None,
         }
@@ -92,7 +95,7 @@ class ResponsesRoute:
             }
         return response
 
-    async def _events(self, ticket: Ticket) -> AsyncIterator[str]:
+    async def _events(self, ticket: Ticket, asked: dict[str, Any]) -> AsyncIterator[str]:
         number = -1
 
         def say(kind: str, **data: Any) -> str:
@@ -102,7 +105,7 @@ class ResponsesRoute:
 
         name, message, answer = new_id("resp"), new_id("msg"), Answer()
         place = {"item_id": message, "output_index": 0, "content_index": 0}
-        started = self._response(name, ticket.job, None, message)
+        started = self._response(name, ticket.job, asked, None, message)
         yield say("response.created", response=started)
         yield say("response.in_progress", response=started)
         begun = False
@@ -134,7 +137,7 @@ class ResponsesRoute:
             else:
                 yield say("response.output_item.added", output_index=index, item=item)
             yield say("response.output_item.done", output_index=index, item=item)
-        final = self._response(name, ticket.job, answer, message)
+        final = self._response(name, ticket.job, asked, answer, message)
         yield say(f"response.{final['status']}", response={**final, "output": output})
 
 
@@ -170,7 +173,7 @@ def read_input(fields: Fields) -> list[dict[str, Any]]:
         given = [{"role": "user", "content": given}]
     if not isinstance(given, list) or not given:
         raise BadRequest("input must be text, or a list of at least one message", "input")
-    messages: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+    messages: list[dict[str, Any]] = []
     for index, item in enumerate(given):
         kind = item.get("type", "message") if isinstance(item, dict) else None
         if kind == "message":
@@ -185,4 +188,5 @@ def read_input(fields: Fields) -> list[dict[str, Any]]:
             raise BadRequest(
                 f"input[{index}] must be a message, a function_call or its output, not {shown(item)}", "input"
             )
-    return requests.read_messages(messages)
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    return [*system, *requests.read_messages(messages, "input")]

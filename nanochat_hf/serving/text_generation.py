@@ -85,11 +85,15 @@ class TextGenerationRoutes:
         fields.done()
         job, form, truncate, best_of = self._read(given, inputs)
         given.done()
-        prompt = await self.prompts.completion(inputs)
-        job = requests.fit(replace(job, prompt=prompt[-truncate:] if truncate else prompt), self.engine)
+        if stream and best_of > 1:
+            raise BadRequest("parameters.best_of cannot be streamed", "best_of")
+        if stream and form.prompt_details:
+            raise BadRequest(
+                "parameters.decoder_input_details cannot be streamed: ask /generate", "decoder_input_details"
+            )
+        job = replace(job, prompt=await self.prompts.completion(inputs, truncate))
+        job = requests.fit(job, self.engine)
         if stream:
-            if best_of > 1:
-                raise BadRequest("parameters.best_of cannot be streamed", "best_of")
             return EventStream(request, self._events(self.engine.submit(job), form))
         ticket = self.engine.submit(job)
         answers = await unless_gone(request, collect(ticket))

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from nanochat_hf.serving.engine import Busy, EngineError
@@ -31,7 +31,7 @@ def error_body(message: str, status: int, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(error: Exception, text_generation: bool = False) -> JSONResponse:
+def error_response(error: Exception, text_generation: bool = False) -> Response:
     """Turns an error into an answer: in OpenAI's form, or in that of text-generation-inference."""
     message, status, param, code = "the server has failed: see its log", 500, None, None
     headers: dict[str, str] = {}
@@ -47,8 +47,11 @@ def error_response(error: Exception, text_generation: bool = False) -> JSONRespo
         log.error("a request failed", exc_info=error)
     if text_generation:
         kind = "validation" if status < 500 else "overloaded" if status == 503 else "generation"
-        return JSONResponse({"error": message, "error_type": kind}, status, headers)
-    return JSONResponse(error_body(message, status, param, code), status, headers)
+        body: dict[str, Any] = {"error": message, "error_type": kind}
+    else:
+        body = error_body(message, status, param, code)
+    # In ASCII: a field that is named may be half of a surrogate pair, which UTF-8 cannot hold.
+    return Response(json.dumps(body), status, headers, "application/json")
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -56,8 +59,12 @@ async def read_json(request: Request) -> dict[str, Any]:
 
     Raises:
         BadRequest: it is no JSON object.
+        ClientGone: the client went away while it sent it.
     """
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise ClientGone from None
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -170,8 +177,9 @@ class Gate:
             else:
                 await self.app(scope, Limited(receive), send_with_headers)
         finally:
-            known = status not in (204, 401, 403, 404, 405)  # else anybody could fill the metrics with names
-            route = scope["path"] if known else "other"
+            # Only paths of routes, else anybody could fill the metrics with names.
+            paths = (route.path for route in self.app.routes if route.path_regex.match(scope["path"]))
+            route = next(paths, "other")
             self.metrics.count("nanochat_requests_total", route=route, status=str(status or CLIENT_GONE))
 
     def _origin_headers(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

@@ -71,11 +71,23 @@ def called_tool(call: str) -> tuple[str, dict[str, Any]]:
     """
     try:
         read = json.loads(call)
+        json_text(read)
     except (ValueError, RecursionError):
         read = None
     if isinstance(read, dict) and isinstance(read.get("name"), str) and isinstance(read.get("arguments"), dict):
         return read["name"], read["arguments"]
     return "calculator", {"expression": call}
+
+
+def json_text(value: Any) -> str:
+    """Returns a value as JSON text.
+
+    Raises:
+        ValueError: it holds what no JSON text can hold: NaN, infinity or half of a surrogate pair.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text.encode()
+    return text
 
 
 def written_call(name: str, arguments: dict[str, Any]) -> str:
@@ -94,14 +106,17 @@ def run_tool(name: str, arguments: dict[str, Any]) -> str | None:
         return None
     try:
         result = TOOLS[name](**arguments)
-    except (TypeError, ValueError):  # arguments of other names or of another form
+        text = None if result is None else str(result)
+        if text is not None:
+            text.encode()
+    except (TypeError, ValueError):  # arguments of other names or of another form, or a result that is no text
         return None
     except Exception as error:
         if name not in _complained:
             _complained.add(name)
             print(f"warning: the tool {name} failed ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
         return None
-    return None if result is None else str(result)
+    return text
 
 
 def run_call(call: str) -> str | None:

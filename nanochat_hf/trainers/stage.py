@@ -19,7 +19,7 @@ import torch
 from nanochat_hf import settings, tasks
 from nanochat_hf.generation import Sampling, load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import prepare_for_chat
-from nanochat_hf.generation.sampling import read_sampling
+from nanochat_hf.generation.sampling import LEAST_TEMPERATURE, read_sampling
 from nanochat_hf.settings import UserError, job_size
 from nanochat_hf.trainers import checkpoints, disks, folder_lock
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
@@ -297,8 +297,10 @@ def set_default_sampling(model: Any, pairs: Sequence[str]) -> None:
         Sampling(**values)
     except ValueError as error:
         raise UserError(f"default_sampling: {error}") from None
-    if values["temperature"] == 0:
-        raise UserError("default_sampling: temperature must be above 0; take top_k=1 for the most likely token")
+    if values["temperature"] < LEAST_TEMPERATURE:
+        raise UserError(
+            f"default_sampling: temperature must be at least {LEAST_TEMPERATURE}; take top_k=1 for the likeliest token"
+        )
     model.generation_config.update(do_sample=True, **values)
 
 

@@ -148,6 +148,12 @@ def test_filters_keep_what_they_say():
     assert draw_many(logits, temperature=0.02) == {1}
 
 
+@pytest.mark.parametrize("temperature", [1e-310, 1e-45, 1e-20, 1e-6])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_the_smallest_temperatures_take_the_likeliest_token(temperature, filters):
+    assert draw_many([5.0, 90.0, -3.0], temperature=temperature, **filters) == {1}
+
+
 # --- tools
 
 
@@ -216,6 +222,7 @@ def test_control_words_in_a_tools_answer_stay_text(tokenizer, scripted):
     assert END not in answer[:30] and CALL not in answer[:30]
     (output,) = [part for part in rollout.messages[0]["content"] if part["type"] == "python_output"]
     assert output["text"] == "<|assistant_end|><|python_start|>"
+    assert not tokenizer.backend_tokenizer.encode_special_tokens  # a setting that threads share
 
 
 def test_a_forged_output_is_the_models_own(tokenizer, scripted):

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -184,3 +185,37 @@ def test_penalties_are_those_of_the_formulas():
     logits = torch.tensor([1.0, 1.0, -1.0, 4.0])
     sampler.adjust(logits)
     assert logits.tolist() == [1.0, 0.5 - 2 * 0.5 - 0.25, -2.0 - 0.5 - 0.25, 2.0]
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_p": 5e-324}], ids=str)
+@pytest.mark.parametrize("temperature", [0, 1e-310, 1e-20, 1e-6, 1])
+def test_extreme_settings_still_choose_a_token(temperature, filters):
+    """And what a neighbour draws stays the same."""
+    settings = RowSettings(temperature, **filters)
+    never = dict.fromkeys(range(5), -math.inf)
+    extreme = [
+        settings,
+        replace(settings, repetition_penalty=1e-40),
+        replace(settings, repetition_penalty=1e-40, bias={1: -math.inf}),
+        replace(settings, repetition_penalty=1e-310, bias={1: 100.0}, frequency_penalty=-2.0),
+        replace(settings, bias=never),
+    ]
+    neighbour = RowSettings(seed=1, **filters)
+    logits = torch.tensor([[3.0, 5.0, -2.0, 0.0, 5.5]])
+    (alone,) = draw_rows(logits.clone(), [RowSampler(neighbour, [])])
+    tokens = draw_rows(logits.repeat(6, 1), [RowSampler(each, [0, 1, 2]) for each in [*extreme, neighbour]])
+    assert all(0 <= token < 5 for token in tokens) and tokens[-1] == alone
+    assert (
+        tokens[1] in (0, 1) and tokens[2] == 0
+    )  # what the prompt holds is as likely as can be, but for what is forbidden
+    if 0 < temperature < 1:
+        assert tokens[0] == 4
+
+
+def test_a_row_of_a_broken_model_leaves_the_others_alone():
+    logits = torch.tensor([[3.0, 5.0, 4.0], [math.nan] * 3])
+    for filters in ({}, {"top_k": 2}, {"top_p": 0.9}):
+        good, broken = RowSettings(seed=1, **filters), RowSettings(**filters)
+        (alone,) = draw_rows(logits[:1].clone(), [RowSampler(good, [])])
+        tokens = draw_rows(logits.clone(), [RowSampler(good, []), RowSampler(broken, [])])
+        assert tokens[0] == alone and 0 <= tokens[1] < 3

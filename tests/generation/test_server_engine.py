@@ -1,6 +1,7 @@
 """The generation behind the server, with a model that follows a script."""
 
 import asyncio
+import json
 import math
 import random
 
@@ -97,17 +98,82 @@ def test_the_calculator_stays_on_whatever_the_sampling(settings, scripted, token
 def test_calls_in_both_forms_of_the_template():
     assert called_function("12*3") == ("calculator", '{"expression": "12*3"}')
     assert called_function('{"name": "search", "arguments": {"q": "é"}}') == ("search", '{"q": "é"}')
+    for no_json in (r'{"q": "\ud800"}', '{"q": NaN}', '{"q": [1e999]}'):
+        call = f'{{"name": "search", "arguments": {no_json}}}'
+        name, arguments = called_function(call)
+        assert name == "calculator" and json.loads(arguments) == {"expression": call}
     assert called_function('{"name": 5}')[0] == called_function("[1]")[0] == called_function("5")[0] == "calculator"
 
 
 def test_forced_and_forbidden_calls(scripted, tokenizer):
     model = scripted({99: [0, *ids(tokenizer, "x12*3"), CALL_END, END]})  # the forced token stands for the x
-    job = {"client_tools": frozenset({"calculator"}), "begin": [CALL]}
+    job = {"client_tools": frozenset({"calculator"}), "begin": [[CALL]]}
     (answer,) = answers(model, tokenizer, **job)
     assert (answer.call(), answer.finish_reason, answer.text) == ("12*3", "tool_calls", "")
     forbidden = [RowSettings(0, bias={CALL: -math.inf})]
     (answer,) = answers(calculating(scripted, tokenizer), tokenizer, settings=forbidden)
     assert all(kind == "text" for _, kind, _ in answer.pieces)
+
+
+def begins(tokenizer, *names):
+    return [[CALL, *ids(tokenizer, f'{{"name": "{name}", "arguments": {{')] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("says", "called"),
+    [("look", "look"), ("search", "search"), ("weekday", "look"), ("12*3", "look"), ("lookaround", "look")],
+)
+def test_a_required_call_is_one_of_those_offered(says, called, scripted, tokenizer):
+    """Where the model says something else, it gets the likeliest token that is allowed: the first of equal ones."""
+    written = f'{{"name": "{says}", "arguments": {{' if says.isalpha() else says
+    (begin,) = begins(tokenizer, called)
+    script = [CALL, *ids(tokenizer, written.ljust(len(begin)))][: len(begin)]
+    model = scripted({99: [0, *script, *ids(tokenizer, '"q": 1}}'), CALL_END, END]})
+    offered = {"client_tools": frozenset({"search", "look"}), "begin": begins(tokenizer, "search", "look")}
+    (answer,) = answers(model, tokenizer, tool=calculate, **offered)
+    assert called_function(answer.call()) == (called, '{"q": 1}') and answer.finish_reason == "tool_calls"
+
+
+def test_a_required_call_may_be_the_calculators_if_it_is_offered(scripted, tokenizer):
+    job = {"client_tools": frozenset({"search", "calculator"}), "begin": [[CALL], *begins(tokenizer, "search")]}
+    calls = {99: [0, CALL, *ids(tokenizer, "12*3"), CALL_END, END]}
+    (answer,) = answers(scripted(calls), tokenizer, **job)
+    assert (answer.call(), answer.finish_reason) == ("12*3", "tool_calls")
+    calls = {99: [0, CALL, *ids(tokenizer, '{"name": "search", "arguments": {}}'), CALL_END, END]}
+    (answer,) = answers(scripted(calls), tokenizer, **job)
+    assert called_function(answer.call()) == ("search", "{}")
+
+
+def test_an_answer_that_fails_ends_no_other(scripted, tokenizer):
+    def broken(call):
+        raise RuntimeError("no network")
+
+    model = scripted(
+        {99: calculating(scripted, tokenizer).scripts[99], 98: [0, *ids(tokenizer, "to the end " * 5), END]}
+    )
+
+    async def work(engine):
+        failing = [Job([99, 3], 100, GREEDY * 2, tool=broken, chat=True), Job([98, 3], 100, GREEDY, chat=True)]
+        failed, other = engine.submit_all(failing)
+        with pytest.raises(EngineError, match="no network"):
+            await collect(failed)
+        (answer,) = await collect(other)
+        assert engine.load() == (0, 0)
+        return answer.text
+
+    assert run(model, tokenizer, work) == "to the end " * 5
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1e-310}, {"top_k": 5}, {"top_p": 0.5}], ids=str)
+def test_extreme_sampling_ends_no_answer(settings, model, tokenizer):
+    extreme = [RowSettings(**settings, repetition_penalty=1e-40), RowSettings(**settings)]
+    extreme.append(RowSettings(**settings, bias=dict.fromkeys(range(320), -math.inf)))
+
+    async def work(engine):
+        jobs = [Job([99, 3], 20, [each]) for each in (*extreme, RowSettings(0))]
+        return [len(answer.scores) for ticket in engine.submit_all(jobs) for answer in await collect(ticket)]
+
+    assert all(run(model, tokenizer, work))
 
 
 @pytest.mark.parametrize("stops", [["b c"], ["zzz", "c", "b c d"], ["é b c"], [" c d", "b c"]], ids=str)

@@ -1,5 +1,7 @@
 """What requests may contain: each field is honoured, or refused with a sentence that names it."""
 
+import asyncio
+import copy
 import json
 import math
 from types import SimpleNamespace
@@ -9,9 +11,10 @@ import pytest
 from nanochat_hf.generation.row_sampling import RowSettings
 from nanochat_hf.generation.tool_loop import ControlTokens
 from nanochat_hf.serving import requests
-from nanochat_hf.serving.engine import Job, default_settings
+from nanochat_hf.serving.engine import Event, Job, TokenScore, default_settings
 from nanochat_hf.serving.fields import BadRequest, Fields
-from nanochat_hf.serving.openai_api import read_stream
+from nanochat_hf.serving.openai_api import Answer, OpenAIRoutes, read_stream
+from nanochat_hf.serving.prompts import PromptReader
 from nanochat_hf.tokenizer import train
 from nanochat_hf.tools.registry import run_call
 
@@ -104,6 +107,7 @@ REFUSED = [
     ({"logit_bias": {"x": 1}}, "logit_bias must have token ids"),
     ({"logit_bias": {"320": 1}}, "logit_bias must have token ids below 320"),
     ({"logit_bias": {"5": 101}}, "logit_bias[5] must be a number between -100 and 100"),
+    ({"logit_bias": dict.fromkeys(map(str, range(320)), -100)}, "logit_bias forbids every token"),
     ({"logprobs": 3}, "logprobs must be true or false"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be a whole number"),
     ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
@@ -121,6 +125,9 @@ REFUSED = [
     ({"tools": "calculator"}, "tools must be a list of objects"),
     ({"tools": [{"type": "function"}]}, "tools[0] must be a function with a name"),
     ({"tools": [{"type": "web_search"}]}, "tools[0] must be a function with a name"),
+    ({"tools": [CALCULATOR] * 129}, "tools may hold 128 functions, not 129"),
+    ({"tools": [{"function": {"name": "\ud800"}}]}, "tools[0] cannot be written as JSON"),
+    ({"tools": [{"function": {"name": "x", "parameters": {"least": -math.inf}}}]}, "tools[0] cannot be written"),
     ({"tool_choice": "required"}, "tool_choice is required, but tools names none"),
     ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice must be none, auto"),
     ({"tool_choice": "maybe"}, "tool_choice must be none, auto"),
@@ -163,12 +170,24 @@ def test_tools_and_choices(engine):
     start = engine.control.call_start
     none = read(engine, tools=[CALCULATOR], tool_choice="none")
     assert none.settings[0].bias == {start: -math.inf} and not none.client_tools and none.tool is None
-    assert read(engine, tools=[CALCULATOR], tool_choice="required").begin == [start]
+    assert read(engine, tools=[CALCULATOR], tool_choice="required").begin == [[start]]
     named = {"type": "function", "function": {"name": "calculator"}}
-    assert read(engine, tools=[CALCULATOR], tool_choice=named).begin == [start]
+    assert read(engine, tools=[CALCULATOR], tool_choice=named).begin == [[start]]
     search = {"type": "function", "function": {"name": "search"}}
-    begin = read(engine, tools=[search], tool_choice=search).begin
+    (begin,) = read(engine, tools=[search], tool_choice=search).begin
     assert begin[0] == start and engine.tokenizer.decode(begin[1:]) == '{"name": "search", "arguments": {'
+    required = read(engine, tools=[search, CALCULATOR], tool_choice="required")
+    assert required.begin == [begin, [start]] and required.client_tools == {"search", "calculator"}
+
+
+def test_what_clients_name_changes_no_setting_of_the_tokenizer(engine):
+    """Prompts are encoded in another thread at the same time."""
+    name = "<|bos|>x<|python_end|>"
+    function = {"type": "function", "function": {"name": name}}
+    (begin,) = read(engine, tools=[function], tool_choice=function).begin
+    assert engine.tokenizer.decode(begin[1:]) == f'{{"name": "{name}", "arguments": {{'
+    assert not set(begin[1:]) & set(engine.tokenizer.all_special_ids)
+    assert not engine.tokenizer.backend_tokenizer.encode_special_tokens
 
 
 def test_messages_come_back_as_they_were_given_out():
@@ -195,7 +214,61 @@ def test_messages_come_back_as_they_were_given_out():
         "content": "",
         "tool_calls": [{"type": "function", "function": {"name": "calculator", "arguments": arguments}}],
     }
+    assert read[1] == {"role": "user", "content": "1+1?"}  # templates of other models take text only
     assert read[4] == {"role": "assistant", "content": parts}
+
+
+def test_a_call_that_is_sent_back_as_received_is_rendered_once(engine):
+    """After the calculator, the answer called the client's function: it is in `parts` and in `tool_calls`."""
+    answer = Answer()
+    call = '{"name": "f", "arguments": {}}'
+    pieces = [("python", "1+1"), ("python_output", "2"), ("text", "two "), ("python", call)]
+    for number, (kind, text) in enumerate(pieces):
+        reason = "tool_calls" if number == 3 else None
+        answer.add(Event(0, TokenScore(1, None), False, [(number, kind, text)], reason))
+    received = OpenAIRoutes._message(answer)
+    messages = requests.read_messages([*HELLO, received, {"role": "tool", "content": "ok"}])
+    text = engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    after = f"<|output_start|>2<|output_end|>two <|python_start|>{call}<|python_end|><|output_start|>ok<|output_end|>"
+    assert text.endswith(f"<|assistant_start|><|python_start|>1+1<|python_end|>{after}")
+
+
+TEMPLATES = {
+    "+": "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}",
+    "~": "{% for message in messages %}{{ message['role'] ~ ': ' ~ message['content'] | trim ~ ' ' }}{% endfor %}",
+    "broken": "{% for message in messages %}{{ message['content'] + 5 }}{% endfor %}",
+}
+
+
+def rendered(engine, template, messages):
+    tokenizer = copy.deepcopy(engine.tokenizer)
+    tokenizer.chat_template = TEMPLATES[template]
+    other = SimpleNamespace(**{**vars(engine), "tokenizer": tokenizer, "check_room": lambda: None})
+    return tokenizer.decode(asyncio.run(PromptReader(other).chat(requests.read_messages(messages))))
+
+
+@pytest.mark.parametrize("template", ["+", "~"])
+def test_templates_of_other_models_get_text(template, engine):
+    content = [{"type": "text", "text": "Hel"}, {"type": "input_text", "text": "lo!"}]
+    assert rendered(engine, template, [{"role": "user", "content": content}]).strip() == "user: Hello!"
+    parts = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]
+    with pytest.raises(BadRequest, match="template has no calls inside a message: send text"):
+        rendered(engine, template, [*HELLO, {"role": "assistant", "content": "", "parts": parts}])
+
+
+def test_whatever_a_template_raises_is_named(engine):
+    with pytest.raises(BadRequest, match="chat template cannot render this conversation: can only concatenate"):
+        rendered(engine, "broken", HELLO)
+
+
+def test_a_text_is_shortened_before_it_is_too_long(engine):
+    reader = PromptReader(SimpleNamespace(**vars(engine), check_room=lambda: None))
+    text = "What is 12*3? " * 10_000
+    with pytest.raises(BadRequest, match="please shorten"):
+        asyncio.run(reader.completion(text))
+    assert asyncio.run(reader.completion(text, 20)) == engine.tokenizer(text)["input_ids"][-20:]
+    short = engine.tokenizer("Hello!")["input_ids"]
+    assert asyncio.run(reader.completion("Hello!", 20)) == short
 
 
 def test_an_answer_ends_where_the_context_does(engine):

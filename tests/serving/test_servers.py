@@ -249,6 +249,11 @@ def test_completions_in_every_form(client, checkpoints):
     for index, choice in ((0, both.choices[0]), (1, both.choices[2])):
         pieces = [event.choices[0] for event in events if event.choices and event.choices[0].index == index]
         assert "".join(piece.text for piece in pieces) == choice.text and pieces[-1].finish_reason == "length"
+    for echo in (False, True):
+        events = list(client.completions.create(prompt=text, model="any", max_tokens=0, n=2, echo=echo, stream=True))
+        choices = [event.choices[0] for event in events]
+        assert [(choice.index, choice.text) for choice in choices] == [(row, text * echo) for row in range(2)]
+        assert {choice.finish_reason for choice in choices} == {"length"}
     best = client.completions.create(prompt=text, model="any", max_tokens=4, best_of=8, n=1, seed=1, temperature=2.0)
     assert len(best.choices) == 1 and best.usage.completion_tokens == 32
     assert client.completions.create(prompt="", model="any", max_tokens=2).choices[0].text
@@ -263,6 +268,11 @@ def test_responses(client):
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert events[-1].type == "response.incomplete" and events[-1].response.output_text == whole.output_text
+    assert (whole.tools, whole.tool_choice, whole.parallel_tool_calls) == ([], "auto", True)
+    tools = [{"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}]
+    asked = {"tools": tools, "tool_choice": {"type": "function", "name": "look"}, "parallel_tool_calls": False}
+    status, answer = post(f"{client.base_url}responses", {"input": "Hello!", "max_output_tokens": 3, **asked})
+    assert status == 200 and {name: answer[name] for name in asked} == asked
     history = [*HELLO, *[item.model_dump() for item in whole.output], *HELLO]
     assert client.responses.create(
         model="any", input=history, instructions="Be kind.", max_output_tokens=3
@@ -310,9 +320,13 @@ BAD_REQUESTS = [
     ("/v1/completions", {"prompt": "x", "best_of": 1, "n": 2}, 400, "best_of must be at least n"),
     ("/v1/completions", {"prompt": ["x"] * 600}, 400, "may ask for 512 answers"),
     ("/v1/completions", {"prompt": [[10**9]]}, 400, "token ids below 320"),
+    ("/v1/chat/completions", {"messages": HELLO, "\ud800": 1}, 400, "unknown field \\ud800"),
     ("/v1/responses", {"input": []}, 400, "input must be text"),
+    ("/v1/responses", {"input": [{"role": "wizard"}], "instructions": "x"}, 400, "input[0] must be an object whose"),
     ("/v1/embeddings", {"input": "x"}, 404, "there is no route /v1/embeddings"),
     ("/tokenize", {}, 400, "send one of"),
+    ("/detokenize", {}, 400, "tokens must be a list of token ids below 320"),
+    ("/detokenize", {"tokens": [320]}, 400, "tokens must be a list of token ids below 320"),
     ("/", {"inputs": 5}, 400, "inputs must be text"),
     ("/", {"inputs": ""}, 400, "inputs must be text"),
     ("/generate", {"inputs": "x", "parameters": {"top_p": 0}}, 400, "top_p must be"),
@@ -320,6 +334,7 @@ BAD_REQUESTS = [
     ("/generate", {"inputs": "x", "parameters": {"grammar": {}}}, 400, "parameters.grammar is not supported"),
     ("/generate", {"inputs": "x", "parameters": 5}, 400, "parameters must be a JSON object"),
     ("/generate_stream", {"inputs": "x", "parameters": {"best_of": 2}}, 400, "best_of cannot be streamed"),
+    ("/generate_stream", {"inputs": "x", "parameters": {"decoder_input_details": True}}, 400, "cannot be streamed"),
 ]
 
 
@@ -423,6 +438,7 @@ def test_text_generation_clients(servers, checkpoints):
     assert (status, answer) == (200, {"generated_text": whole})
     with pytest.raises(ValidationError, match="top_p must be a number above 0"):
         client.text_generation("What is", top_p=7.0)
+    assert client.text_generation("x" * 100_000 + "What is", truncate=len(prompt), **options) == whole
     with urllib.request.urlopen(f"{servers['ours']}/info", timeout=10) as response:
         assert json.load(response)["max_total_tokens"] == 256
 
@@ -524,6 +540,32 @@ def test_metrics_have_prometheus_form(servers):
     first = "nanochat_time_to_first_token_seconds"
     counts = [float(value) for name, value in values.items() if name.startswith(f"{first}_bucket")]
     assert counts == sorted(counts) and counts[-1] == float(values[f"{first}_count"]) > 0
+
+
+def test_nobody_fills_the_metrics_with_names(servers):
+    large = b"x" * (4 * 2**20 + 1)
+    for route in ("/whatever", "/v1/models/whatever", "/v1/completions"):
+        assert post(servers["ours"] + route, large)[0] == 413
+        assert post(servers["ours"] + route, {})[0] in (400, 404, 405)
+    with urllib.request.urlopen(f"{servers['ours']}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    assert "whatever" not in text and 'nanochat_requests_total{route="other",status="413"}' in text
+    assert 'nanochat_requests_total{route="/v1/completions",status="413"}' in text
+
+
+def test_who_leaves_while_sending_is_no_failure_of_the_server(servers):
+    address = servers["guarded"]
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"mess'.encode())
+    counted = 'nanochat_requests_total{route="/v1/chat/completions",status="499"} '
+    for _ in range(200):
+        metrics = guarded_get(address, "/metrics")
+        if counted in metrics or 'status="500"' in metrics:
+            break
+        time.sleep(0.05)
+    assert counted in metrics and 'status="500"' not in metrics
 
 
 def test_a_stopped_server_finishes_what_it_writes(checkpoints, tmp_path):

@@ -36,6 +36,9 @@ def test_a_call_is_written_and_read_back():
     assert written_call("calculator", {"expression": "12*3"}) == "12*3"
     assert called_tool('{"name": 5}') == ("calculator", {"expression": '{"name": 5}'})
     assert called_tool("[" * 100_000)[0] == "calculator"
+    for no_json in (r'"\ud800"', "NaN", "-1e999"):
+        call = f'{{"name": "weekday", "arguments": {{"date": {no_json}}}}}'
+        assert called_tool(call) == ("calculator", {"expression": call})
 
 
 def test_calls_are_run_or_refused():
@@ -58,6 +61,12 @@ def test_a_tool_that_fails_ends_nothing(own_tool, capsys):
         """Fails."""
         raise RuntimeError("no network")
 
+    @registry.tool
+    def half(code: int) -> str:
+        """Writes a character."""
+        return chr(code)
+
+    assert run_tool("half", {"code": 65}) == "A" and run_tool("half", {"code": 0xD800}) is None
     assert run_tool("broken", {}) is None and run_tool("broken", {}) is None
     assert capsys.readouterr().err.count("the tool broken failed (RuntimeError: no network)") == 1
 
