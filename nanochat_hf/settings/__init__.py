@@ -61,6 +61,7 @@ from nanochat_hf.settings.recipes import (
     find_recipe,
     read_recipe,
     recipe_names,
+    stage_folder,
     variables_of,
 )
 from nanochat_hf.settings.run_files import RUN_FILE, environment, load_run, save_run, write_json
@@ -111,6 +112,7 @@ __all__ = [
     "save_run",
     "setting",
     "split_at_commas",
+    "stage_folder",
     "take_recipe_options",
     "variables_of",
     "write_json",

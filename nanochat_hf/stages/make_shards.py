@@ -200,7 +200,9 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def write_card(arguments: argparse.Namespace, numbers: dict[str, Any]) -> None:
     """Writes the data set's README.md. The Hub and `datasets` read the splits from its front matter."""
-    name = arguments.push_to_hub or arguments.output_dir.name
+    from nanochat_hf.report.stages import without_paths
+
+    name = arguments.push_to_hub or arguments.output_dir.resolve().name
     (arguments.output_dir / "README.md").write_text(
         f"""---
 configs:
@@ -218,9 +220,9 @@ tags:
 
 # {name.rpartition("/")[2]}
 
-Text for pretraining, made from `{arguments.source}`. Exact duplicates were dropped and all documents shuffled \
-together (seed {arguments.seed}). The parquet shards have about {arguments.shard_chars:,} characters each. Their one \
-column is `text`; a row group has {ROW_GROUP:,} documents.
+Text for pretraining, made from `{without_paths(arguments.source)}`. Exact duplicates were dropped and all documents \
+shuffled together (seed {arguments.seed}). The parquet shards have about {arguments.shard_chars:,} characters each. \
+Their one column is `text`; a row group has {ROW_GROUP:,} documents.
 
 | | |
 |---|---|

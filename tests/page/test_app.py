@@ -223,6 +223,21 @@ def test_settings_come_from_the_file_the_environment_and_the_command_line(monkey
         command._space_file(tmp_path)
 
 
+def test_a_run_is_found_from_inside_its_stages_folder(trained_run, monkeypatch):
+    monkeypatch.chdir(trained_run / "rl")
+    page = command._page(command._parse([".", "--device", "cpu"], {}), {})
+    assert page.title == f"{trained_run.name} · rl" and page.report == trained_run / "report.md"
+    assert page.others["rl"]() is page.model
+
+
+def test_a_folder_to_compare_may_have_an_at_sign(tmp_path):
+    (tmp_path / "a@b").mkdir()
+    options = command._parse(["some/model", "--compare", f"{tmp_path}/a@b", "user/model@v1"], {})
+    loaders = command._others(options, None)
+    called = [(one.args[0], one.keywords["revision"]) for one in list(loaders.values())[:2]]
+    assert called == [(f"{tmp_path}/a@b", None), ("user/model", "v1")]
+
+
 def test_the_folder_space_is_what_push_sends():
     from nanochat_hf.page.deploy import TEMPLATES
 
