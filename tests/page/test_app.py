@@ -174,6 +174,34 @@ def test_tokens_are_the_answers_own(trained_run):
     assert "".join(info.text for info in without if not info.is_prompt) == "t-o<|assistant_end|>"
 
 
+@pytest.mark.parametrize("turns", [0, 3, 14])
+def test_tokens_show_the_prompt_that_the_answer_had(trained_run, turns):
+    """The system message, and the same cut of a long chat, whatever the settings say afterwards."""
+    from nanochat_hf.chat import LocalModel, for_model
+    from nanochat_hf.page.app import Page, Visits
+
+    model = LocalModel(str(trained_run / "rl"), device="cpu")
+    visits, read, shown = Visits(Page(model, "x"), lambda function: function), [], []
+
+    def write(model, messages, limits, **sampling):
+        read.append([for_model(message) for message in messages])
+        return write_answer(model, messages, limits, **sampling)
+
+    def infos(model, tokenizer, messages, context_length):
+        shown.append([for_model(message) for message in messages])
+        return token_infos(model, tokenizer, messages, context_length)
+
+    visits.write, visits.infos = write, infos
+    question = {"role": "user", "content": "How do you spell tosar?"}
+    earlier = [question, {"role": "assistant", "content": "t-o-s-a-r"}] * turns
+    conversation = {"id": "1", "messages": [*earlier, question]}
+    for system in ("Be \ud800 brief.", ""):
+        *_, (_, answered) = visits.answer(conversation, system, 0.0, 0, 1.0, 128)
+        assert "tile" in visits.tokens(len(answered["messages"]) - 1, answered)
+        assert shown[-1] == [*read[-1], {"role": "assistant", "content": answered["messages"][-1]["content"]}]
+    assert (len(read[-1]) < len(earlier) + 1) == (turns == 14) and read[0][0]["content"] == "Be \ufffd brief."
+
+
 def test_tiles_are_escaped():
     from nanochat_hf.page.token_view import TokenInfo
 
