@@ -307,7 +307,7 @@ class Visits:
         """The sampling of the sliders; min-p, which has no slider, is the checkpoint's own."""
         return dict(
             temperature=float(temperature),
-            top_k=int(top_k),
+            top_k=int(top_k) or None,
             top_p=float(top_p) or None,
             min_p=default_sampling(self.page.model)["min_p"],
             max_new_tokens=int(new_tokens),
