@@ -24,8 +24,8 @@ from nanochat_hf import settings
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.markdown import answer_text, fenced
 from nanochat_hf.report.plots import draw_plots
-from nanochat_hf.report.stages import Stage, describe_machine, load_stage, without_paths
-from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError, stage_folder
+from nanochat_hf.report.stages import Stage, describe_machine, load_stage
+from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError, stage_folder, without_paths
 from nanochat_hf.tools.presentation import plain_text
 
 REQUIRED = ("config.json", "tokenizer.json")

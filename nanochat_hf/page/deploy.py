@@ -6,7 +6,7 @@ from typing import Any
 
 from nanochat_hf.chat.suggestions import suggestions
 from nanochat_hf.page.report_view import PICTURE, find_report
-from nanochat_hf.report.stages import without_paths
+from nanochat_hf.settings import without_paths
 
 PACKAGE = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).with_name("space")  # the same files as the project's folder space/

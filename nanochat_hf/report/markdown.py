@@ -12,8 +12,8 @@ from typing import Any
 
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.plots import draw_plots
-from nanochat_hf.report.stages import Stage, describe_machine, load_stage, without_paths
-from nanochat_hf.settings import MODEL_FOLDERS, UserError
+from nanochat_hf.report.stages import Stage, describe_machine, load_stage
+from nanochat_hf.settings import MODEL_FOLDERS, UserError, without_paths
 from nanochat_hf.tools.presentation import plain_text
 
 MISSING = "–"

@@ -1,16 +1,12 @@
 """Reads what the stages of a run wrote: `<stage>/run.json` and `<stage>/eval/*.json`."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanochat_hf import settings
 from nanochat_hf.settings import UserError
-
-# The folders of a path that is absolute or begins with ~ or .., where a value may begin: `smoltalk=/home/me/a.jsonl`.
-FOLDERS = re.compile(r'(?:^|(?<=["=,;(\[])|(?<=\| ))(?:file:|~[\w.-]*|\.\.)?/+(?:[^,"|\n]*/)?(?=[^/,"|\s])')
 
 
 @dataclass(frozen=True)
@@ -70,15 +66,3 @@ def describe_machine(environment: dict[str, Any]) -> str:
     """The machine of a stage's `environment`, such as "8 × NVIDIA H100" or "2 CPU cores"."""
     gpus = environment.get("gpus") or []
     return f"{len(gpus)} × {gpus[0]}" if gpus else f"{environment.get('cpu_cores', '?')} CPU cores"
-
-
-def without_paths(value: Any) -> Any:
-    """Returns text, or a list or dict with text in it, with paths of this machine cut to their last part.
-
-    What is published tells the recipe, not the machine. Relative paths stay as they are.
-    """
-    if isinstance(value, str):
-        return FOLDERS.sub("", value)
-    if isinstance(value, dict):
-        return {key: without_paths(one) for key, one in value.items()}
-    return [without_paths(one) for one in value] if isinstance(value, list | tuple) else value

@@ -64,7 +64,7 @@ from nanochat_hf.settings.recipes import (
     stage_folder,
     variables_of,
 )
-from nanochat_hf.settings.run_files import RUN_FILE, environment, load_run, save_run, write_json
+from nanochat_hf.settings.run_files import RUN_FILE, environment, load_run, save_run, without_paths, write_json
 
 __all__ = [
     "CHAT_SAMPLING",
@@ -115,5 +115,6 @@ __all__ = [
     "stage_folder",
     "take_recipe_options",
     "variables_of",
+    "without_paths",
     "write_json",
 ]

@@ -27,7 +27,7 @@ from typing import Any
 from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.progress import progress_bar
-from nanochat_hf.settings import Parser, UserError, check_output_dir, convert, program, run_main
+from nanochat_hf.settings import Parser, UserError, check_output_dir, convert, program, run_main, without_paths
 
 ROW_GROUP = 1024  # documents per row group, the unit in which loaders divide a shard among readers
 WAITING_CHARS = 1 << 22  # a bucket's documents are written when they have so many characters
@@ -200,8 +200,6 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def write_card(arguments: argparse.Namespace, numbers: dict[str, Any]) -> None:
     """Writes the data set's README.md. The Hub and `datasets` read the splits from its front matter."""
-    from nanochat_hf.report.stages import without_paths
-
     name = arguments.push_to_hub or arguments.output_dir.resolve().name
     (arguments.output_dir / "README.md").write_text(
         f"""---
