@@ -25,7 +25,7 @@ from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.markdown import answer_text, fenced
 from nanochat_hf.report.plots import draw_plots
 from nanochat_hf.report.stages import Stage, describe_machine, load_stage
-from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError
+from nanochat_hf.settings import MODEL_FOLDERS, Parser, UserError, stage_folder, without_paths
 from nanochat_hf.tools.presentation import plain_text
 
 REQUIRED = ("config.json", "tokenizer.json")
@@ -37,8 +37,8 @@ PUBLISHED = (
     re.compile(r"\w+_nanochat_hf\.py"),
 )
 WEIGHTS = PUBLISHED[0]
-# Benchmarks that the Hub shows on a model's page: our task's name → (Hub id of the data set, its task).
-HUB_BENCHMARKS = {"gsm8k": ("openai/gsm8k", "gsm8k")}
+# Benchmarks that the Hub shows on a model's page: our task's name → (the Hub's name of it, items of its test split).
+HUB_BENCHMARKS = {"gsm8k": ("gsm8k", 1319)}
 # Where our tasks come from: name → (Hub id of the data set, its configuration).
 HUB_DATA_SETS = {
     "gsm8k": ("openai/gsm8k", "main"),
@@ -138,7 +138,7 @@ def model_card(
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    folder = Path(folder)
+    folder = stage_folder(folder)
     stage = load_stage(folder.parent, folder.name)
     model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = repo_id.split("/")[-1]
@@ -176,7 +176,7 @@ def draw_pictures(folder: str | os.PathLike) -> tuple[dict[str, bytes], list[tup
     Returns:
         path in the repository → PNG, and (path, caption) of each. Nothing where matplotlib is not installed.
     """
-    folder = Path(folder)
+    folder = stage_folder(folder)
     if folder.name not in MODEL_FOLDERS or not importlib.util.find_spec("matplotlib"):
         return {}, []
     names = MODEL_FOLDERS[: MODEL_FOLDERS.index(folder.name) + 1]
@@ -191,16 +191,20 @@ def draw_pictures(folder: str | os.PathLike) -> tuple[dict[str, bytes], list[tup
 
 
 def eval_results_files(stage: Stage, repo_id: str) -> dict[str, str]:
-    """Files `.eval_results/TASK.yaml` for the benchmarks that the Hub knows, as path → content."""
+    """Files `.eval_results/TASK.yaml` for the benchmarks that the Hub knows, as path → content.
+
+    Only the whole test split, read from the benchmark's own data set, gets a file.
+    """
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files = {}
     for task, row in stage.tasks("chat").items():
-        if task in HUB_BENCHMARKS and stage.evaluations["chat"].get("config", {}).get("split") == "test":
-            dataset, name = HUB_BENCHMARKS[task]
+        name, items = HUB_BENCHMARKS.get(task, ("", 0))
+        data_set, _, split = _data_set(stage, task)
+        if name and (data_set, split, row["items"]) == (HUB_DATA_SETS[task][0], "test", items):
             entry = EvalResultEntry(
-                dataset,
+                data_set,
                 name,
                 round(100 * row["accuracy"], 2),
                 date=stage.evaluations["chat"].get("date"),
@@ -245,7 +249,8 @@ def push(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise UserError(f"{repo_id!r} is not a repository id; write it as owner/name")
     files = files_to_publish(folder)
-    stage = load_stage(Path(folder).parent, Path(folder).name)
+    folder = stage_folder(folder)
+    stage = load_stage(folder.parent, folder.name)
     drawings, captions = draw_pictures(folder)
     card = model_card(folder, repo_id, license=license, pictures=captions)
     texts = {"README.md": card, **eval_results_files(stage, repo_id)}
@@ -335,9 +340,8 @@ def _model_index(stage: Stage) -> list[dict[str, Any]]:
     """Entries of the card's `model-index`, which the Hub shows as a table: one per task and per headline metric."""
     found = []
     for evaluation in ("core", "chat"):
-        split = stage.evaluations.get(evaluation, {}).get("config", {}).get("split")
         for task, row in stage.tasks(evaluation).items():
-            data_set, configuration = HUB_DATA_SETS.get(task, (task, None)) if evaluation == "chat" else (task, None)
+            data_set, configuration, split = _data_set(stage, task) if evaluation == "chat" else (task, None, None)
             found.append(
                 {
                     "dataset_type": data_set,
@@ -363,6 +367,26 @@ def _model_index(stage: Stage) -> list[dict[str, Any]]:
                 }
             )
     return [{"task_type": "text-generation", **entry} for entry in found]
+
+
+def _data_set(stage: Stage, task: str) -> tuple[str, str | None, str | None]:
+    """Where the items of a chat task came from: (data set, its configuration, split).
+
+    The data set is the Hub's only where the task was read from there; else it has the task's name. The split is None
+    where two tasks have that name, or none was asked for by it.
+    """
+    from nanochat_hf import tasks
+
+    evaluation = stage.evaluations["chat"]
+    config, rows = evaluation.get("config", {}), evaluation["details"]["tasks"]
+    specs = [tasks.parts_of(spec) for spec in tasks.separate(config.get("tasks") or [])]
+    named = [parts for parts in specs if parts["name"] == task]
+    if len(named) != 1 or [row["task"] for row in rows].count(task) != 1:
+        return task, None, None
+    data_set, configuration = HUB_DATA_SETS.get(task, (task, None))
+    split = named[0]["split"] or config.get("split")
+    own = named[0]["source"] in (None, data_set)
+    return (data_set, configuration, split) if own else (task, None, split)
 
 
 def _interval(stage: Stage, metric: str) -> str:
@@ -415,17 +439,9 @@ def _recipe(stage: Stage) -> list[str]:
         return []
     machine = describe_machine(stage.run.get("environment", {}))
     spent = f"{stage.run['seconds'] / 60:.1f} minutes on {machine}" if stage.run.get("seconds") else machine
-    settings_text = json.dumps(_without_paths(stage.run.get("config", {})), indent=2, ensure_ascii=False, default=str)
+    chosen = {name: value for name, value in stage.run.get("config", {}).items() if value is not None}
+    settings_text = json.dumps(without_paths(chosen), indent=2, ensure_ascii=False, default=str)
     return ["## Recipe", f"Last stage: {spent}.", f"```json\n{settings_text}\n```"]
-
-
-def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings with absolute paths cut to their last part: the rest tells about the machine, not about the recipe."""
-    return {
-        key: os.path.basename(value.rstrip("/")) if isinstance(value, str) and os.path.isabs(value) else value
-        for key, value in config.items()
-        if value is not None
-    }
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM, hub, settings
+from nanochat_hf.report.stages import load_stage
 from nanochat_hf.settings import UserError
 
 
@@ -25,7 +26,7 @@ def checkpoint(tmp_path_factory):
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "rng_state.pth").write_bytes(b"pickle")
     row = {"kind": "generative", "baseline": 0.0, "centered": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
-    chat = {"evaluation": "chat", "metrics": {"chatcore": 0.5}, "config": {"split": "test"}}
+    chat = {"evaluation": "chat", "metrics": {"chatcore": 0.5}, "config": {"split": "test", "tasks": ["gsm8k"]}}
     asked = [{"role": "user", "content": "What is 2+3?"}]
     parts = [{"type": "text", "text": "It is "}, {"type": "python", "text": "2+3"}]
     parts += [{"type": "python_output", "text": "5"}, {"type": "text", "text": "5."}]
@@ -34,11 +35,18 @@ def checkpoint(tmp_path_factory):
         {"index": 1, "prompt": asked, "answer": "It is 2+355.", "parts": parts, "score": 1.0},
         {"index": 2, "prompt": asked, "answer": "It is 6", "parts": [], "score": 0.0},
     ]
-    rows = [{"task": "gsm8k", "items": 100, "accuracy": 0.5, **row}]
+    rows = [{"task": "gsm8k", "items": 1319, "accuracy": 0.5, **row}]
     chat["details"] = {"tasks": rows, "samples": {"gsm8k": samples}}
     chat["date"] = "2026-11-27"
     settings.write_json(folder / "eval" / "chat.json", chat)
-    settings.save_run(folder, "rl", {"learning_rate": 0.02, "model": "/home/me/secret/sft"}, seconds=90.0)
+    config = {
+        "learning_rate": 0.02,
+        "model": "/home/me/secret/sft",
+        "tasks": ["gsm8k=/home/me/my client/gsm8k@200", "conversations=~/secret/a.jsonl,/home/me/b.jsonl", "mmlu"],
+        "reward": {"code": "/home/me/rewards.py:score", "data": "../../secret/data/"},
+        "base": "https://example.org/model",
+    }
+    settings.save_run(folder, "rl", config, seconds=90.0)
     history = [{"step": step, "loss": 9 - step / 20} for step in range(100)]
     settings.save_run(folder.parent / "base", "pretrain", {}, seconds=600, history=history)
     return folder
@@ -62,8 +70,12 @@ def test_card_has_front_matter_usage_results_and_no_paths(checkpoint):
     assert front["model-index"][0]["results"][1]["metrics"][0]["type"] == "chatcore"
     titles = [line for line in card.splitlines() if line.startswith("## ")]
     assert titles == [f"## {one}" for one in ("Use", "A conversation", "Results", "Recipe", "Intended use", "Limits")]
-    assert "| gsm8k | 50.0 % | 40.0 to 60.0 % | 100 |" in card
-    assert "/home/me" not in card and "1.5 minutes" in card
+    assert "| gsm8k | 50.0 % | 40.0 to 60.0 % | 1319 |" in card
+    assert "/home/me" not in card and "secret" not in card and "client" not in card and "1.5 minutes" in card
+    recipe = json.loads(card.split("```json\n")[1].split("\n```")[0])
+    assert recipe["tasks"] == ["gsm8k=gsm8k@200", "conversations=a.jsonl,b.jsonl", "mmlu"]
+    assert recipe["reward"] == {"code": "rewards.py:score", "data": "data/"}
+    assert recipe["base"] == "https://example.org/model"
     from huggingface_hub import ModelCard
 
     assert ModelCard(card).data.license == "apache-2.0"
@@ -96,6 +108,51 @@ def test_card_does_not_call_the_microworlds_tasks_core(checkpoint):
     (checkpoint / "eval" / "core.json").unlink()
     assert "| microworld completion tasks | 0.2500 | 0.2000 to 0.3000 | |" in card
     assert "CORE" not in card.replace("ChatCORE", "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "items", "published", "data_set", "split"),
+    [
+        ({}, 1319, True, "openai/gsm8k", "test"),
+        ({"tasks": ["mmlu,gsm8k/test=openai/gsm8k"], "split": "validation"}, 1319, True, "openai/gsm8k", "test"),
+        ({"tasks": ["gsm8k/train"]}, 1319, False, "openai/gsm8k", "train"),
+        ({"split": "train"}, 1319, False, "openai/gsm8k", "train"),
+        ({"tasks": ["gsm8k=my folder/one.jsonl"]}, 1319, False, "gsm8k", "test"),
+        ({"tasks": ["gsm8k@100"]}, 100, False, "openai/gsm8k", "test"),
+        ({"max_problems": 100}, 100, False, "openai/gsm8k", "test"),
+        ({"tasks": ["my_tasks:Sums"]}, 1319, False, "gsm8k", None),
+        ({"tasks": ["gsm8k", "gsm8k/train"]}, 1319, False, "gsm8k", None),
+        ({"tasks": None}, 1319, False, "gsm8k", None),
+    ],
+)
+def test_only_the_benchmark_itself_is_published_as_such(checkpoint, changed, items, published, data_set, split):
+    stage = load_stage(checkpoint.parent, "rl")
+    chat = stage.evaluations["chat"]
+    chat["config"] |= changed
+    chat["details"]["tasks"][0]["items"] = items
+    assert bool(hub.eval_results_files(stage, "me/tiny")) == published
+    entry = hub._model_index(stage)[0]
+    assert (entry["dataset_type"], entry["dataset_split"]) == (data_set, split)
+
+
+def test_a_folder_may_be_named_in_any_way(checkpoint, monkeypatch, tmp_path):
+    expected = hub.model_card(checkpoint, "me/tiny"), [*hub.draw_pictures(checkpoint)[0]]
+    (tmp_path / "best").symlink_to(checkpoint)
+    (checkpoint / "eval").mkdir(exist_ok=True)
+    monkeypatch.chdir(checkpoint)
+    for folder in (".", "eval/..", f"{checkpoint}/", tmp_path / "best"):
+        assert (hub.model_card(folder, "me/tiny"), [*hub.draw_pictures(folder)[0]]) == expected
+    monkeypatch.chdir(checkpoint.parent)
+    assert hub.model_card("rl", "me/tiny") == expected[0]
+
+
+def test_a_stage_that_is_a_link_to_another_disk_keeps_its_name(checkpoint, tmp_path):
+    (tmp_path / "rl").symlink_to(checkpoint.rename(checkpoint.parent / "moved"))
+    try:
+        assert settings.stage_folder(tmp_path / "rl") == tmp_path / "rl"
+        assert "trained with RL" in hub.model_card(tmp_path / "rl", "me/tiny")
+    finally:
+        (checkpoint.parent / "moved").rename(checkpoint)
 
 
 def test_incomplete_folders_are_refused(checkpoint, tmp_path):

@@ -31,7 +31,10 @@ class RemoteModel:
 
     Attributes:
         name: the server's address.
+        sampling: of what the user does not choose, the server's own top-k.
     """
+
+    sampling: dict[str, Any] = {"top_k": None}
 
     def __init__(
         self,
@@ -86,10 +89,12 @@ class RemoteModel:
                     begun = True
                     yield piece
                 return
+            except UserError:
+                raise
             except Exception as error:  # of httpx or of the client: all mean that the server did not answer
                 wait = _retry_after(error, attempt)
                 if begun or wait is None or attempt == MAX_TRIES:
-                    raise UserError(self._explain(error)) from None
+                    raise UserError(self._explain(error, begun)) from None
                 time.sleep(wait)
 
     # ---- the two protocols ---------------------------------------------------------
@@ -104,11 +109,12 @@ class RemoteModel:
             "top_p": sampling.get("top_p"),
             "seed": sampling.get("seed"),
         }
-        # No top-k: it is not in OpenAI's protocol, and strict servers refuse a request that has it.
         if self.tools:
             options["tools"] = schemas()
-        if self.model:
-            options["extra_body"] = {"model": self.model}
+        # Top-k is not in OpenAI's protocol, and strict servers refuse a request that has it: only one who chose it
+        # sends it.
+        extra = {"model": self.model or None, "top_k": sampling.get("top_k")}
+        options["extra_body"] = {name: value for name, value in extra.items() if value is not None}
         parts: list[dict[str, str]] = []
         for _ in range(MAX_TOOL_ROUNDS):
             text, calls, reason = "", {}, "stop"
@@ -147,12 +153,16 @@ class RemoteModel:
         yield Answer(_content(parts), "length" if reason == "length" else "stop")
 
     def _continue(self, messages: Sequence[Message], sampling: dict[str, Any]) -> Iterator[Piece | Answer]:
+        if messages[0]["role"] == "system":
+            raise UserError(
+                "the protocol text-generation has no system message; leave it out, or take the protocol chat"
+            )
         temperature, top_p = sampling.get("temperature"), sampling.get("top_p")
         options = {
             "max_new_tokens": sampling.get("max_new_tokens"),
             "do_sample": bool(temperature),
             "temperature": temperature or None,
-            "top_k": sampling.get("top_k") or None,
+            "top_k": sampling.get("top_k"),
             "top_p": top_p if top_p and top_p < 1 else None,
             "seed": sampling.get("seed"),
         }
@@ -169,9 +179,15 @@ class RemoteModel:
 
     # ---- errors --------------------------------------------------------------------
 
-    def _explain(self, error: Exception) -> str:
+    def _explain(self, error: Exception, begun: bool) -> str:
+        from huggingface_hub.errors import TextGenerationError
+
         status = _status(error)
         reason = _reason(error)
+        if begun:
+            return f"{self.url} broke off in the middle of its answer ({reason}); its own log says more"
+        if status is None and isinstance(error, TextGenerationError):  # the server's own, in its stream
+            return f"{self.url} failed ({reason}); its own log says more"
         if status is None:
             return f"{self.url} does not answer ({reason}); is a server running there?"
         if status in (401, 403):
@@ -182,34 +198,40 @@ class RemoteModel:
         if status in BUSY:
             return f"{self.url} is busy (HTTP {status}); try again later"
         if status < 500:
-            return f"{self.url} refused the request: {reason}"
+            advice = "; leave --top-k out if this server does not know it" if "top_k" in reason else ""
+            return f"{self.url} refused the request: {reason}{advice}"
         return f"{self.url} failed (HTTP {status}: {reason}); its own log says more"
 
 
+def _response(error: Exception) -> Any:
+    """The server's HTTP answer to a request that failed; the client's errors of text generation have it as a cause."""
+    return getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+
+
 def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+    return getattr(_response(error), "status_code", None)
 
 
 def _retry_after(error: Exception, attempt: int) -> float | None:
     """Seconds to wait before another try; None where another try would not help."""
     if _status(error) not in BUSY:
         return None
-    wanted = error.response.headers.get("retry-after", "")  # type: ignore[attr-defined]
+    wanted = _response(error).headers.get("retry-after", "")
     seconds = float(wanted) if wanted.replace(".", "", 1).isdigit() else 0.5 * 2 ** (attempt - 1)
     return min(seconds, MAX_WAIT)
 
 
 def _reason(error: Exception) -> str:
     """The server's own sentence if it sent one, else the error's."""
+    found: Any = error.args[0] if error.args else None  # of an error inside a stream, the object that was sent
     try:
-        body = json.loads(error.response.text)  # type: ignore[attr-defined]
+        body = json.loads(_response(error).text)
         found = body.get("error") or body.get("detail") or body.get("message")
-        found = found.get("message") if isinstance(found, dict) else found
-        if isinstance(found, str) and found:
-            return found
     except Exception:  # no answer, a streamed one that was not read, or none in JSON
         pass
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    found = found.get("message") if isinstance(found, dict) else found
+    text = found if isinstance(found, str) else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
 
 
 def _arguments(written: str) -> dict[str, Any]:

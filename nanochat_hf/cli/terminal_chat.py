@@ -95,7 +95,8 @@ def main(argv: list[str]) -> None:
     if options.url:
         from nanochat_hf.chat import RemoteModel
 
-        model: Any = RemoteModel(options.url, options.checkpoint, protocol=options.protocol, tools=options.tools)
+        protocol = options.protocol or "chat"
+        model: Any = RemoteModel(options.url, options.checkpoint, protocol=protocol, tools=options.tools)
     else:
         from nanochat_hf.chat.suggestions import suggestions
 
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> None:
         first_questions = [one.question for one in suggestions(options.checkpoint)]
     defaults = {**default_sampling(model), "seed": None}
     sampling = {**defaults, **given}
-    conversation = Conversation(sampling, options.system)
+    conversation = Conversation(sampling, options.system and _clean(options.system))
     if options.prompt is not None:
         conversation.messages.append({"role": "user", "content": _clean(options.prompt)})
         print_answer(model, conversation, sys.stdout, notes=sys.stderr)
@@ -148,6 +149,7 @@ def chat_loop(model: Any, conversation: Conversation, name: str, first_questions
             print(line)  # nobody typed it, so nothing has shown it yet
         if not line:
             continue
+        before = list(conversation.messages)
         if line in ("/quit", "/exit", "quit", "exit"):
             return
         if line.startswith("/"):
@@ -168,8 +170,7 @@ def chat_loop(model: Any, conversation: Conversation, name: str, first_questions
                 print_answer(model, conversation, sys.stdout)
         except UserError as error:
             print(f"\nerror: {error}")
-            if not line.startswith("/"):  # a message that got no answer is not part of the conversation
-                conversation.messages.pop()
+            conversation.messages = before  # without a message that got no answer, and with an answer to be replaced
 
 
 # ---- slash commands ----------------------------------------------------------------
@@ -213,7 +214,8 @@ def _setting(name: str, command: str, example: str) -> Callable[[Conversation, s
                 conversation.sampling = {**conversation.sampling, name: _number(name, argument, command)}
             except UserError as error:
                 raise UserError(f"{error}; for example {command} {example}") from None
-        return f"{name} = {conversation.sampling[name]}"
+        value = conversation.sampling[name]
+        return f"{name} = {'not set' if value is None else value}"
 
     return run
 
@@ -295,7 +297,7 @@ def print_answer(model: Any, conversation: Conversation, out: TextIO, notes: Tex
     Remarks on it go to `notes`, by default `out`.
 
     Raises:
-        UserError: there is no answer; the conversation is as before.
+        UserError: there is no answer; nothing was added to the conversation.
     """
     from nanochat_hf.tools.presentation import TextWriter
 
@@ -416,7 +418,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--protocol",
         choices=("chat", "text-generation"),
-        default="chat",
         help="of the server: OpenAI's chat (default), or text-generation-inference's, which continues a text",
     )
     parser.add_argument(
@@ -431,7 +432,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--top-k",
         metavar="K",
-        help="sample from the K most likely tokens; 0 is all (default: the checkpoint's own, else 50)",
+        help="sample from the K most likely tokens; 0 is all (default: the checkpoint's or the server's own, else 50)",
     )
     parser.add_argument(
         "--top-p", metavar="P", help="sample from the most likely tokens that make up this probability"
@@ -443,6 +444,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.checkpoint is None and options.url is None:
         parser.error("name a checkpoint folder (or a Hub id), or a server with --url")
+    unused = _without_effect(options)
+    if unused:
+        parser.error(f"{' and '.join(unused)} would have no effect here; leave it out")
     if options.prompt is not None and not options.prompt.strip():
         parser.error("--prompt is empty; give the message to answer")
     return options
+
+
+def _without_effect(options: argparse.Namespace) -> list[str]:
+    """The options that are given, and that this kind of chat cannot use."""
+    if options.url is None:
+        names = ("protocol", "tools")
+    elif options.protocol == "text-generation":
+        names = ("device", "dtype", "tools", "system", "checkpoint")
+    else:
+        names = ("device", "dtype")
+    return ["CHECKPOINT" if name == "checkpoint" else f"--{name}" for name in names if getattr(options, name)]

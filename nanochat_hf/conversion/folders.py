@@ -49,7 +49,7 @@ def convert_folder(
 
     Args:
         source: folder to read; its format is recognised.
-        destination: folder to write, which must not exist or be empty. It appears only when it is complete.
+        destination: folder to write, which must not exist or be empty. Its files appear only when all are complete.
         to: "nanochat-hf", "upstream" (model_STEP.pt, meta_STEP.json, tokenizer.pkl), "transformers" (classic only) or
             "onnx" (model.onnx with the tokenizer; one way).
         tokenizer: folder of the tokenizer, ours or upstream's; default: in `source`, or where upstream keeps it beside
@@ -252,16 +252,23 @@ def _write_upstream(model: NanochatHFForCausalLM, tokenizer: Any, folder: Path, 
 
 @contextmanager
 def _complete_or_absent(destination: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to the destination at the end, or deleted after an error."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    """A temporary folder whose files are moved into the destination at the end, or deleted after an error.
+
+    An empty destination is kept as it is: it may be the current folder, a link or a disk of its own.
+    """
+    made = not destination.exists()
+    parent = destination.parent if made else destination
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=parent))
     try:
         folder = scratch / "content"  # mkdtemp's own folder is closed to others
         folder.mkdir()
         yield folder
-        if destination.exists():
-            destination.rmdir()  # it is empty; not all systems rename onto an empty folder
-        folder.rename(destination)
+        if made:
+            folder.rename(destination)
+        else:
+            for path in folder.iterdir():
+                path.rename(destination / path.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jinja2.exceptions import TemplateError
 
+from nanochat_hf.generation.prompts import rendered
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import CHAT_TEMPLATE, RESPONSE_TEMPLATE, SPECIAL_TOKENS, render_conversation, stop_token_ids
 from nanochat_hf.tools.presentation import parts_of
@@ -86,7 +87,8 @@ class ChatFormat:
         tools = schemas() if any(message.get("tool_calls") for message in messages) else None
         if self.marked_template is None:
             return self._conversation_by_beginnings(messages, tools)
-        rendered = self.tokenizer.apply_chat_template(
+        found = rendered(
+            self.tokenizer,
             messages,
             chat_template=self.marked_template,
             tools=tools,
@@ -94,7 +96,7 @@ class ChatFormat:
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
-        return list(rendered["input_ids"]), list(rendered["assistant_masks"])
+        return list(found["input_ids"]), list(found["assistant_masks"])
 
     def prompt(self, messages: Sequence[Message], tools: bool = False) -> list[int]:
         """Returns the token ids of a conversation up to where the assistant's answer begins.
@@ -107,7 +109,7 @@ class ChatFormat:
         return self._ids(messages, schemas() if tools and not self.ours else None, add_generation_prompt=True)
 
     def _ids(self, messages: Sequence[Message], tools: Any = None, **options: Any) -> list[int]:
-        return list(self.tokenizer.apply_chat_template(list(messages), tools=tools, return_dict=False, **options))
+        return list(rendered(self.tokenizer, list(messages), tools=tools, return_dict=False, **options))
 
     def _conversation_by_beginnings(self, messages: list[Message], tools: Any) -> tuple[list[int], list[int]]:
         """Finds the assistant's tokens without marks: between the prompt before an answer and what ends with it."""

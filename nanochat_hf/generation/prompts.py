@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from nanochat_hf.settings import UserError
 
 Message = dict[str, Any]  # {"role": ..., "content": text or a list of parts}
@@ -14,13 +16,27 @@ def prompt_ids(tokenizer: Any, conversation: Sequence[Message] | Sequence[int]) 
     A prompt that is token ids already is returned as it is.
 
     Raises:
-        UserError: the tokenizer has no chat template.
+        UserError: the tokenizer has no chat template, or it refuses the conversation.
     """
     if len(conversation) and not isinstance(conversation[0], dict):
         return [int(token) for token in conversation]
     if tokenizer.chat_template is None:
         raise UserError("this tokenizer has no chat template; chat needs a model that was trained on conversations")
-    return list(tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=False))
+    return list(rendered(tokenizer, list(conversation), add_generation_prompt=True, return_dict=False))
+
+
+def rendered(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
+    """Returns what `apply_chat_template` makes of a conversation.
+
+    Raises:
+        UserError: the template refuses it, such as one without system messages.
+    """
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except (TemplateError, TypeError) as error:  # the latter: it joins text with a content that is none
+        system = bool(messages) and messages[0]["role"] == "system"
+        remedy = "leave the system message out" if system else "change its messages, or start a new one"
+        raise UserError(f"the model's chat template refuses this conversation ({error}); {remedy}") from None
 
 
 def fit_conversation(

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from nanochat_hf.chat import LocalModel, Model, Suggestion
-from nanochat_hf.chat.models import default_sampling
+from nanochat_hf.chat.models import clean, default_sampling
 from nanochat_hf.page.report_view import read_report
 from nanochat_hf.page.safe_text import original, safe_markdown
 from nanochat_hf.page.token_view import token_html, token_infos
@@ -155,7 +155,7 @@ class Visits:
                 gr.Info("The model's context is full. From now on it forgets the oldest messages.", duration=8)
             for message in self.write(self.page.model, fitting, self.limits, **sampling):
                 done = True
-                whole = [*messages, message]
+                whole = [*messages, {**message, "system": system if head else "", "left_out": dropped}]
                 yield self._view(whole), {**conversation, "messages": whole}
         except UserError as error:
             gr.Warning(html.escape(str(error)))
@@ -218,9 +218,9 @@ class Visits:
         if index is None or not isinstance(model, LocalModel):
             return token_html([])
         try:
-            messages = read_messages(conversation["messages"], self.limits)[: int(index) + 1]
-            fitting, _ = model.fit(messages[:-1], 1)
-            read = [*fitting, messages[-1]]
+            *before, answer = read_messages(conversation["messages"], self.limits)[: int(index) + 1]
+            head = [{"role": "system", "content": answer["system"]}] if answer.get("system") else []
+            read = [*read_messages(head, self.limits), *before[answer.get("left_out", 0) :], answer]
             return token_html(self.infos(model.model, model.tokenizer, read, model.context_length))
         except UserError as error:
             return f'<p class="quiet">{html.escape(str(error))}</p>'
@@ -244,7 +244,7 @@ class Visits:
         try:
             self.rate.check(self._visitor(request))
             message = {"role": "user", "content": check_message(text, self.limits)}
-            head = [{"role": "system", "content": system}] if system.strip() else []
+            head = [{"role": "system", "content": clean(system)}] if system.strip() else []
             sampling = self._sampling(temperature, top_k, top_p, new_tokens)
             shown = [[message], [message]]
             yield tuple(map(self._view, shown))
@@ -307,7 +307,7 @@ class Visits:
         """The sampling of the sliders; min-p, which has no slider, is the checkpoint's own."""
         return dict(
             temperature=float(temperature),
-            top_k=int(top_k),
+            top_k=int(top_k) or None,
             top_p=float(top_p) or None,
             min_p=default_sampling(self.page.model)["min_p"],
             max_new_tokens=int(new_tokens),
@@ -322,7 +322,7 @@ class Visits:
                 raise UserError("The model is still answering. Wait for it, or stop it first.")
             text = check_message(text, self.limits)
             if system.strip():
-                check_message(system, self.limits, "system message")
+                system = check_message(system, self.limits, "system message")
             conversation = conversation if isinstance(conversation, dict) else {}
             messages = read_messages(conversation.get("messages") or [], self.limits)[:keep]
             head = [{"role": "system", "content": system}] if system.strip() else []

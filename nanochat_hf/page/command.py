@@ -22,6 +22,7 @@ from nanochat_hf.settings import (
     checked,
     find_checkpoint,
     program,
+    stage_folder,
 )
 
 SPACE_FILE = "space.json"  # beside app.py; written by `nanochat-hf push --space`
@@ -109,8 +110,9 @@ def _page(options: argparse.Namespace, given: dict[str, Any]) -> Any:
 
 def _title(model: str) -> str:
     """The last parts of a path that tell models apart: run and stage, or the Hub's name."""
-    parts = [part for part in Path(model).parts if part not in ("/", "..", ".")]
-    if Path(model).is_dir() and len(parts) > 1 and parts[-1] in MODEL_FOLDERS:
+    folder = stage_folder(model) if Path(model).is_dir() else Path(model)
+    parts = [part for part in folder.parts if part not in ("/", "..", ".")]
+    if folder.is_dir() and len(parts) > 1 and parts[-1] in MODEL_FOLDERS:
         return f"{parts[-2]} · {parts[-1]}"
     return parts[-1] if parts else model
 
@@ -120,10 +122,10 @@ def _others(options: argparse.Namespace, model: Any) -> dict[str, Callable[[], A
     from nanochat_hf.chat import LocalModel
 
     found: dict[str, Callable[[], Any]] = {}
-    folder = Path(options.model)
+    folder = stage_folder(options.model)
     if options.compare:
         for spec in options.compare:
-            name, _, revision = spec.partition("@")
+            name, _, revision = (spec, "", "") if Path(spec).is_dir() else spec.partition("@")
             found[spec] = partial(LocalModel, name, options.device, revision=revision or None)
         own = f"{options.model}@{options.revision}" if options.revision else options.model
         found[own] = lambda: model

@@ -6,6 +6,7 @@ from typing import Any
 
 from nanochat_hf.chat.suggestions import suggestions
 from nanochat_hf.page.report_view import PICTURE, find_report
+from nanochat_hf.settings import without_paths
 
 PACKAGE = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).with_name("space")  # the same files as the project's folder space/
@@ -34,7 +35,7 @@ def space_files(checkpoint: str | Path, model: str, revision: str, title: str | 
     report = find_report(checkpoint)
     if report is not None:
         settings["report"] = "report/report.md"
-        text = report.read_text(encoding="utf-8")
+        text = without_paths(report.read_text(encoding="utf-8"))
         files["report/report.md"] = text.encode()
         for _, picture in PICTURE.findall(text):
             path = (report.parent / picture).resolve()

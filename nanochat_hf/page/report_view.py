@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat_hf.settings import stage_folder
+
 PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)\s]+)\)\s*$", re.MULTILINE)
 
 
@@ -18,7 +20,7 @@ class Section:
 
 def find_report(checkpoint: str | Path) -> Path | None:
     """Returns `report.md` of the run that a checkpoint folder belongs to, or None."""
-    path = Path(checkpoint).parent / "report.md"
+    path = stage_folder(checkpoint).parent / "report.md"
     return path if Path(checkpoint).is_dir() and path.is_file() else None
 
 

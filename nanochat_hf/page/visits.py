@@ -90,6 +90,9 @@ def check_message(text: Any, limits: Limits, name: str = "message") -> str:
 def read_messages(found: Any, limits: Limits) -> list[dict[str, Any]]:
     """Checks a conversation that a browser sent, and returns its messages.
 
+    An answer may say what the model has read before it: the system message as `system`, and all messages but the
+    `left_out` oldest.
+
     Raises:
         UserError: it is none, or it is too long.
     """
@@ -100,10 +103,14 @@ def read_messages(found: Any, limits: Limits) -> list[dict[str, Any]]:
     messages = []
     for one in found:
         message = read_message(one)
-        if message["role"] == "user" and isinstance(message["content"], str):
+        if message["role"] in ("user", "system") and isinstance(message["content"], str):
             message["content"] = clean(message["content"])
         if one.get("note") in NOTES:
             message["note"] = one["note"]
+        if message["role"] == "assistant" and isinstance(one.get("system"), str):
+            message["system"] = one["system"]
+        if message["role"] == "assistant" and type(one.get("left_out")) is int and one["left_out"] >= 0:
+            message["left_out"] = one["left_out"]
         messages.append(message)
     return messages
 

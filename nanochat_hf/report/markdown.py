@@ -13,7 +13,7 @@ from typing import Any
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.plots import draw_plots
 from nanochat_hf.report.stages import Stage, describe_machine, load_stage
-from nanochat_hf.settings import MODEL_FOLDERS, UserError
+from nanochat_hf.settings import MODEL_FOLDERS, UserError, without_paths
 from nanochat_hf.tools.presentation import plain_text
 
 MISSING = "–"
@@ -59,7 +59,7 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
     pictures = draw_plots(models, run_dir / "plots")
     table = summary_table(models)
     sections = [
-        f"# {title or f'Report of {run_dir.name}'}",
+        f"# {title or f'Report of {run_dir.resolve().name}'}",
         headline(stages),
         "## Results",
         markdown_table(table),
@@ -208,7 +208,7 @@ def tokenizer_section(tokenizer: Stage) -> Iterator[str]:
     details = tokenizer.evaluations.get("tokenizer", {}).get("details", {})
     if details.get("table"):
         yield "## Bytes per token"
-        yield markdown_table(details["table"])
+        yield markdown_table(without_paths(details["table"]))
         note = "In brackets: how many more (+) or fewer (−) tokens the other tokenizer needs for the same text."
         absent = details.get("absent") or []
         yield note + (f" Absent on the machine that measured: {', '.join(absent)}." if absent else "")
@@ -246,11 +246,11 @@ def environment_section(stages: list[Stage]) -> Iterator[str]:
 
 
 def settings_section(stages: list[Stage]) -> Iterator[str]:
-    """The resolved settings of every stage, folded."""
+    """The resolved settings of every stage, folded; a report may be published, so paths are cut to their last part."""
     yield "## Settings"
     for stage in stages:
         if stage.run and stage.run.get("config"):
-            lines = json.dumps(stage.run["config"], indent=2, ensure_ascii=False, default=str)
+            lines = json.dumps(without_paths(stage.run["config"]), indent=2, ensure_ascii=False, default=str)
             yield f"<details><summary>{stage.name}</summary>\n\n{fenced(lines, 'json')}\n\n</details>"
 
 

@@ -61,9 +61,10 @@ from nanochat_hf.settings.recipes import (
     find_recipe,
     read_recipe,
     recipe_names,
+    stage_folder,
     variables_of,
 )
-from nanochat_hf.settings.run_files import RUN_FILE, environment, load_run, save_run, write_json
+from nanochat_hf.settings.run_files import RUN_FILE, environment, load_run, save_run, without_paths, write_json
 
 __all__ = [
     "CHAT_SAMPLING",
@@ -111,7 +112,9 @@ __all__ = [
     "save_run",
     "setting",
     "split_at_commas",
+    "stage_folder",
     "take_recipe_options",
     "variables_of",
+    "without_paths",
     "write_json",
 ]

@@ -183,3 +183,9 @@ def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any
         if not optional:
             raise UserError(f"{path} has the variable ${{{name}}}; set it on the command line: --set {name}=VALUE")
     return LEFT_OUT if missing else VARIABLE.sub(lambda match: variables[match[1]], value)
+
+
+def stage_folder(folder: str | os.PathLike) -> Path:
+    """Returns a folder under its own name, which tells the stage: it may be given as `.`, `x/..` or through a link."""
+    folder = Path(folder)
+    return folder if folder.name in MODEL_FOLDERS else folder.resolve()

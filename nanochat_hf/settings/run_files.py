@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from nanochat_hf.settings.errors import UserError, peak_memory_mb
 
 RUN_FILE = "run.json"
 RECORDED_PACKAGES = ("nanochat-hf", "torch", "transformers", "accelerate", "datasets", "trl", "tokenizers")
+# The folders of a path that is absolute or begins with ~ or .., where a value may begin: `smoltalk=/home/me/a.jsonl`.
+FOLDERS = re.compile(r'(?:^|(?<=["=,;(\[])|(?<=\| ))(?:file:|~[\w.-]*|\.\.)?/+(?:[^,"|\n]*/)?(?=[^/,"|\s])')
 
 
 def save_run(folder: str | os.PathLike, stage: str, config: Any, **facts: Any) -> None:
@@ -50,6 +53,18 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         file.write("\n")
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
+
+
+def without_paths(value: Any) -> Any:
+    """Returns text, or a list or dict with text in it, with paths of this machine cut to their last part.
+
+    What is published tells the recipe, not the machine. Relative paths stay as they are.
+    """
+    if isinstance(value, str):
+        return FOLDERS.sub("", value)
+    if isinstance(value, dict):
+        return {key: without_paths(one) for key, one in value.items()}
+    return [without_paths(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def environment() -> dict[str, Any]:

@@ -27,7 +27,7 @@ from typing import Any
 from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.progress import progress_bar
-from nanochat_hf.settings import Parser, UserError, check_output_dir, convert, program, run_main
+from nanochat_hf.settings import Parser, UserError, check_output_dir, convert, program, run_main, without_paths
 
 ROW_GROUP = 1024  # documents per row group, the unit in which loaders divide a shard among readers
 WAITING_CHARS = 1 << 22  # a bucket's documents are written when they have so many characters
@@ -200,7 +200,7 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def write_card(arguments: argparse.Namespace, numbers: dict[str, Any]) -> None:
     """Writes the data set's README.md. The Hub and `datasets` read the splits from its front matter."""
-    name = arguments.push_to_hub or arguments.output_dir.name
+    name = arguments.push_to_hub or arguments.output_dir.resolve().name
     (arguments.output_dir / "README.md").write_text(
         f"""---
 configs:
@@ -218,9 +218,9 @@ tags:
 
 # {name.rpartition("/")[2]}
 
-Text for pretraining, made from `{arguments.source}`. Exact duplicates were dropped and all documents shuffled \
-together (seed {arguments.seed}). The parquet shards have about {arguments.shard_chars:,} characters each. Their one \
-column is `text`; a row group has {ROW_GROUP:,} documents.
+Text for pretraining, made from `{without_paths(arguments.source)}`. Exact duplicates were dropped and all documents \
+shuffled together (seed {arguments.seed}). The parquet shards have about {arguments.shard_chars:,} characters each. \
+Their one column is `text`; a row group has {ROW_GROUP:,} documents.
 
 | | |
 |---|---|

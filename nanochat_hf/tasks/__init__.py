@@ -84,7 +84,7 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     Raises:
         UserError: `spec` has another form, or names a task that does not exist or a source that cannot be read.
     """
-    found = _parse(spec)
+    found = parts_of(spec)
     name, source = str(found["name"]), found["source"]
     make = TASKS.get(name) or load_function(name, "--tasks")
     limits = [number for number in (limit, int(found["limit"]) if found["limit"] else None) if number is not None]
@@ -101,10 +101,13 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
     return task, int(found["repeat"] or 1)
 
 
-def _parse(spec: str) -> dict[str, str | None]:
-    """Returns the parts of a task's string; raises `UserError` where it is not of that form or names no task.
+def parts_of(spec: str) -> dict[str, str | None]:
+    """Returns the parts of a task's string: `name`, `split`, `source`, `shuffle`, `limit` and `repeat`.
 
     A source that exists on disk is taken as it is, with an `@2024` or `*2` at its end.
+
+    Raises:
+        UserError: the string is not of that form, or names no task.
     """
     match = SPEC.fullmatch(spec.strip())
     if match is None:
@@ -135,7 +138,7 @@ def check_specs(specs: Iterable[str]) -> None:
         UserError: as `load`, apart from the source.
     """
     for spec in separate(specs):
-        _parse(spec)
+        parts_of(spec)
 
 
 def check_sources(specs: Iterable[str]) -> None:
@@ -145,7 +148,7 @@ def check_sources(specs: Iterable[str]) -> None:
         UserError: a source is neither there nor of the form of a Hub id; the message names it.
     """
     for spec in separate(specs):
-        for source in split_at_commas(_parse(spec)["source"] or ""):
+        for source in split_at_commas(parts_of(spec)["source"] or ""):
             path = os.path.expanduser(source)
             if source and not os.path.exists(path) and not looks_like_hub_id(source):
                 if not os.path.exists(path.rpartition(":")[0] or path):  # FOLDER:config

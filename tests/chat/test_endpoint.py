@@ -11,11 +11,12 @@ import pytest
 from started_server import started
 
 from nanochat_hf.chat import Answer, RemoteModel
+from nanochat_hf.cli import terminal_chat
 from nanochat_hf.settings import UserError
 from nanochat_hf.tools.presentation import plain_text
 
 ASK = [{"role": "user", "content": "Hi"}]
-SAMPLING = dict(max_new_tokens=32, temperature=0.0, top_k=5, top_p=None, seed=1)
+SAMPLING = dict(max_new_tokens=32, temperature=0.0, top_k=None, top_p=None, seed=1)
 
 
 def chunk(**delta):
@@ -102,12 +103,48 @@ def test_text_generation_streams(server):
     details = {"finish_reason": "eos_token", "generated_tokens": 2, "prefill": [], "tokens": [], "seed": None}
     last = token("</s>", True, generated_text="Hello", details=details)
     server.plan = [(200, {}, [token("Hel"), token("lo"), last])]
-    pieces, answer = say(RemoteModel(server.url, protocol="text-generation"), temperature=0.7, top_p=0.9)
+    pieces, answer = say(RemoteModel(server.url, protocol="text-generation"), temperature=0.7, top_k=5, top_p=0.9)
     assert [piece.text for piece in pieces] == ["Hel", "lo"] and answer.content == "Hello"
     ((_, _, body),) = server.seen
     asked = body["parameters"]
     assert body["inputs"] == "Hi" and body["stream"] is True
     assert (asked["max_new_tokens"], asked["temperature"], asked["top_k"], asked["top_p"]) == (32, 0.7, 5, 0.9)
+
+
+def test_a_top_k_is_sent_only_if_the_user_chose_it(server, capsys):
+    server.plan = [(200, {}, [chunk(content="x")])] * 2
+    for options in ([], ["--top-k", "7"]):
+        terminal_chat.main(["--url", server.url, "-p", "Hi", *options])
+    assert [body.get("top_k") for _, _, body in server.seen] == [None, 7] and capsys.readouterr().out == "x\nx\n"
+    server.plan = [(400, {}, {"error": {"message": "Unrecognized request argument supplied: top_k"}})]
+    with pytest.raises(UserError, match="supplied: top_k; leave --top-k out"):
+        say(RemoteModel(server.url), top_k=7)
+
+
+def test_text_generation_takes_no_system_message(server):
+    with pytest.raises(UserError, match="has no system message; leave it out"):
+        say(RemoteModel(server.url, protocol="text-generation"), [{"role": "system", "content": "Rhyme."}, *ASK])
+    assert not server.seen
+
+
+def test_a_server_that_fails_in_its_answer_is_not_called_absent(server):
+    failed = {"error": {"message": "generation failed: boom", "type": "server_error"}}
+    for protocol, first, error in (
+        ("chat", chunk(content="Half"), failed),
+        ("text-generation", token("Half"), {"error": "generation failed: boom", "error_type": "generation"}),
+    ):
+        model = RemoteModel(server.url, protocol=protocol)
+        server.plan = [(200, {}, [first, error])]
+        with pytest.raises(
+            UserError, match=r"broke off in the middle of its answer \(generation failed: boom\); its own log"
+        ):
+            say(model)
+        server.plan = [(200, {}, [error])]
+        with pytest.raises(UserError, match=r"failed \(generation failed: boom\); its own log"):
+            say(model)
+    server.plan = [(422, {}, {"error": "top_k is odd", "error_type": "validation"})]
+    with pytest.raises(UserError, match="refused the request: top_k is odd"):
+        say(model)
 
 
 def test_tools_are_run_here_and_travel_as_structure(server):

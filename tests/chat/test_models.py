@@ -1,5 +1,6 @@
 """What the terminal and the page share: fitting a conversation, and checks of what comes from outside."""
 
+import copy
 import socket
 import time
 
@@ -7,6 +8,7 @@ import pytest
 
 from nanochat_hf.chat import LocalModel, read_message
 from nanochat_hf.chat.models import clean
+from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.settings import UserError, find_checkpoint
 
 
@@ -89,3 +91,29 @@ def test_mistyped_paths_are_answered_at_once(tmp_path, monkeypatch):
 
 def test_bytes_that_are_no_text_become_text():
     assert clean("a\udcffb") == "a\ufffdb"
+
+
+def test_a_template_that_refuses_is_one_sentence(model):
+    """Some templates have no system messages, or join text with a content that is a list of parts."""
+    tokenizer = copy.copy(model.tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system here') }}"
+        "{% endif %}{{ message['role'] + message['content'] }}{% endfor %}"
+    )
+    other = copy.copy(model)
+    other.tokenizer = tokenizer
+    question = {"role": "user", "content": "Hi"}
+    assert other.fit([question], 16) == ([question], 0)
+    for refused, complaint in (
+        ([{"role": "system", "content": "Be brief."}, question], r"no system here\); leave the system message out"),
+        (
+            [question, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}, question],
+            "change its messages",
+        ),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            other.fit(refused, 16)
+        with pytest.raises(UserError, match=complaint):
+            next(iter(other.answer(refused)))
+        with pytest.raises(UserError, match="refuses this conversation"):
+            ChatFormat(tokenizer)._ids(refused)

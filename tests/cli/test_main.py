@@ -175,6 +175,10 @@ def test_a_missing_package_is_named_with_its_extra(capsys):
         (["convert", "no/such/folder", "x"], "no/such/folder is not a folder"),
         (["plan", "12", "--gpu", "abacus"], "abacus"),
         (["chat", "x", "--temperature", "-1"], "temperature"),
+        (["chat", "x", "--tools", "--protocol", "chat"], "--protocol and --tools would have no effect here"),
+        (["chat", "--url", "http://x", "--device", "cpu", "--dtype", "auto"], "--device and --dtype would have no"),
+        (["chat", "--url", "http://x", "--protocol", "text-generation", "--system", "a"], "--system would have no"),
+        (["chat", "m", "--url", "http://x", "--protocol", "text-generation"], "CHECKPOINT would have no effect"),
     ],
 )
 def test_mistakes_end_in_one_line(line, complaint, capsys):
@@ -330,6 +334,22 @@ def test_an_error_does_not_end_the_chat(monkeypatch, capsys):
     assert conversation.messages == []
 
 
+def test_a_retry_that_fails_keeps_the_old_answer(monkeypatch, capsys, tmp_path):
+    class Failing(Parrot):
+        def answer(self, messages, **sampling):
+            if len(self.seen) == 1:
+                self.seen.append(messages)
+                raise UserError("the server is busy")
+            return super().answer(messages, **sampling)
+
+    type_in(monkeypatch, "Hi", "/retry", "And you?", f"/save {tmp_path}/chat.json", f"/load {tmp_path}/chat.json")
+    conversation = terminal_chat.Conversation(SAMPLING)
+    terminal_chat.chat_loop(Failing(("text", "yes"), Answer("yes")), conversation, "parrot")
+    assert [message["content"] for message in conversation.messages] == ["Hi", "yes", "And you?", "yes"]
+    shown = capsys.readouterr().out
+    assert "error: the server is busy" in shown and "loaded 4 messages" in shown
+
+
 # ---- the command itself, on a small trained model
 
 
@@ -343,6 +363,11 @@ def test_one_question(trained_run):
                 "How many books does Petra have now?", text=True)  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""  # no noise of the libraries
     assert "⟨58+29 = 87⟩ books" in done.stdout and done.stdout.endswith("Answer: 115\n")
+
+
+def test_a_system_message_need_not_be_utf8(trained_run):
+    done = chat(trained_run, "-p", "How do you spell tosar?", "--system", b"Be brief \xff.")
+    assert done.returncode == 0 and done.stdout.strip() and done.stderr == b""
 
 
 def test_a_chat_in_a_pipe(trained_run):

@@ -304,3 +304,23 @@ def test_nothing_is_written_over(ours, tmp_path):
     (tmp_path / "empty").mkdir()
     convert_folder(ours / "classic", tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").exists()
+
+
+def test_an_empty_folder_may_be_the_current_one_or_a_link(ours, tmp_path, monkeypatch):
+    names = {path.name for path in (ours / "classic").iterdir() if path.suffix == ".safetensors"}
+    for folder in ("here", "linked"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    monkeypatch.chdir(tmp_path / "here")
+    convert_folder(ours / "classic", ".")
+    convert_folder(ours / "classic", tmp_path / "link")
+    for folder in ("here", "linked"):
+        found = {path.name for path in (tmp_path / folder).iterdir()}
+        assert found >= names | {"config.json", "tokenizer.json"} and not any(name[0] == "." for name in found)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_failed_conversion_leaves_an_empty_folder_empty(ours, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(ours / "modern", tmp_path / "empty", "no value_embeddings", to="transformers")
+    assert not list((tmp_path / "empty").iterdir())

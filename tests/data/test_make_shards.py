@@ -120,6 +120,8 @@ def test_shards_are_pushed_as_a_data_set_and_kept_when_that_fails(make, tmp_path
     assert calls[0] == ("me/shards", {"repo_type": "dataset", "private": True, "exist_ok": True})
     assert calls[1]["repo_id"] == "me/shards" and calls[1]["repo_type"] == "dataset"
     assert calls[1]["files"] == {"README.md", "train_00000.parquet", "validation_00000.parquet"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "made from `a.jsonl`." in card and str(tmp_path) not in card
     assert "https://hub.example/datasets/me/shards" in capsys.readouterr().out
     with pytest.raises(UserError, match="could not be uploaded .401 Unauthorized.; log in"):
         make(source, tmp_path / "kept", "--push_to_hub", "me/forbidden")

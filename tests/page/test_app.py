@@ -174,6 +174,34 @@ def test_tokens_are_the_answers_own(trained_run):
     assert "".join(info.text for info in without if not info.is_prompt) == "t-o<|assistant_end|>"
 
 
+@pytest.mark.parametrize("turns", [0, 3, 14])
+def test_tokens_show_the_prompt_that_the_answer_had(trained_run, turns):
+    """The system message, and the same cut of a long chat, whatever the settings say afterwards."""
+    from nanochat_hf.chat import LocalModel, for_model
+    from nanochat_hf.page.app import Page, Visits
+
+    model = LocalModel(str(trained_run / "rl"), device="cpu")
+    visits, read, shown = Visits(Page(model, "x"), lambda function: function), [], []
+
+    def write(model, messages, limits, **sampling):
+        read.append([for_model(message) for message in messages])
+        return write_answer(model, messages, limits, **sampling)
+
+    def infos(model, tokenizer, messages, context_length):
+        shown.append([for_model(message) for message in messages])
+        return token_infos(model, tokenizer, messages, context_length)
+
+    visits.write, visits.infos = write, infos
+    question = {"role": "user", "content": "How do you spell tosar?"}
+    earlier = [question, {"role": "assistant", "content": "t-o-s-a-r"}] * turns
+    conversation = {"id": "1", "messages": [*earlier, question]}
+    for system in ("Be \ud800 brief.", ""):
+        *_, (_, answered) = visits.answer(conversation, system, 0.0, 0, 1.0, 128)
+        assert "tile" in visits.tokens(len(answered["messages"]) - 1, answered)
+        assert shown[-1] == [*read[-1], {"role": "assistant", "content": answered["messages"][-1]["content"]}]
+    assert (len(read[-1]) < len(earlier) + 1) == (turns == 14) and read[0][0]["content"] == "Be \ufffd brief."
+
+
 def test_tiles_are_escaped():
     from nanochat_hf.page.token_view import TokenInfo
 
@@ -221,6 +249,21 @@ def test_settings_come_from_the_file_the_environment_and_the_command_line(monkey
     (tmp_path / "space.json").write_text("{")
     with pytest.raises(UserError, match="space.json is damaged"):
         command._space_file(tmp_path)
+
+
+def test_a_run_is_found_from_inside_its_stages_folder(trained_run, monkeypatch):
+    monkeypatch.chdir(trained_run / "rl")
+    page = command._page(command._parse([".", "--device", "cpu"], {}), {})
+    assert page.title == f"{trained_run.name} · rl" and page.report == trained_run / "report.md"
+    assert page.others["rl"]() is page.model
+
+
+def test_a_folder_to_compare_may_have_an_at_sign(tmp_path):
+    (tmp_path / "a@b").mkdir()
+    options = command._parse(["some/model", "--compare", f"{tmp_path}/a@b", "user/model@v1"], {})
+    loaders = command._others(options, None)
+    called = [(one.args[0], one.keywords["revision"]) for one in list(loaders.values())[:2]]
+    assert called == [(f"{tmp_path}/a@b", None), ("user/model", "v1")]
 
 
 def test_the_folder_space_is_what_push_sends():

@@ -42,6 +42,17 @@ def test_the_space_has_what_it_needs_and_pins_its_model(pushed):
     assert all("==" in line for line in (folder / "requirements.txt").read_text().split())
 
 
+def test_an_older_report_loses_its_paths(tmp_path):
+    from nanochat_hf.page.deploy import space_files
+
+    (tmp_path / "rl").mkdir()
+    sample = "[user] How much is 8 / (4/2) and/or 1/2, 3/4?\n\n[assistant] ⟨8/(4/2) = 4⟩\n\n</details>\n"
+    setting = '{\n  "model": "%ssft",\n  "tasks": [\n    "conversations=%sa b.jsonl@5"\n  ]\n}\n'
+    (tmp_path / "report.md").write_text(sample + setting % ("/home/me/secret/", "/home/me/secret/"))
+    found = space_files(tmp_path / "rl", "me/tiny", "0" * 40)["report/report.md"].decode()
+    assert found == sample + setting % ("", "")
+
+
 def test_the_pushed_folder_starts_by_itself_and_answers(pushed, tmp_path):
     """It runs with its own copy of the package, without the Rust extension, and loads the pinned commit."""
     from gradio_client import Client

@@ -51,6 +51,18 @@ def test_table_has_every_stage_and_a_dash_for_what_is_missing(run_dir):
     assert "sums" in table and "10.0 [0.0, 20.0]" in table and "|" not in table
 
 
+def test_a_report_tells_nothing_about_the_machine(run_dir, monkeypatch):
+    config = {"data": ["/home/me/secret/text"], "tasks": "conversations=/home/me/secret/chats.jsonl@5", "depth": 4}
+    settings.save_run(run_dir / "mid", "midtrain", config)
+    table = [["text", "bytes"], ["/home/me/secret/own.txt", "5"]]
+    tokenizer = {"evaluation": "tokenizer", "metrics": {}, "details": {"table": table}}
+    settings.write_json(run_dir / "tokenizer" / "eval" / "tokenizer.json", tokenizer)
+    monkeypatch.chdir(run_dir)
+    text = report.write_report(".")[0].read_text()
+    assert text.startswith("# Report of my_run\n")
+    assert "| own.txt | 5 |" in text and '"conversations=chats.jsonl@5"' in text and "secret" not in text
+
+
 def test_page_has_cost_intervals_samples_and_settings(run_dir):
     path, _ = report.write_report(run_dir, title="A title")
     text = path.read_text()
