@@ -170,11 +170,12 @@ def _data(argv: list[str]) -> None:
         "source", metavar="SOURCE", nargs="+", help="folder, file, pattern, Hub data set or microworld; several as a:2"
     )
     parser.add_argument("--text_column", metavar="NAME", help="column or key with the text; found if not given")
+    parser.add_argument("--on_bad_file", choices=("stop", "skip"), default="stop", help="what to do at a damaged file")
     options = parser.parse_args([what, *rest])
 
     from nanochat_hf.data.overview import describe_data
 
-    print(describe_data(options.source, text_column=options.text_column))
+    print(describe_data(options.source, text_column=options.text_column, on_bad_file=options.on_bad_file))
 
 
 def _space(argv: list[str]) -> None:

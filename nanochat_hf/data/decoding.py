@@ -7,6 +7,7 @@ where a byte order mark says so. Line ends `\\r\\n` and `\\r` become `\\n`.
 import codecs
 import io
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ COMPRESSED = {
     b"\x04\x22\x4d\x18": "lz4",
     b"\xfd7zXZ\x00": "xz",
 }
+# What unpacks a file in place.
+UNPACK = {".gz": "gzip -d", ".bz2": "bzip2 -d", ".xz": "xz -d", ".zst": "zstd -d --rm", ".lz4": "lz4 -d --rm"}
 NOT_TEXT = {
     b"PK\x03\x04": "a zip archive or an office document; unpack it, or save its text as .txt",
     b"%PDF": "a PDF; convert it first, for example with pdftotext",
@@ -165,8 +168,12 @@ def _encoding_sentence(path: str | os.PathLike, encoding: str, offset: int, byte
 
 
 def _conversion(path: str | os.PathLike, encoding: str) -> str:
-    """The remedy for a file in another encoding."""
-    name = os.path.basename(path)
-    if name.lower().endswith((".gz", ".bz2", ".xz", ".zst", ".lz4")):
-        return f"unpack it and convert it, for example with: iconv -f {encoding} -t utf-8"
-    return f"convert it, for example with: iconv -f {encoding} -t utf-8 {name} > utf8-{name}"
+    """The remedy for a file in another encoding: a command that keeps the old file under a name that is not read."""
+    name, ending = os.path.splitext(path)
+    unpack = UNPACK.get(ending.lower())
+    plain = name if unpack else os.fspath(path)
+    new, old = shlex.quote(plain), shlex.quote(f"{plain}.old")
+    command = f"mv {new} {old} && iconv -f {encoding} -t utf-8 {old} > {new}"
+    if unpack:
+        return f"unpack and convert it, for example with: {unpack} {shlex.quote(os.fspath(path))} && {command}"
+    return f"convert it, for example with: {command}"

@@ -8,6 +8,7 @@ long. Whatever is wrong with a file is raised as `UserError`, with one sentence 
 import glob
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from nanochat_hf.data.documents import END_OF_TEXT, cut_documents, split_lines
 from nanochat_hf.settings import UserError
 
 GROUP_SIZE = 1024  # documents per group where the file has no groups of its own; also upstream's row group size
+BLANK_BYTES = 4096  # a larger file is not read to see whether it is blank
 GROUP_CHARS = 1 << 26  # a group ends where it has so many characters, which 1,024 ordinary documents never have
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz", *(f".tar{end}" for end in COMPRESSIONS))
@@ -56,6 +58,23 @@ def has_no_ending(path: str | os.PathLike) -> bool:
 def is_archive(path: str | os.PathLike) -> bool:
     """Returns whether the name is that of a file that holds other files."""
     return Path(path).name.lower().endswith(ARCHIVES)
+
+
+def is_plain_text(path: str | os.PathLike) -> bool:
+    """Returns whether the name is that of a text file that is not compressed."""
+    return KINDS.get(Path(path).suffix.lower()) == "text"
+
+
+def is_blank(path: str | os.PathLike) -> bool:
+    """Returns whether a file of plain text holds nothing or only white space, which in a folder of notes is no damage.
+
+    An empty table or compressed file is damaged, so it is not called blank.
+    """
+    try:
+        small = is_plain_text(path) and os.path.getsize(path) <= BLANK_BYTES
+        return small and not Path(path).read_bytes().removeprefix(BOM_UTF8).strip()
+    except OSError:  # said where it is read
+        return False
 
 
 def _why_unknown(path: Path) -> str:
@@ -176,8 +195,8 @@ def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str
 def find_files(paths: Paths) -> list[Path]:
     """Returns the files named by `paths`.
 
-    A folder stands for all text files inside it, in order of their names; so does a pattern such as `data/*.txt`. `~`
-    is the home folder.
+    A folder stands for all text files inside it, in order of their names; so does a pattern such as `data/*.txt`.
+    Blank files in them are left out, see `is_blank`. `~` is the home folder.
 
     Raises:
         UserError: a folder or a pattern has no such file.
@@ -188,7 +207,7 @@ def find_files(paths: Paths) -> list[Path]:
         if path.is_dir():
             found += text_files(path)
         elif not path.exists() and glob.has_magic(str(path)):
-            found += matching_files(str(path))
+            found += [match for match in matching_files(str(path)) if not is_blank(match)]
         else:
             found.append(path)
     return found
@@ -208,7 +227,7 @@ def matching_files(pattern: str) -> list[Path]:
 
 def divide_by_format(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     """Returns the files that may be text by their names, and the others, each with the reason."""
-    why = {path: description(path.name) for path in paths}
+    why = {path: description(path.name) or ("empty" if is_blank(path) else None) for path in paths}
     for path in paths:
         if not why[path] and not file_format(path) and not has_no_ending(path):
             why[path] = _why_unknown(path)
@@ -233,8 +252,8 @@ def list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
 
     Returns:
         The files in order of their names; and what else is there: name below `folder`, why it is left out. Names that
-        begin with `.` or `_` are left out. So are files that describe a data set. A file without an ending is text
-        where no file has an ending that is known.
+        begin with `.` or `_` are left out. So are files that describe a data set, and blank ones, see `is_blank`. A
+        file without an ending is text where no file has an ending that is known.
 
     Raises:
         UserError: there is no such file, or a link leads nowhere.
@@ -293,7 +312,7 @@ def _why_left_out(path: Path, inside: Path) -> str | None:
         raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; fetch that file or remove it")
     if not path.is_file():
         return "not a file"
-    return description(path.name) or _not_in_saved_dataset(path)
+    return description(path.name) or _not_in_saved_dataset(path) or ("empty" if is_blank(path) else None)
 
 
 def description(name: str) -> str | None:

@@ -117,7 +117,7 @@ def find_hub_files(
     repo_id, _, config = source.partition(":")
     info = _dataset_info(repo_id)
     siblings = {sibling.rfilename: sibling for sibling in info.siblings}
-    whys = {name: _why_left_out(name) for name in sorted(siblings)}
+    whys = {name: _why_left_out(name, siblings[name].size) for name in sorted(siblings)}
     names, split_names = splits.files_of_config(
         repo_id, info.card_data, [n for n, why in whys.items() if not why], config
     )
@@ -139,12 +139,14 @@ def find_hub_files(
     return found, split_names, left_out
 
 
-def _why_left_out(name: str) -> str | None:
+def _why_left_out(name: str, size: int | None) -> str | None:
     """As in a local folder; see `files.list_folder`. A data set's other .md files are about it, too."""
     if any(part.startswith(".") for part in name.split("/")):
         return "hidden"
     if Path(name).suffix == ".md":
         return "describes the data"
+    if size == 0 and files.is_plain_text(name):
+        return "empty"
     return files.description(name) or (None if files.file_format(name) else "no known format")
 
 

@@ -7,7 +7,6 @@ tokenizer, also its rows. Of a larger source, and of one on the Hub, only names 
 import glob
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +236,8 @@ def _count(found: FoundSource, on_bad_file: OnBadFile) -> tuple[SplitCount, Spli
     counted = known <= COUNTED_BYTES and all(_is_local(file) for file in (*found.train, *found.validation))
     parts = []
     for split, data_files in (("train", found.train), ("validation", found.validation)):
-        documents = _read(data_files, on_bad_file) if counted else None
+        called = f"the {split} split of {found.name}"
+        documents = _read(data_files, on_bad_file, called) if counted else None
         own = [sizes[id(file)] for file in data_files]
         size = None if None in own else sum(size or 0 for size in own)
         parts.append(SplitCount(split, data_files, size, documents))
@@ -251,18 +251,16 @@ def _count(found: FoundSource, on_bad_file: OnBadFile) -> tuple[SplitCount, Spli
     return parts[0], parts[1]
 
 
-def _read(data_files: list[DataFile], on_bad_file: OnBadFile) -> list[str] | None:
+def _read(data_files: list[DataFile], on_bad_file: OnBadFile, called: str) -> list[str] | None:
     """Returns the documents; None where they turn out to be many."""
     documents: list[str] = []
     chars = 0
-    stream = DocumentStream(data_files, on_bad_file=on_bad_file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is skipped is said when it is read for training
-        while batch := stream.next_batch(REFILL_DOCUMENTS):
-            documents += batch
-            chars += sum(map(len, batch))
-            if chars > COUNTED_BYTES:
-                return None
+    stream = DocumentStream(data_files, on_bad_file=on_bad_file, called=called)
+    while batch := stream.next_batch(REFILL_DOCUMENTS):
+        documents += batch
+        chars += sum(map(len, batch))
+        if chars > COUNTED_BYTES:
+            return None
     return documents
 
 

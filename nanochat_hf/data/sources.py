@@ -47,7 +47,8 @@ class DocumentStream:
         num_streams: how many readers there are.
         repeat: begin again at the end (a new epoch).
         seed: shuffles files, groups and the documents within a group anew in each epoch; None keeps the order.
-        on_bad_file: `"stop"` raises `UserError` at a bad file, `"skip"` warns and goes on with the next one.
+        on_bad_file: `"stop"` raises `UserError` at a bad file, `"skip"` warns once and goes on with the next one.
+        called: what errors call the documents, such as "the validation split of my_texts".
 
     Raises:
         ValueError: `stream` is not below `num_streams`.
@@ -63,11 +64,13 @@ class DocumentStream:
         repeat: bool = False,
         seed: int | None = None,
         on_bad_file: OnBadFile = "stop",
+        called: str = "the source",
     ):
         if not 0 <= stream < num_streams:
             raise ValueError(f"reader {stream} of {num_streams} readers does not exist")
         self.data_files, self.stream, self.num_streams = list(data_files), stream, num_streams
-        self.repeat, self.seed, self.on_bad_file = repeat, seed, on_bad_file
+        self.repeat, self.seed, self.on_bad_file, self.called = repeat, seed, on_bad_file, called
+        self._skipped: list[int] = []  # bad files, as indices
         names = hashlib.sha256(
             "\n".join(file.name for file in self.data_files).encode(errors="surrogateescape")
         ).hexdigest()
@@ -138,13 +141,7 @@ class DocumentStream:
         while True:
             if self._file >= len(self.data_files):
                 if not self._found_in_epoch:
-                    names = ", ".join(file.name for file in self.data_files[:3])
-                    if self.num_streams == 1:
-                        raise UserError(f"there is no text in {names}; give files that hold some")
-                    raise UserError(
-                        f"no documents for reader {self.stream} of {self.num_streams} in {names}; "
-                        "give more documents or use fewer processes"
-                    )
+                    raise UserError(self._why_nothing())
                 if not self.repeat:
                     return False
                 self._seek(self._epoch + 1, 0, 0, 0)
@@ -159,10 +156,26 @@ class DocumentStream:
             except UserError as error:
                 if self.on_bad_file == "stop" or isinstance(error, DownloadError):
                     raise
-                warnings.warn(f"skipped the rest of a file: {error}", stacklevel=2)
+                file = int(self._order()[self._file])
+                if file not in self._skipped:
+                    self._skipped.append(file)
+                    warnings.warn(f"skipped the rest of a file: {error}", stacklevel=2)
             if self._texts is not None:
                 return True
             self._file, self._group, self._offset, self._groups = self._file + 1, 0, 0, None
+
+    def _why_nothing(self) -> str:
+        reader = "" if self.num_streams == 1 else f" for reader {self.stream} of {self.num_streams}"
+        names = _some([file.name for file in self.data_files])
+        if self._skipped:
+            skipped = _some([self.data_files[file].name for file in self._skipped])
+            return (
+                f"{self.called} has no text{reader}, because bad files were skipped ({skipped}); mend them as the "
+                "warnings say, or remove them"
+            )
+        if reader:
+            return f"no documents{reader} in {names}; give more documents or use fewer processes"
+        return f"there is no text in {names} ({self.called}); give files that hold some"
 
     def _order(self) -> np.ndarray:
         """Returns the order of the files in this epoch, as indices."""
@@ -196,6 +209,10 @@ class DocumentStream:
         seed = 0 if self.seed is None else self.seed
         order = np.random.default_rng((seed, self._epoch, int(file), group)).permutation(len(texts))
         return [texts[index] for index in order]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _of_bounded_size(texts: list[str]) -> list[str]:
@@ -354,6 +371,7 @@ def open_documents(
             repeat=repeat,
             seed=seed,
             on_bad_file=on_bad_file,
+            called=f"the {split} split of {name}",
         )
         streams.append(stream)
         weights.append(weight)

@@ -42,7 +42,9 @@ class EvaluationConfig:
     )
     redo: bool = setting(False, "evaluate again even where results with these settings exist")
 
-    data: str = setting(MICROWORLD, "bits per byte: source whose validation documents are scored")
+    data: str = setting(MICROWORLD, "source whose validation documents are scored")
+    text_column: str | None = setting(None, "column or key with the text of --data; found if not given")
+    on_bad_file: str = setting("stop", "what a file of --data that cannot be read does", choices=("stop", "skip"))
     max_documents: int = setting(500, "bits per byte: number of documents; -1: all", at_least=1, also=[-1])
 
     core_bundle: str = setting(
@@ -121,18 +123,21 @@ def check_evaluation(config: EvaluationConfig, names: Sequence[str]) -> None:
         name for name in names if any(stage is None or stage in stages_for(name, config) for stage, _ in targets)
     ]
     if "chat" in wanted:
-        _check_chat(config)
+        _check_chat(config, others=[name for name in names if name != "chat"])
     if "core" in wanted and config.core_bundle not in MADE_BUNDLES:
         from nanochat_hf.evals.bundle import check_bundle
 
         check_bundle(config.core_bundle, config.core_tasks)
 
 
-def _check_chat(config: EvaluationConfig) -> None:
+def _check_chat(config: EvaluationConfig, others: Sequence[str]) -> None:
     from nanochat_hf import tasks
 
     if not config.tasks:
-        raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
+        without = f", or leave them out with --evaluations {' '.join(others)}" if others else ""
+        raise UserError(
+            f"no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR{without}"
+        )
     tasks.check_specs(config.tasks)
     if config.num_samples > 1 and config.temperature == 0:
         raise UserError("several samples of a greedy model are all the same: set --temperature above 0")

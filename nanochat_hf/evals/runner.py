@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -45,14 +45,19 @@ def input_limit(evaluated: EvaluatedModel, config: EvaluationConfig) -> int | No
     return config.max_length or context_length_of(evaluated.model)
 
 
+def validation_documents(config: EvaluationConfig) -> Iterator[str]:
+    """The documents of the validation split of `data`."""
+    from nanochat_hf.data.sources import open_documents
+
+    return open_documents(config.data, "validation", text_column=config.text_column, on_bad_file=config.on_bad_file)
+
+
 # ---- the three evaluations ---------------------------------------------------------
 
 
 def run_bits_per_byte(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, Any]:
     """Bits per byte of the validation documents; returns `metrics` and `details`."""
-    from nanochat_hf.data.sources import open_documents
-
-    texts = open_documents(config.data, "validation")
+    texts = validation_documents(config)
     texts = [text for text in (texts if config.max_documents < 0 else islice(texts, config.max_documents)) if text]
     if not texts:
         raise UserError(f"{config.data} has no validation documents; give another --data")
@@ -95,10 +100,9 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
 
 def write_text_bundle(folder: str, config: EvaluationConfig) -> Path:
     """Writes completion tasks of the validation text; raises UserError where there is too little of it."""
-    from nanochat_hf.data.sources import open_documents
     from nanochat_hf.evals import text_bundle
 
-    return text_bundle.write_bundle(folder, islice(open_documents(config.data, "validation"), TEXT_DOCUMENTS))
+    return text_bundle.write_bundle(folder, islice(validation_documents(config), TEXT_DOCUMENTS))
 
 
 def leave_out_completion(names: list[str], config: EvaluationConfig) -> list[str]:
@@ -282,7 +286,10 @@ def deciding_settings(name: str, config: EvaluationConfig) -> dict[str, Any]:
     """The settings that decide the result of an evaluation."""
     values = asdict(config)
     made_of = ("data",) if name == "core" and config.core_bundle == TEXT else ()
-    return {key: values[key] for key in (*DECIDING_SETTINGS[name], *made_of, *ALWAYS_DECIDING)}
+    names = [*DECIDING_SETTINGS[name], *made_of, *ALWAYS_DECIDING]
+    if "data" in names and config.text_column:  # stored results without a column stay valid
+        names.append("text_column")
+    return {key: values[key] for key in names}
 
 
 def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:

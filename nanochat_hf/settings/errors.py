@@ -7,7 +7,9 @@ import resource
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nanochat_hf.openmp import bound_spinning
@@ -46,11 +48,12 @@ def peak_memory_mb() -> float:
 def run_main(main: Callable[[], Any]) -> None:
     """Runs a script's `main`. A `UserError` ends in one line and exit status 2, Ctrl-C in exit status 130.
 
-    A package that an extra brings and that is not installed is a `UserError`, and so is too little memory. Before
-    torch is imported, it bounds how long OpenMP's threads spin (`openmp`). Where several processes run the script, an
-    error in one of them ends all (`failures`).
+    A package that an extra brings and that is not installed is a `UserError`, and so is too little memory. The
+    package's own warnings are lines. Before torch is imported, it bounds how long OpenMP's threads spin (`openmp`).
+    Where several processes run the script, an error in one of them ends all (`failures`).
     """
     bound_spinning()
+    show_own_warnings()
     job = None
     if "WORLD_SIZE" in os.environ:  # a launcher started it; others start without what this imports
         from nanochat_hf.settings.failures import join_job
@@ -75,6 +78,21 @@ def run_main(main: Callable[[], Any]) -> None:
         if first:  # later ones follow from it, such as a lost connection
             print(trace, file=sys.stderr)
         job.end(sentence, status)
+
+
+def show_own_warnings() -> None:
+    """Prints each warning of this package as one line, `warning: ...`, once. Others are shown as Python shows them."""
+    package, show = f"{Path(__file__).parents[1]}{os.sep}", warnings.showwarning
+    shown: set[str] = set()
+
+    def show_as_line(message: Any, category: Any, filename: str, *rest: Any, **named: Any) -> None:
+        if not filename.startswith(package):
+            show(message, category, filename, *rest, **named)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show_as_line
 
 
 def main_with_user_errors(main: Callable[[], Any]) -> None:

@@ -28,7 +28,7 @@ SHARED_SETTINGS = frozenset(
     "allow_code_execution attention compile core_bundle data default_sampling device_batch_size dtype "
     "embedding_lr epochs eval_every final_lr_frac gradient_checkpointing init_lr_frac learning_rate lora_alpha "
     "lora_rank lora_targets loss_type matrix_lr max_new_tokens max_seq_len model momentum_peak momentum_start "
-    "momentum_warmup_steps num_iterations num_samples num_threads optimizer output_dir packing report_to "
+    "momentum_warmup_steps num_iterations num_samples num_threads on_bad_file optimizer output_dir packing report_to "
     "rollout_batch_size run_dir save_every save_minutes save_total_limit scalar_lr seed sequence_length stages "
     "tasks temperature text_column top_k total_batch_size unembedding_lr val_tasks warmdown_ratio warmup_ratio "
     "weight_decay".split()

@@ -73,10 +73,11 @@ checkpoint's folder.
 """
 MODELS = "checkpoints run_dir stages output_dir redo revision trust_remote_code"
 HARDWARE = "device dtype max_tokens max_length"
-# Evaluation → its own settings.
+READING = "data text_column on_bad_file"
+# Evaluation → its own settings. What another one has as well comes last.
 OWN = {
-    "bits_per_byte": "data max_documents",
-    "core": "core_bundle core_tasks max_per_task core_stages",
+    "bits_per_byte": f"{READING} max_documents",
+    "core": f"core_bundle core_tasks max_per_task core_stages {READING}",
     "chat": "tasks split max_problems num_samples temperature top_k max_new_tokens allow_code_execution seed "
     "chat_stages batch_size",
     "strangers": "stranger_samples stranger_sampling stranger_stages seed",
@@ -88,7 +89,7 @@ ALL = StageHelp(
     "run_dir stages checkpoints evaluations core_bundle tasks redo device",
     {
         "models and results": MODELS,
-        **{TITLES[name]: names.removesuffix(" seed") if name == "strangers" else names for name, names in OWN.items()},
+        **{TITLES[name]: names.removesuffix(f" {READING}").removesuffix(" seed") for name, names in OWN.items()},
         "hardware": HARDWARE,
     },
 )

@@ -44,13 +44,19 @@ class TokenizerEvaluationConfig:
         commas=True,
     )
     data: str | None = setting(None, "source (a folder, a Hub id …) whose validation documents are measured as well")
+    text_column: str | None = setting(None, "column or key with the text of --data; found if not given")
+    on_bad_file: str = setting("stop", "what a file of --data that cannot be read does", choices=("stop", "skip"))
     max_documents: int = setting(500, "number of documents of --data; -1: all", at_least=1, also=[-1])
     files: list[str] = setting(
         [], "your own text files or folders; each is a row of the table", path=True, commas=True
     )
 
 
-HELP = StageHelp("evaluate tokenizer", __doc__, "tokenizer run_dir output_dir compare data max_documents files")
+HELP = StageHelp(
+    "evaluate tokenizer",
+    __doc__,
+    "tokenizer run_dir output_dir compare data text_column on_bad_file max_documents files",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,7 +107,7 @@ def read_texts(config: TokenizerEvaluationConfig) -> dict[str, list[str]]:
     names = ("prose", "code", "maths", "korean", "science")
     texts = {name: [(SAMPLES / f"{name}.txt").read_text(encoding="utf-8")] for name in names}
     if config.data:
-        documents = open_documents(config.data, "validation")
+        documents = open_documents(config.data, "validation", config.text_column, on_bad_file=config.on_bad_file)
         texts[config.data] = list(documents if config.max_documents < 0 else islice(documents, config.max_documents))
     for path in config.files:
         texts[path] = list(read_documents(path))

@@ -29,6 +29,7 @@ class TokenizerConfig:
         ["karpathy/climbmix-400b-shuffle"], "text: Hub ids, folders, files or microworld; several as NAME:WEIGHT"
     )
     text_column: str | None = setting(None, "column or key with the text; found if not given")
+    on_bad_file: str = setting("stop", "what a file that cannot be read does", choices=("stop", "skip"))
     vocab_size: int = setting(32768, "number of tokens, control tokens included", at_least=1, at_most=MAX_TOKENS)
     sequence_length: int = setting(
         2048, "context length in tokens that the tokenizer states", at_least=1, at_most=MAX_TOKENS
@@ -41,7 +42,9 @@ class TokenizerConfig:
 
 
 HELP = StageHelp(
-    "tokenizer", __doc__, "output_dir data text_column vocab_size sequence_length max_chars doc_cap num_threads"
+    "tokenizer",
+    __doc__,
+    "output_dir data text_column on_bad_file vocab_size sequence_length max_chars doc_cap num_threads",
 )
 
 
@@ -57,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.data.sources import open_documents
     from nanochat_hf.tokenizer import CorpusEncoder, train
 
-    print(describe_data(config.data, text_column=config.text_column), flush=True)
-    open_again = partial(open_documents, config.data, "train", text_column=config.text_column)
+    reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file}
+    print(describe_data(config.data, **reading), flush=True)
+    open_again = partial(open_documents, config.data, "train", **reading)
     try:
         tokenizer = train(
             clip(open_again, config.doc_cap, config.max_chars),
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings.write_json(unfinished, asdict(config))
     tokenizer.save_pretrained(config.output_dir)
 
-    held_out = list(islice(open_documents(config.data, "validation", text_column=config.text_column), 1000))
+    held_out = list(islice(open_documents(config.data, "validation", **reading), 1000))
     ids, offsets = CorpusEncoder(tokenizer, config.num_threads).encode_batch(held_out)
     num_bytes = sum(len(text.encode("utf-8", "replace")) for text in held_out)
     metrics = {

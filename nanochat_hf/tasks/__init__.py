@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from nanochat_hf.data.files import file_format
 from nanochat_hf.data.found import looks_like_hub_id
 from nanochat_hf.settings import UserError, load_function, split_at_commas
 from nanochat_hf.tasks import microworld
@@ -110,6 +111,8 @@ def parts_of(spec: str) -> dict[str, str | None]:
         UserError: the string is not of that form, or names no task.
     """
     match = SPEC.fullmatch(spec.strip())
+    if match is None or match["name"] not in TASKS:
+        _refuse_path(spec.strip())
     if match is None:
         raise UserError(f"cannot read the task '{spec}'; the form is name[/split][=source][@[~]limit][*repeat]")
     found = match.groupdict()
@@ -129,6 +132,16 @@ def parts_of(spec: str) -> dict[str, str | None]:
             f"there is no task '{found['name']}'; known are {', '.join(TASKS)}, and module:Class for one of your own"
         )
     return found
+
+
+def _refuse_path(spec: str) -> None:
+    """Raises `UserError` where a task's string is only the path of a file or a folder, or has the form of one."""
+    path = re.sub(r"(@~?\d+)?(\*\d+)?$", "", spec)
+    write = f"write conversations={spec}, or preferences={spec} for the pairs of DPO"
+    if path and all(os.path.exists(os.path.expanduser(part)) for part in split_at_commas(path)):
+        raise UserError(f"the task '{spec}' is a path without the name of the task that reads it; {write}")
+    if "=" not in path and (path.startswith(("/", "./", "../", "~")) or file_format(path)):
+        raise UserError(f"the task '{spec}' is a path, and there is no such file or folder; check it, and {write}")
 
 
 def check_specs(specs: Iterable[str]) -> None:

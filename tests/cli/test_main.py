@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -145,6 +146,22 @@ def test_recipes_are_listed_printed_and_found_by_name(capsys, tmp_path, monkeypa
     )
     (tmp_path / "smoke.yaml").write_text("pretrain:\n  depth: 77\n")
     assert settings.read_recipe("smoke.yaml", "pretrain")["depth"] == 77, "a file of the user comes first"
+
+
+def test_warnings_of_the_package_are_one_line_and_others_stay(capsys, monkeypatch):
+    others = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *given: others.append(given))
+
+    def warn():
+        from nanochat_hf import hub
+
+        for where in (hub.__file__, "/elsewhere/library.py"):
+            for _ in range(2):
+                warnings.showwarning(UserWarning("mind this"), UserWarning, where, 7)
+
+    settings.run_main(warn)
+    assert capsys.readouterr().err == "warning: mind this\n", "said once"
+    assert [where for _, _, where, _ in others] == ["/elsewhere/library.py"] * 2
 
 
 def test_a_missing_package_is_named_with_its_extra(capsys):

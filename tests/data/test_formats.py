@@ -6,6 +6,8 @@ import gzip
 import json
 import lzma
 import os
+import subprocess
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.feather
@@ -15,6 +17,7 @@ import zstandard
 from toy import write_jsonl
 
 from nanochat_hf.data import files
+from nanochat_hf.data.found import find_source
 from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError
@@ -304,6 +307,23 @@ def test_the_byte_of_a_fault_counts_from_the_beginning_of_the_file(tmp_path, mon
     (tmp_path / "a.txt").write_bytes(content + b"\xff rest")
     with pytest.raises(UserError, match=rf"byte 0xff at offset {len(content)} \(line 101\)"):
         texts_of(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("name", ["my notes/dé $HOME.txt", "my notes/it's.md.gz", "plain.txt.bz2"])
+@pytest.mark.parametrize("encoding", ["latin1", "utf-16-le"])
+def test_the_command_that_converts_a_file_works_as_it_is_printed(tmp_path, monkeypatch, name, encoding):
+    monkeypatch.chdir(tmp_path)
+    text = "Grüße aus der Straße. " * 20
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
+    Path("my notes").mkdir()
+    Path(name).write_bytes(pack(text.encode(encoding)))
+    (Path(name).parent / "zz.txt").write_text("held out")
+    with pytest.raises(UserError, match="convert it, for example with: ") as caught:
+        list(open_documents(str(Path(name).parent)))
+    subprocess.run(str(caught.value).partition("with: ")[2], shell=True, check=True)
+    found = find_source(str(Path(name).parent))
+    assert [text for file in found.train for _, _, texts in file.groups(0, 1) for text in texts] == [text.strip()]
+    assert [Path(name).suffix for name, _ in found.left_out] == [".old"]
 
 
 def test_bad_bytes_in_a_column_are_named(tmp_path):

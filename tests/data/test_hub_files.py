@@ -161,6 +161,7 @@ def test_descriptions_are_no_data_and_a_single_shard_serves_both_splits(hub, tmp
     (documents,) = add_shards(hub, tmp_path, ["data/train-00000-of-00001.parquet"])
     for name in ("dataset_infos.json", "notes.md", "LICENSE", ".gitattributes", "picture.png", "state.json"):
         hub.files[name] = b'{"text": "no data"}'
+    hub.files["empty.txt"] = b""
     read = [list(open_documents("o/d", split)) for split in ("train", "validation")]
     assert read[1] == documents[::20] and sorted(read[0] + read[1]) == sorted(documents)
     assert {name: why for name, why in find_source("o/d").left_out} == {
@@ -171,6 +172,7 @@ def test_descriptions_are_no_data_and_a_single_shard_serves_both_splits(hub, tmp
         "state.json": "describes the data",
         ".gitattributes": "hidden",
         "picture.png": "no known format",
+        "empty.txt": "empty",
     }
     table = describe_data("o/d").splitlines()
     size = len(hub.files["data/train-00000-of-00001.parquet"])

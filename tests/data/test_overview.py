@@ -98,7 +98,8 @@ def test_a_bad_file_stops_the_run_before_it_starts_or_is_skipped(tmp_path):
     write_jsonl(tmp_path / "c.jsonl", ["held out"])
     with pytest.raises(UserError, match="b.jsonl, line 1 is not JSON"):
         describe_data(str(tmp_path))
-    assert cells(describe_data(str(tmp_path), on_bad_file="skip"))[1][1:4] == ["train", "2", "30"]
+    with pytest.warns(UserWarning, match="b.jsonl, line 1 is not JSON"):
+        assert cells(describe_data(str(tmp_path), on_bad_file="skip"))[1][1:4] == ["train", "2", "30"]
 
 
 def test_generated_data_has_no_files_to_count():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ import zstandard
 from toy import make_documents, write_jsonl, write_parquet, write_shards
 
 from nanochat_hf.data import files
+from nanochat_hf.data.overview import describe_data
 from nanochat_hf.data.sources import open_documents, parse_sources
 from nanochat_hf.settings import UserError
 
@@ -210,6 +212,41 @@ def test_a_bad_file_is_named_and_stops_or_is_skipped(tmp_path, name):
     with pytest.warns(UserWarning, match=name):
         read = read_all(data, on_bad_file="skip")
     assert read[0] == "document of a" and read[-1] == "document of c"
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_of_which_nothing_is_left_is_named_with_the_reason(tmp_path, split):
+    names = {"train": "train.txt", "validation": "valid.txt"}
+    for name in names.values():
+        (tmp_path / name).write_text("good")
+    (tmp_path / names[split]).write_bytes("caf\xe9".encode("latin1"))
+    reason = rf"the {split} split of .* has no text, because bad files were skipped .{names[split]}.; mend them as the"
+    for read in (lambda: read_all(tmp_path, split=split, on_bad_file="skip"), lambda: skim(tmp_path)):
+        with pytest.warns(UserWarning, match=f"{names[split]} is not UTF-8"), pytest.raises(UserError, match=reason):
+            read()
+    alone = tmp_path / names[split]
+    with (
+        pytest.warns(UserWarning, match="is not UTF-8"),
+        pytest.raises(UserError, match="the train split of .*txt has"),
+    ):
+        skim(alone)
+    alone.write_text("\n")
+    with pytest.raises(UserError, match=rf"no text in {names[split]} .the {split} split of .*; give files"):
+        read_all(alone, split=split)
+
+
+def skim(source) -> str:
+    return describe_data(str(source), on_bad_file="skip")
+
+
+def test_a_file_that_is_skipped_in_every_epoch_is_said_once(tmp_path):
+    for name, content in (("a", b"good"), ("b", b"caf\xe9"), ("c", b"held out")):
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    stream = open_documents(str(tmp_path), repeat=True, on_bad_file="skip")
+    with pytest.warns(UserWarning) as said, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert [next(stream) for _ in range(5)] == ["good"] * 5
+    assert len(said) == 1
 
 
 def test_what_cannot_be_opened_is_said_in_one_sentence(tmp_path):

@@ -232,6 +232,27 @@ def test_a_folder_of_files_without_endings_is_read(tmp_path):
     assert list(open_documents(str(tmp_path))) == ["text of book1", "text of deep/book2"]
 
 
+def test_empty_notes_are_left_out_and_empty_tables_are_bad(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blank = {"0.txt": b"", "sub/1.md": b"\xef\xbb\xbf \r\n", "z.txt": b"\n\n"}
+    for name, content in {"a.txt": b"of a", "b.md": b"of b", **blank}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    for source in (".", "**/*.*", "*.*"):
+        assert list(open_documents(source)) == ["of a"] and list(open_documents(source, "validation")) == ["of b"]
+    assert sorted(find_source(".").left_out) == [(name, "empty") for name in blank]
+    assert list(files.read_documents(["*.txt", "sub/../b.md"])) == ["of a", "of b"]
+    for name in ("c.jsonl", "c.txt.gz", "c.csv"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=f"{name} is empty; remove it or fetch it again"):
+            describe_data(".")
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="0.txt is empty"):
+        list(open_documents("0.txt"))
+    with pytest.raises(UserError, match=r"the folder sub holds no .* file \(but 1.md: empty\)"):
+        open_documents("sub")
+
+
 def test_links_are_followed_once_and_a_broken_one_is_named(tmp_path):
     data = tmp_path / "data"
     (data / "real").mkdir(parents=True)

@@ -73,6 +73,28 @@ def test_one_output_folder_keeps_the_results_of_every_checkpoint(run_dir, calls)
     assert (output / "core.json").exists(), "a single one needs no folder of its own"
 
 
+def test_documents_are_read_as_the_settings_say(tmp_path):
+    rows = [{"story": f"story {i}", "other": "no"} for i in range(2)]
+    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "valid-0.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "valid-1.jsonl").write_text("")
+    config = EvaluationConfig(data=str(tmp_path), text_column="story")
+    with pytest.raises(UserError, match="valid-1.jsonl is empty"):
+        list(runner.validation_documents(config))
+    config.on_bad_file = "skip"
+    with pytest.warns(UserWarning, match="valid-1.jsonl is empty"):
+        assert list(runner.validation_documents(config)) == ["story 0", "story 1"]
+
+
+def test_the_column_decides_where_text_is_read():
+    for name, core_bundle in (("bits_per_byte", "microworld"), ("core", "text")):
+        without, with_column = EvaluationConfig(core_bundle=core_bundle), EvaluationConfig(core_bundle=core_bundle)
+        with_column.text_column = "story"
+        settings_of = [runner.deciding_settings(name, config) for config in (without, with_column)]
+        assert "text_column" not in settings_of[0] and settings_of[1]["text_column"] == "story"
+    assert "text_column" not in runner.deciding_settings("core", EvaluationConfig(text_column="story"))
+
+
 @pytest.mark.parametrize("metric, title", [("core", "CORE"), ("microworld_completion", "microworld completion tasks")])
 def test_the_terminal_names_what_was_measured(metric, title):
     row = {"task": "facts", "accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75, "centered": 0.1, "items": 8}

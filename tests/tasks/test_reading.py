@@ -178,17 +178,17 @@ def test_the_card_of_a_data_set_names_the_files(tmp_path):
             "a.jsonl",
             LINES.split("\n")[1].encode() + b"\n" + LINES.split("\n")[0].encode("latin1"),
             rf"a.jsonl is not UTF-8: byte 0xe9 at offset {LATIN_1_OFFSET} \(line 2\), perhaps Latin-1; convert it, "
-            "for example with: iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl",
+            "for example with: mv .*a.jsonl .*a.jsonl.old && iconv -f latin1 -t utf-8 .*a.jsonl.old > .*a.jsonl",
         ),
         (
             "a.jsonl.gz",
             gzipped(LINES[:100].encode("latin1")),
-            "byte 0xe9 at offset .*; unpack it and convert it",
+            "byte 0xe9 at offset .*; unpack and convert it, for example with: gzip -d",
         ),
         (
             "a.jsonl",
             LINES.encode("utf-16-le"),
-            "looks like UTF-16LE without a byte order mark; convert it, for example with: iconv -f UTF-16LE",
+            "looks like UTF-16LE without a byte order mark; convert it, for example with: mv .* && iconv -f UTF-16LE",
         ),
         ("a.jsonl", LINES.encode("utf-16")[:-1], "is not valid UTF-16-LE, as its first bytes say, at byte"),
         ("a.jsonl.gz", gzipped(LINES.encode())[:-20], "cannot be read .*; is it whole"),

@@ -1,6 +1,7 @@
 """Tasks: the rows they read, the conversations they make, and how they score."""
 
 import json
+import re
 
 import pytest
 
@@ -173,6 +174,26 @@ def test_spelling_splits_by_word(tmp_path):
 def test_mistakes_are_said_in_one_sentence(spec, says):
     with pytest.raises(UserError, match=says):
         load(spec, "test")
+
+
+def test_a_path_without_the_name_of_a_task_is_told_the_form(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub" / "chats").mkdir(parents=True)
+    for name in ("my-chats.jsonl", "b.csv", "plain"):
+        (tmp_path / name).write_text("")
+    for spec in ("my-chats.jsonl", "my-chats.jsonl@~20*2", "my-chats.jsonl,b.csv", "plain", "sub", "sub/chats"):
+        with pytest.raises(UserError, match=re.escape(f"write conversations={spec}, or preferences={spec} for")):
+            check_specs([spec])
+    for spec in ("gone.jsonl", "sub/gone.json@5", "./gone"):
+        with pytest.raises(
+            UserError, match="is a path, and there is no such file or folder; check it, and write conv"
+        ):
+            check_specs([spec])
+    for spec in ("gsm9k", "gsm9k=my-chats.jsonl", "conversation=gone.jsonl"):
+        with pytest.raises(UserError, match="there is no task 'gsm9k'|there is no task 'conversation'"):
+            check_specs([spec])
+    (tmp_path / "gsm8k").mkdir()
+    check_specs(["gsm8k", "my_tasks:Count"])
 
 
 @pytest.mark.parametrize("name", MICROWORLD)

@@ -198,12 +198,17 @@ WORDS = [
     (["serve", "model", "--dtype"], "--dtype: invalid choice: 'banana'"),
     (["chat", "model", "--dtype"], "--dtype: invalid choice: 'banana'"),
     (["space", "model", "--protocol"], "--protocol: invalid choice: 'banana'"),
+    (["data", "show", "from", "--on_bad_file"], "--on_bad_file: invalid choice: 'banana'"),
     (["data", "shards", "from", "to", "--on_bad_file"], "--on_bad_file: invalid choice: 'banana'"),
     (["plan", "4", "--preset"], "--preset: invalid choice: 'banana'"),
     (["plan", "4", "--gpu"], "no figures for the device 'banana'"),
     (["miniseries", "--tokenizer", "none", "--accelerate_config"], "there is no file banana"),
     (["miniseries", "--tokenizer", "none", "--", "--depth"], "--depth after -- is set by the sweep itself"),
     (["evaluate", "core", "--checkpoints", "a/b", "--dtype"], "--dtype banana is not known; use auto, float32"),
+    (
+        ["evaluate", "core", "--core_bundle", "text", "--data", "a", "--on_bad_file"],
+        "--on_bad_file banana is not known",
+    ),
     (["evaluate", "core", "--checkpoints", "a/b", "--device"], "there is no device 'banana'"),
     (["evaluate", "core", "--checkpoints", "a/b", "--core_bundle"], "banana is not a CORE bundle"),
     (["evaluate", "--evaluations"], "--evaluations banana is not known; use bits_per_byte, core, chat"),
@@ -248,7 +253,8 @@ def test_an_evaluation_of_nothing_is_refused_before_torch_is_imported(tmp_path):
     code += "try:\n    run_main(evaluate.main)\nfinally:\n    print('torch' in sys.modules)"
     for words, says in (
         (["chat"], "nothing to evaluate: give --checkpoints FOLDER"),
-        (["chat", "--checkpoints", tmp_path], "no chat tasks are given"),
+        (["chat", "--checkpoints", tmp_path], "such as --tasks gsm8k=DIR arc-easy=DIR\n"),
+        (["--checkpoints", tmp_path], "arc-easy=DIR, or leave them out with --evaluations bits_per_byte core\n"),
         (["chat", "--checkpoints", tmp_path, "--tasks", "gsm8k@0"], "the task 'gsm8k@0' uses no example"),
         (["chat", "--checkpoints", tmp_path, "--tasks", "gsm8k", "--num_samples", "2"], "set --temperature above 0"),
         (["chat", "--checkpoints", tmp_path / "file"], "is not a checkpoint folder"),

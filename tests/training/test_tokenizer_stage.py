@@ -56,6 +56,21 @@ def test_a_finished_tokenizer_is_never_overwritten(text, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()} == files
 
 
+def test_bad_files_are_skipped_where_that_is_asked_for(text, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    text.rename(data / "a.txt")
+    (data / "b.txt").write_bytes(b"caf\xe9")
+    (data / "c.txt").write_text("held out")
+    words = ["--data", str(data), "--output_dir", str(tmp_path / "tokenizer"), "--vocab_size", "300"]
+    with pytest.raises(UserError, match="b.txt is not UTF-8"):
+        stage.main(words)
+    settings.run_main(lambda: stage.main([*words, "--on_bad_file", "skip"]))
+    said = [line for line in capsys.readouterr().err.splitlines() if "b.txt" in line]
+    assert len(said) == 1 and said[0].startswith("warning: skipped the rest of a file: "), "one line, said once"
+    assert (tmp_path / "tokenizer" / "run.json").exists()
+
+
 def test_a_models_folder_is_no_place_for_another_tokenizer(text, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
