@@ -194,10 +194,11 @@ def describe_limit(dial: Any, text: Survey) -> str:
         ways = ["that source more text", "it a smaller share"]
     if dial.num_iterations < MIN_STEPS and dial.total_batch_size <= text.sequence_length:
         ways.append(f"a shorter --sequence_length for more than {dial.num_iterations} steps")
+    times = f"{wanted / tokens:,.0f} times"
     return (
-        f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it "
-        f"{wanted / tokens:,.0f} times. The run reads it {dial.total_tokens / tokens:.1f} times. Give {', '.join(ways)} "
-        f"or a smaller --depth, or ask for all {wanted / tokens:,.0f} times with --param_data_ratio {dial.ratio:g}"
+        f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it {times}. The "
+        f"run reads it {dial.total_tokens / tokens:.1f} times. Give {', '.join(ways)} or a smaller --depth, or ask for "
+        f"all {times} with --param_data_ratio {dial.ratio:g}"
     )
 
 
