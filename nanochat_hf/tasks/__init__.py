@@ -24,10 +24,11 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from nanochat_hf.data.fingerprints import Fingerprint, of_files
 from nanochat_hf.data.found import looks_like_hub_id
 from nanochat_hf.settings import UserError, load_function, split_at_commas
 from nanochat_hf.tasks import microworld
@@ -85,6 +86,7 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
         UserError: `spec` has another form, or names a task that does not exist or a source that cannot be read.
     """
     found = _parse(spec)
+    _check_name(found)
     name, source = str(found["name"]), found["source"]
     make = TASKS.get(name) or load_function(name, "--tasks")
     limits = [number for number in (limit, int(found["limit"]) if found["limit"] else None) if number is not None]
@@ -102,7 +104,7 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
 
 
 def _parse(spec: str) -> dict[str, str | None]:
-    """Returns the parts of a task's string; raises `UserError` where it is not of that form or names no task.
+    """Returns the parts of a task's string; raises `UserError` where it is not of that form.
 
     A source that exists on disk is taken as it is, with an `@2024` or `*2` at its end.
     """
@@ -121,11 +123,14 @@ def _parse(spec: str) -> dict[str, str | None]:
         raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
     if int(found["repeat"] or 1) > MAX_REPEAT:
         raise UserError(f"the task '{spec}' repeats its examples more than {MAX_REPEAT:,} times; repeat them less")
+    return found
+
+
+def _check_name(found: dict[str, str | None]) -> None:
     if found["name"] not in TASKS and ":" not in str(found["name"]):
         raise UserError(
             f"there is no task '{found['name']}'; known are {', '.join(TASKS)}, and module:Class for one of your own"
         )
-    return found
 
 
 def check_specs(specs: Iterable[str]) -> None:
@@ -135,7 +140,7 @@ def check_specs(specs: Iterable[str]) -> None:
         UserError: as `load`, apart from the source.
     """
     for spec in separate(specs):
-        _parse(spec)
+        _check_name(_parse(spec))
 
 
 def check_sources(specs: Iterable[str]) -> None:
@@ -144,12 +149,26 @@ def check_sources(specs: Iterable[str]) -> None:
     Raises:
         UserError: a source is neither there nor of the form of a Hub id; the message names it.
     """
+    for spec, source in _sources(specs):
+        path = os.path.expanduser(source)
+        if not os.path.exists(path) and not looks_like_hub_id(source):
+            if not os.path.exists(path.rpartition(":")[0] or path):  # FOLDER:config
+                raise UserError(f"the task '{spec}' needs {source}, and there is no such file or folder")
+
+
+def fingerprints_of(specs: Iterable[str]) -> list[Fingerprint]:
+    """The fingerprints of the files and folders that tasks name, each once; see `nanochat_hf.data.fingerprints`.
+
+    Raises:
+        UserError: a task's string has another form.
+    """
+    return [of_files(source) for source in dict.fromkeys(source for _, source in _sources(specs))]
+
+
+def _sources(specs: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yields the sources that tasks name: (task's string, file, folder or Hub id)."""
     for spec in separate(specs):
-        for source in split_at_commas(_parse(spec)["source"] or ""):
-            path = os.path.expanduser(source)
-            if source and not os.path.exists(path) and not looks_like_hub_id(source):
-                if not os.path.exists(path.rpartition(":")[0] or path):  # FOLDER:config
-                    raise UserError(f"the task '{spec}' needs {source}, and there is no such file or folder")
+        yield from ((spec, source) for source in split_at_commas(_parse(spec)["source"] or "") if source)
 
 
 def separate(specs: Iterable[str]) -> list[str]:

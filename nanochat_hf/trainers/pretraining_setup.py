@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.data.fingerprints import Fingerprint
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
 from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import architecture, backout_bound, depth_dial, fit_dial
@@ -26,7 +27,7 @@ from nanochat_hf.trainers.bigrams import BigramStart
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 # What a resumed run may have otherwise than the run that wrote its checkpoints: where things are, how they are
-# measured, saved and computed. `record_start` compares the tokenizer and the length of the run by content.
+# measured, saved and computed. `record_start` compares text, tokenizer and the length of the run by content.
 MAY_CHANGE = {
     *("output_dir", "num_threads", "on_bad_file", "device_batch_size", "auto_device_batch"),
     *("eval_every", "eval_tokens", "eval_documents", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
@@ -47,12 +48,18 @@ CHANGES_NUMBERS = {
 
 
 def record_start(
-    config: Any, tokenizer: Any, dial: Any, start: BigramStart, before: dict[str, Any] | None, write: bool
+    config: Any,
+    tokenizer: Any,
+    dial: Any,
+    start: BigramStart,
+    read: list[Fingerprint],
+    before: dict[str, Any] | None,
+    write: bool,
 ) -> list[str]:
     """Compares the run with the checkpoints in its folder, and records it; see `stage.record_start`.
 
-    The tokenizer is compared by its content. Of the length of the run, the batch and the rates, what counts is what
-    the depth dial made of them.
+    Text and tokenizer are compared by their content. Of the length of the run, the batch and the rates, what counts is
+    what the depth dial made of them.
 
     Returns:
         A sentence for each change that has an effect on the numbers.
@@ -69,7 +76,7 @@ def record_start(
     for name in ("num_iterations", "total_batch_size", "lr_scale", "weight_decay"):
         asked[name] = getattr(dial, name)
     asked["bigram_start"] = start.as_dict()
-    notes = stage.record_start(config.output_dir, asked, MAY_CHANGE, before, write)
+    notes = stage.record_start(config.output_dir, asked, read, MAY_CHANGE, before, write)
     return [note for name, note in notes.items() if name in CHANGES_NUMBERS]
 
 
