@@ -212,6 +212,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_at_once(tmp_path):
     [
         ("training/pretrain.py", "tokenizer", "python training/tokenizer.py"),
         ("/clone/evaluation/stages.py", "evaluate core", "python /clone/evaluation/core.py"),
+        ("/my clone/training/rl.py", "space", "python '/my clone/space/app.py'"),
         ("training/rl.py", "space", "python space/app.py"),
         ("training/rl.py", "recipes", "nanochat-hf recipes"),
         ("/venv/bin/nanochat-hf", "tokenizer", "nanochat-hf tokenizer"),

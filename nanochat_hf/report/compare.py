@@ -19,7 +19,7 @@ from nanochat_hf.evals.metrics.formulas import (
     mean_centered_interval,
 )
 from nanochat_hf.report.markdown import markdown_table, score_cell, task_cell, text_table
-from nanochat_hf.report.stages import Stage, load_stage
+from nanochat_hf.report.stages import Stage, load_stage, run_of
 from nanochat_hf.settings import MODEL_FOLDERS, UserError
 
 NOTES = """\
@@ -35,7 +35,7 @@ def compare_runs(run_dirs: Sequence[str | os.PathLike]) -> tuple[str, str]:
     """Compares the stages that runs have in common; each later run with the first one.
 
     Args:
-        run_dirs: run folders, at least two.
+        run_dirs: run folders, or folders of a stage in them; at least two.
 
     Returns:
         The comparison as a Markdown page, and as text for the terminal.
@@ -43,7 +43,7 @@ def compare_runs(run_dirs: Sequence[str | os.PathLike]) -> tuple[str, str]:
     Raises:
         UserError: a folder has no evaluated stage, no stage is in all runs, or a file is damaged.
     """
-    folders = [Path(folder) for folder in run_dirs]
+    folders = [run_of(folder) for folder in run_dirs]
     names = _short_names(folders)
     runs = []
     for folder in folders:

@@ -12,8 +12,8 @@ from typing import Any
 
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
 from nanochat_hf.report.plots import draw_plots
-from nanochat_hf.report.stages import Stage, describe_machine, load_stage
-from nanochat_hf.settings import MODEL_FOLDERS, UserError, without_paths
+from nanochat_hf.report.stages import Stage, describe_machine, load_stage, run_of
+from nanochat_hf.settings import MODEL_FOLDERS, STAGE_FOLDERS, UserError, without_paths
 from nanochat_hf.tools.presentation import plain_text
 
 MISSING = "–"
@@ -41,7 +41,7 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
     """Writes `report.md` and `plots/` into the run folder.
 
     Args:
-        run_dir: the run folder, which holds one folder per stage.
+        run_dir: the run folder, which holds one folder per stage; or one of these.
         title: heading of the page; default: the folder's name.
 
     Returns:
@@ -50,11 +50,12 @@ def write_report(run_dir: str | os.PathLike, title: str | None = None) -> tuple[
     Raises:
         UserError: the folder has no finished stage, or a file in it is damaged.
     """
-    run_dir = Path(run_dir)
+    run_dir = run_of(run_dir)
     names = [name for name in MODEL_FOLDERS if name != "dpo" or (run_dir / name).exists()]  # DPO is no usual stage
     stages = [load_stage(run_dir, name) for name in ("tokenizer", *names)]
     if not any(stage.run for stage in stages):
-        raise UserError(f"{run_dir} has no finished stage; train first, or give another --run_dir")
+        folders = ", ".join(STAGE_FOLDERS.values())
+        raise UserError(f"{run_dir} has no finished stage in a folder {folders}; train first, or give another folder")
     tokenizer, models = stages[0], stages[1:]
     pictures = draw_plots(models, run_dir / "plots")
     table = summary_table(models)

@@ -1,6 +1,7 @@
 """Reads what the stages of a run wrote: `<stage>/run.json` and `<stage>/eval/*.json`."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ class Stage:
         """Rows of an evaluation ("core" or "chat") by task."""
         rows = self.evaluations.get(evaluation, {}).get("details", {}).get("tasks", [])
         return {row["task"]: row for row in rows}
+
+
+def run_of(folder: str | os.PathLike) -> Path:
+    """The run folder: `folder` itself, or the one above it where `folder` is that of a finished stage: `RUN/base`."""
+    is_stage = Path(folder).absolute().name in settings.STAGE_FOLDERS.values() and settings.load_run(folder)
+    return Path(os.path.normpath(Path(folder, ".."))) if is_stage else Path(folder)
 
 
 def load_stage(run_dir: Path, name: str) -> Stage:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -189,7 +190,7 @@ def program(command: str) -> str:
     script = Path(sys.argv[0])
     clone = script.parent.parent
     if script.suffix == ".py" and script.parent.name in SCRIPT_FOLDERS and command in SCRIPTS:
-        return f"python {clone / SCRIPTS[command]}"
+        return shlex.join(["python", str(clone / SCRIPTS[command])])
     return f"nanochat-hf {command}"
 
 

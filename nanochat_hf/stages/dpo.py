@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.trainers.preferences import make_trainer
     from nanochat_hf.trainers.stage import finish, load_model, open_stage, train
 
-    open_stage(config)
+    read = open_stage(config)
     model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
     trainer = make_trainer(config, model, tokenizer)
     train(trainer)
-    finish(trainer, "dpo", config, started, trainer.evaluate if config.val_tasks else dict)
+    finish(trainer, "dpo", config, started, trainer.evaluate if config.val_tasks else dict, fingerprint=read)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ twice. Each line is written as soon as it is known, and --append goes on with a 
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from typing import Any
 
 from nanochat_hf import settings
 from nanochat_hf.progress import progress_bar
-from nanochat_hf.settings import MAX_SEED, StageHelp, UserError, setting
+from nanochat_hf.settings import MAX_SEED, StageHelp, UserError, folder_lock, setting
 
 PER_REQUEST = 5  # conversations that one request asks for
 MAX_DRAWS = 5_000  # templates: repetitions in a row, after which there is nothing new
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     written = write(config, made, seen)
     wanted = "" if len(seen) >= config.number else f" ({config.number:,} were asked for; there are no more)"
     print(f"{written:,} conversations written to {config.output}, which has {len(seen):,}{wanted}")
-    print(f"train on them with --tasks conversations={config.output}*2, beside other tasks")
+    print(f"train on them with --tasks {shlex.quote(f'conversations={config.output}*2')}, beside other tasks")
 
 
 def check_output(config: IdentityConfig) -> set[str]:
@@ -97,7 +98,11 @@ def check_output(config: IdentityConfig) -> set[str]:
 
 
 def write(config: IdentityConfig, made: Iterator[list[dict[str, Any]]], seen: set[str]) -> int:
-    """Writes conversations that are not in `seen`, and adds them to it; returns how many it has written."""
+    """Writes conversations that are not in `seen`, and adds them to it; returns how many it has written.
+
+    Raises:
+        UserError: another command is writing to the file.
+    """
     from nanochat_hf.tasks import identity
 
     path = Path(config.output)
@@ -107,6 +112,7 @@ def write(config: IdentityConfig, made: Iterator[list[dict[str, Any]]], seen: se
         open(path, "a", encoding="utf-8") as file,
         progress_bar(total=config.number, initial=len(seen), desc="identity", unit=" conversations") as bar,
     ):
+        folder_lock.lock(file, path, "--output")
         while len(seen) < config.number and repeated < MAX_DRAWS:
             messages = next(made, None)
             if messages is None:

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import os
 import random
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -38,6 +39,7 @@ NUMBERS: dict[str, tuple[type, dict[str, float]]] = {  # options that are number
     "buckets": (int, {"at_least": 1, "at_most": 1000}),  # each is an open file
     "seed": (int, {"at_least": 0}),
 }
+SCATTERED = ".scattered-"  # begins the name of the folder of buckets, which is there until the shards are finished
 COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
@@ -173,10 +175,15 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
     folder: Path = arguments.output_dir
     check_output_dir(folder, unfinished=False)
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob(f"{SCATTERED}*")):
+        raise UserError(
+            f"{folder} has unfinished shards; if a command is still making them, wait until it ends, else empty the "
+            "folder, or give a new one"
+        )
     if any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give a new folder, or empty it to make the shards again")
     rng = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".scattered-") as scattered:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCATTERED) as scattered:
         count, chars = scatter(read_documents(arguments), Path(scattered), arguments.buckets, rng)
         if count < 2:
             raise UserError(f"{arguments.source} has {count} documents, and shards need at least two; give more text")
@@ -230,7 +237,7 @@ Their one column is `text`; a row group has {ROW_GROUP:,} documents.
 | documents in the validation shard | {numbers["validation_documents"]:,} |
 
 ```bash
-nanochat-hf pretrain --data {arguments.push_to_hub or arguments.output_dir} ...
+nanochat-hf pretrain --data {shlex.quote(arguments.push_to_hub or str(arguments.output_dir))} ...
 ```
 
 The licence is that of the source.
@@ -258,9 +265,10 @@ def push(arguments: argparse.Namespace) -> str:
         )
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        upload = ["hf", "upload", arguments.push_to_hub, str(arguments.output_dir), "--repo-type", "dataset"]
         raise UserError(
             f"the shards are complete in {arguments.output_dir}, but could not be uploaded ({reason}); log in with "
-            f"`hf auth login` and run `hf upload {arguments.push_to_hub} {arguments.output_dir} --repo-type dataset`"
+            f"`hf auth login` and run `{shlex.join(upload)}`"
         ) from None
     return f"{api.endpoint}/datasets/{arguments.push_to_hub}"
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     from nanochat_hf.trainers.supervised import make_trainer
 
-    open_stage(config)
+    read = open_stage(config)
     model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
     set_default_sampling(model, config.default_sampling)
     initialize_control_tokens(model, tokenizer, config.initialize_control_tokens)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         initialize_control_head(model, tokenizer)
     trainer = make_trainer(config, model, tokenizer, train_on="all")
     train(trainer)
-    finish(trainer, "midtrain", config, started, trainer.evaluate if config.val_tasks else dict)
+    finish(trainer, "midtrain", config, started, trainer.evaluate if config.val_tasks else dict, fingerprint=read)
 
 
 if __name__ == "__main__":

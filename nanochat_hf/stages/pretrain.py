@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.settings import MAX_RATE, MAX_ROWS, MAX_STEPS, MAX_TOKENS, StageHelp, setting
+from nanochat_hf.settings import MAX_RATE, MAX_ROWS, MAX_STEPS, MAX_TOKENS, StageHelp, folder_lock, setting
 from nanochat_hf.stages.option_groups import CHECKPOINTS
 from nanochat_hf.trainers.stage_settings import COMPILE, check_pretraining
 
@@ -209,10 +209,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from transformers import set_seed
 
+    from nanochat_hf.data import fingerprints
     from nanochat_hf.data.overview import is_on_disk, survey
     from nanochat_hf.data.packing import default_packing
     from nanochat_hf.report.plots import draw_schedules
-    from nanochat_hf.trainers import disks, folder_lock, pretraining_setup, stage
+    from nanochat_hf.trainers import disks, pretraining_setup, stage
 
     if config.packing == "auto":
         config.packing = default_packing(config.sequence_length)
@@ -220,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = pretraining_setup.training_arguments(config)  # joins the other processes, if there are any
     tokenizer = pretraining_setup.load_tokenizer(config.tokenizer)
     reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file, "packing": config.packing}
+    read = fingerprints.of_text(config.data)  # before the text itself, which may change meanwhile
     # Every process needs the length of the text. A dry run does not reach out for data that may not be here.
     text = (
         None
@@ -234,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     dial, batch = pretraining_setup.plan(config, tokenizer, arguments, text and text.text_tokens)
     schedule = pretraining_setup.build_schedule(config, dial)
+    if not config.dry_run:
+        folder_lock.claim(config.output_dir)
+        settings.check_output_dir(config.output_dir)  # another command may have finished it since the start
     before = stage.recorded_start(config.output_dir)
     start = pretraining_setup.bigram_start(config, tokenizer, dial, text and text.whole_tokens, before)
     leader = arguments.process_index == 0
@@ -257,10 +262,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"schedules drawn in {path}")
         return
 
-    folder_lock.claim(config.output_dir)
-    disks.check_same("text", (text.text_tokens, text.sizes), "give the same --data on all machines")
+    same = (text.text_tokens, text.sizes, fingerprints.contents(read))
+    disks.check_same("text", same, "give the same --data on all machines")
     writes = arguments.local_process_index == 0
-    notes = pretraining_setup.record_start(config, tokenizer, dial, start, before, writes)
+    notes = pretraining_setup.record_start(config, tokenizer, dial, start, read, before, writes)
     if leader:
         print("".join(f"{note}\n" for note in notes), end="")
     set_seed(config.seed)
@@ -270,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = pretraining_setup.build_trainer(*parts, fitted=start.steps > 0)
     stage.train(trainer, resume=config.resume)
     measure = partial(pretraining_setup.final_metrics, trainer, dial)
-    stage.finish(trainer, "pretrain", config, started, measure, dial=dial.as_dict(), bigram_start=start.as_dict())
+    facts = {"dial": dial.as_dict(), "bigram_start": start.as_dict(), "fingerprint": read}
+    stage.finish(trainer, "pretrain", config, started, measure, **facts)
 
 
 if __name__ == "__main__":

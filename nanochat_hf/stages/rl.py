@@ -49,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.trainers.grpo import make_trainer
     from nanochat_hf.trainers.stage import finish, load_model, open_stage, set_default_sampling, train
 
-    open_stage(config)
+    read = open_stage(config)
     model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
     set_default_sampling(model, config.default_sampling)
     trainer = make_trainer(config, model, tokenizer)
     train(trainer)
-    finish(trainer, "rl", config, started, lambda: trainer.pass_at_k.latest, best=trainer.pass_at_k.best)
+    facts = {"best": trainer.pass_at_k.best, "fingerprint": read}
+    finish(trainer, "rl", config, started, lambda: trainer.pass_at_k.latest, **facts)
 
 
 if __name__ == "__main__":

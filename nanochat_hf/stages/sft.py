@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanochat_hf.trainers.stage import finish, load_model, open_stage, set_default_sampling, train
     from nanochat_hf.trainers.supervised import make_trainer
 
-    open_stage(config)
+    read = open_stage(config)
     model, tokenizer = load_model(config.model, lora=config.lora_rank > 0)
     set_default_sampling(model, config.default_sampling)
     trainer = make_trainer(config, model, tokenizer, train_on="assistant")
     train(trainer)
-    finish(trainer, "sft", config, started, trainer.evaluate if config.val_tasks else dict)
+    finish(trainer, "sft", config, started, trainer.evaluate if config.val_tasks else dict, fingerprint=read)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import io
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf import settings
-from nanochat_hf.settings import LAUNCH_FILES, StageHelp, UserError, find_recipe, setting
+from nanochat_hf.settings import LAUNCH_FILES, StageHelp, UserError, find_recipe, folder_lock, setting
 
 CONFIGS = {
     "tokenizer": "TokenizerConfig",
@@ -111,15 +112,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_train = stages if config.fresh else unfinished(run_dir, stages)
     check_recipe(recipe_options, to_train)
     check_core_bundle(recipe, variables)
+    folder_lock.claim(run_dir, "--run_dir")
     if config.fresh:
         delete_run(run_dir)
+    for stage in stages:
+        if settings.load_run(run_dir / stage.folder):
+            check_unchanged(run_dir / stage.folder, stage, recipe, variables)
 
     started = time.time()
     for number, stage in enumerate(stages, start=1):
         folder = run_dir / stage.folder
         title = f"[{number}/{len(stages) + 1}] {stage.name} → {folder}"
         if settings.load_run(folder):
-            check_unchanged(folder, stage, recipe, variables)
             print(f"{title}: finished already", flush=True)
         else:
             print(f"\n{title}", flush=True)
@@ -241,17 +245,31 @@ def check_core_bundle(recipe: str | None, variables: dict[str, str]) -> None:
 
 
 def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: dict[str, str]) -> None:
-    """Raises UserError where a finished stage was made with other settings than the recipe now has.
+    """Raises UserError where a finished stage was made with other settings or data than the recipe now has.
 
-    A setting that did not exist yet when the stage was made counts as its default.
+    A setting that did not exist yet when the stage was made counts as its default. Text is compared by content, and
+    only by name where an older version of this program made the stage.
     """
+    from nanochat_hf import tasks
+    from nanochat_hf.data import fingerprints
+
+    run = settings.load_run(folder) or {}
     known = {field.name: field for field in fields(stage.config_class)}
     defaults = {name: settings.default_of(field) for name, field in known.items()}
-    made_with = defaults | settings.load_run(folder)["config"]
+    made_with = defaults | run["config"]
     wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
     found = {name for name in ("packing", "preset") if wanted.get(name) == "auto"}  # run.json has what was chosen
     if str(wanted.get("auto_device_batch")).lower() == "true":
         found.add("device_batch_size")
+    difference = None
+    if "fingerprint" in run:
+        if "data" in made_with:
+            data = settings.convert(wanted.get("data", made_with["data"]), list[str], {}, "data")
+            read = fingerprints.of_text(data)
+        else:
+            read = tasks.fingerprints_of([*made_with["tasks"], *made_with["val_tasks"]])
+        difference = fingerprints.difference(run["fingerprint"], read)
+        found |= set() if difference else {"data"}
     changed = [
         name
         for name, value in wanted.items()
@@ -262,6 +280,11 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
         raise UserError(
             f"{folder} was made with {name}: {made_with[name]}, the recipe now says {wanted[name]}; "
             f"delete that folder and the later ones, start over with --fresh, or give another --run_dir"
+        )
+    if difference:
+        raise UserError(
+            f"{difference} since {folder} was made; put back the files, delete that folder and the later ones, start "
+            "over with --fresh, or give another --run_dir"
         )
 
 
@@ -317,15 +340,17 @@ def delete_checkpoints(folder: Path) -> None:
 
 
 def delete_run(run_dir: Path) -> None:
-    if not run_dir.exists():
-        return
-    names = {stage.folder for stage in STAGES} | {"report.md", "plots"}
+    names = {stage.folder for stage in STAGES} | {"report.md", "plots", folder_lock.LOCK_FILE}
     unknown = sorted(path.name for path in run_dir.iterdir() if path.name not in names)
     if unknown:
         raise UserError(
             f"{run_dir} holds {unknown[0]}, which no stage made; move it away or delete the folder yourself"
         )
-    shutil.rmtree(run_dir)
+    for path in run_dir.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != folder_lock.LOCK_FILE:  # this command holds it
+            path.unlink()
 
 
 def ask_first_questions(config: SpeedrunConfig, checkpoint: Path) -> None:
@@ -338,9 +363,10 @@ def print_summary(run_dir: Path, checkpoint: Path, seconds: float) -> None:
     print(f"\nDone in {seconds / 60:.1f} minutes.")
     made = [str(run_dir / stage.folder) for stage in STAGES if settings.load_run(run_dir / stage.folder)]
     print(f"  report       {run_dir / 'report.md'}")
-    print(f"  checkpoints  {' '.join(made)}")
-    print(f"  talk to it   {Path(sys.executable).parent / 'nanochat-hf'} chat {checkpoint}")
-    print(f"  in a browser {Path(sys.executable).parent / 'nanochat-hf'} space {checkpoint}")
+    print(f"  checkpoints  {shlex.join(made)}")
+    program = str(Path(sys.executable).parent / "nanochat-hf")
+    print(f"  talk to it   {shlex.join([program, 'chat', str(checkpoint)])}")
+    print(f"  in a browser {shlex.join([program, 'space', str(checkpoint)])}")
 
 
 if __name__ == "__main__":

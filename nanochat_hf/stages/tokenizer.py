@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.settings import MAX_TOKENS, StageHelp, UserError, setting
+from nanochat_hf.settings import MAX_TOKENS, StageHelp, UserError, folder_lock, setting
 
 UNFINISHED = "tokenizer-unfinished.json"  # lies beside a tokenizer until its `run.json` is written
 
@@ -56,12 +56,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("give --data, the text to learn from, such as my_texts/ or microworld")
     started = time.time()
 
+    from nanochat_hf.data import fingerprints
     from nanochat_hf.data.overview import describe_data
     from nanochat_hf.data.sources import open_documents
     from nanochat_hf.tokenizer import CorpusEncoder, train
 
     reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file}
+    read = fingerprints.of_text(config.data)
     print(describe_data(config.data, **reading), flush=True)
+    folder_lock.claim(config.output_dir)
+    check_output_dir(config.output_dir)  # another command may have finished it since the start
     open_again = partial(open_documents, config.data, "train", **reading)
     try:
         tokenizer = train(
@@ -86,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "bytes_per_token": num_bytes / max(len(ids) - len(held_out), 1),
         "train_seconds": seconds,
     }
-    settings.save_run(config.output_dir, "tokenizer", config, seconds=time.time() - started, metrics=metrics)
+    facts = {"seconds": time.time() - started, "metrics": metrics, "fingerprint": read}
+    settings.save_run(config.output_dir, "tokenizer", config, **facts)
     unfinished.unlink(missing_ok=True)
     print(f"{len(tokenizer):,} tokens, {metrics['bytes_per_token']:.2f} bytes per token on held-out text")
 

@@ -24,11 +24,12 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from nanochat_hf.data.files import file_format
+from nanochat_hf.data.fingerprints import Fingerprint, of_files
 from nanochat_hf.data.found import looks_like_hub_id
 from nanochat_hf.settings import UserError, load_function, split_at_commas
 from nanochat_hf.tasks import microworld
@@ -86,6 +87,7 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
         UserError: `spec` has another form, or names a task that does not exist or a source that cannot be read.
     """
     found = parts_of(spec)
+    _check_name(found)
     name, source = str(found["name"]), found["source"]
     make = TASKS.get(name) or load_function(name, "--tasks")
     limits = [number for number in (limit, int(found["limit"]) if found["limit"] else None) if number is not None]
@@ -108,7 +110,7 @@ def parts_of(spec: str) -> dict[str, str | None]:
     A source that exists on disk is taken as it is, with an `@2024` or `*2` at its end.
 
     Raises:
-        UserError: the string is not of that form, or names no task.
+        UserError: the string is not of that form.
     """
     match = SPEC.fullmatch(spec.strip())
     if match is None or match["name"] not in TASKS:
@@ -127,11 +129,14 @@ def parts_of(spec: str) -> dict[str, str | None]:
         raise UserError(f"the task '{spec}' uses no example: give numbers above 0, or leave the task out")
     if int(found["repeat"] or 1) > MAX_REPEAT:
         raise UserError(f"the task '{spec}' repeats its examples more than {MAX_REPEAT:,} times; repeat them less")
+    return found
+
+
+def _check_name(found: dict[str, str | None]) -> None:
     if found["name"] not in TASKS and ":" not in str(found["name"]):
         raise UserError(
             f"there is no task '{found['name']}'; known are {', '.join(TASKS)}, and module:Class for one of your own"
         )
-    return found
 
 
 def _refuse_path(spec: str) -> None:
@@ -151,7 +156,7 @@ def check_specs(specs: Iterable[str]) -> None:
         UserError: as `load`, apart from the source.
     """
     for spec in separate(specs):
-        parts_of(spec)
+        _check_name(parts_of(spec))
 
 
 def check_sources(specs: Iterable[str]) -> None:
@@ -160,12 +165,26 @@ def check_sources(specs: Iterable[str]) -> None:
     Raises:
         UserError: a source is neither there nor of the form of a Hub id; the message names it.
     """
+    for spec, source in _sources(specs):
+        path = os.path.expanduser(source)
+        if not os.path.exists(path) and not looks_like_hub_id(source):
+            if not os.path.exists(path.rpartition(":")[0] or path):  # FOLDER:config
+                raise UserError(f"the task '{spec}' needs {source}, and there is no such file or folder")
+
+
+def fingerprints_of(specs: Iterable[str]) -> list[Fingerprint]:
+    """The fingerprints of the files and folders that tasks name, each once; see `nanochat_hf.data.fingerprints`.
+
+    Raises:
+        UserError: a task's string has another form.
+    """
+    return [of_files(source) for source in dict.fromkeys(source for _, source in _sources(specs))]
+
+
+def _sources(specs: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yields the sources that tasks name: (task's string, file, folder or Hub id)."""
     for spec in separate(specs):
-        for source in split_at_commas(parts_of(spec)["source"] or ""):
-            path = os.path.expanduser(source)
-            if source and not os.path.exists(path) and not looks_like_hub_id(source):
-                if not os.path.exists(path.rpartition(":")[0] or path):  # FOLDER:config
-                    raise UserError(f"the task '{spec}' needs {source}, and there is no such file or folder")
+        yield from ((spec, source) for source in split_at_commas(parts_of(spec)["source"] or "") if source)
 
 
 def separate(specs: Iterable[str]) -> list[str]:

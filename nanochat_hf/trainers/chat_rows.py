@@ -17,10 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from nanochat_hf.data.fingerprints import contents
 from nanochat_hf.data.packing import IGNORED, ChatPacking, pack_conversations
 from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
+from nanochat_hf.tasks import fingerprints_of
 from nanochat_hf.tasks.mixtures import TaskMixture
 from nanochat_hf.trainers import disks
 from nanochat_hf.trainers.row_counts import RowCounts
@@ -126,6 +128,11 @@ def make_rows(
     return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("input_ids", "labels")}
 
 
+def files_of(specs: Sequence[str]) -> dict[str, Any]:
+    """What the fingerprint of rows has of the files that tasks name: other content makes other rows."""
+    return {"files": contents(fingerprints_of(specs))}
+
+
 def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, writes: bool = True) -> Any:
     """Makes the rows once, on the main process, and opens them on all; every process has to call it.
 
@@ -133,7 +140,8 @@ def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, writes: bo
 
     Args:
         folder: where they are kept, under a name made from `fingerprint`.
-        fingerprint: the settings that the rows depend on; other settings make other rows.
+        fingerprint: the settings and files that the rows depend on; others make other rows. That of process 0 counts,
+            whose files are read.
         make: function without arguments that returns the columns.
         writes: whether this process writes for its disk, as `disks.writes` says.
 
@@ -142,6 +150,7 @@ def stored_rows(folder: Path, fingerprint: dict[str, Any], make: Any, writes: bo
     """
     import datasets
 
+    fingerprint = disks.gather(fingerprint)[0]
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"rows-{digest}"
     disks.spread(path, writes)  # those of a run before, to a machine that has lost its disk

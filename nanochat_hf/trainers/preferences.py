@@ -22,7 +22,7 @@ from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers
 from nanochat_hf.trainers import compilation, disks
-from nanochat_hf.trainers.chat_rows import stored_rows
+from nanochat_hf.trainers.chat_rows import files_of, stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over, report_share
 from nanochat_hf.trainers.stage import (
@@ -298,7 +298,7 @@ def load_pairs(
         found.append(
             stored_rows(
                 Path(config.output_dir),
-                settings | {"tasks": specs, "epochs": epochs},
+                settings | {"tasks": specs, "epochs": epochs} | files_of(specs),
                 lambda made=made: make_pairs(*made),
                 writes,
             )

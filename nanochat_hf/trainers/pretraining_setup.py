@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, TrainingArguments
 
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
+from nanochat_hf.data.fingerprints import Fingerprint
 from nanochat_hf.data.loader import PackedLoader, ValidationBatches, ValidationDocuments
 from nanochat_hf.data.overview import Survey
 from nanochat_hf.optim import Schedule, peak_rates
@@ -27,7 +28,7 @@ from nanochat_hf.trainers.bigrams import BigramStart
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
 # What a resumed run may have otherwise than the run that wrote its checkpoints: where things are, how they are
-# measured, saved and computed. `record_start` compares the tokenizer and the length of the run by content.
+# measured, saved and computed. `record_start` compares text, tokenizer and the length of the run by content.
 MAY_CHANGE = {
     *("output_dir", "num_threads", "on_bad_file", "device_batch_size", "auto_device_batch"),
     *("eval_every", "eval_tokens", "eval_documents", "core_every", "core_bundle", "core_max_per_task", "sample_every"),
@@ -48,12 +49,18 @@ CHANGES_NUMBERS = {
 
 
 def record_start(
-    config: Any, tokenizer: Any, dial: Any, start: BigramStart, before: dict[str, Any] | None, write: bool
+    config: Any,
+    tokenizer: Any,
+    dial: Any,
+    start: BigramStart,
+    read: list[Fingerprint],
+    before: dict[str, Any] | None,
+    write: bool,
 ) -> list[str]:
     """Compares the run with the checkpoints in its folder, and records it; see `stage.record_start`.
 
-    The tokenizer is compared by its content. Of the length of the run, the batch and the rates, what counts is what
-    the depth dial made of them.
+    Text and tokenizer are compared by their content. Of the length of the run, the batch and the rates, what counts is
+    what the depth dial made of them.
 
     Returns:
         A sentence for each change that has an effect on the numbers.
@@ -70,7 +77,7 @@ def record_start(
     for name in ("num_iterations", "total_batch_size", "lr_scale", "weight_decay"):
         asked[name] = getattr(dial, name)
     asked["bigram_start"] = start.as_dict()
-    notes = stage.record_start(config.output_dir, asked, MAY_CHANGE, before, write)
+    notes = stage.record_start(config.output_dir, asked, read, MAY_CHANGE, before, write)
     return [note for name, note in notes.items() if name in CHANGES_NUMBERS]
 
 
@@ -196,9 +203,9 @@ def describe_limit(dial: Any, text: Survey) -> str:
         ways.append(f"a shorter --sequence_length for more than {dial.num_iterations} steps")
     times = f"{wanted / tokens:,.0f} times"
     return (
-        f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it {times}. The "
-        f"run reads it {dial.total_tokens / tokens:.1f} times. Give {', '.join(ways)} or a smaller --depth, or ask for "
-        f"all {times} with --param_data_ratio {dial.ratio:g}"
+        f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it {times}. "
+        f"The run reads it {dial.total_tokens / tokens:.1f} times. Give {', '.join(ways)} or a smaller --depth, or ask "
+        f"for all {times} with --param_data_ratio {dial.ratio:g}"
     )
 
 

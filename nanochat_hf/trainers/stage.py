@@ -17,16 +17,19 @@ from typing import Any
 import torch
 
 from nanochat_hf import settings, tasks
+from nanochat_hf.data import fingerprints
+from nanochat_hf.data.fingerprints import Fingerprint
 from nanochat_hf.generation import Sampling, load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import prepare_for_chat
 from nanochat_hf.generation.sampling import LEAST_TEMPERATURE, read_sampling
-from nanochat_hf.settings import UserError, job_size
-from nanochat_hf.trainers import checkpoints, disks, folder_lock
+from nanochat_hf.settings import UserError, folder_lock, job_size
+from nanochat_hf.trainers import checkpoints, disks
 from nanochat_hf.trainers.callbacks import FinalWeights, QuietGarbageCollector, StopOnSignal, TrainingProgress
 from nanochat_hf.trainers.chat_rows import delete_rows
 from nanochat_hf.trainers.stage_settings import StageConfig, check_stage
 
 START_FILE = "started.json"  # the configuration that the checkpoints in a stage folder belong to
+FINGERPRINT = "fingerprint"  # its entry that says which data was read
 # What a resumed run may have otherwise than the run that wrote its checkpoints.
 MAY_CHANGE = {
     "model",
@@ -97,12 +100,19 @@ def warn_of_idle_gpus() -> None:
 
 
 def record_start(
-    output_dir: str, asked: dict[str, Any], may_change: Set[str], before: dict[str, Any] | None, write: bool = True
+    output_dir: str,
+    asked: dict[str, Any],
+    read: list[Fingerprint],
+    may_change: Set[str],
+    before: dict[str, Any] | None,
+    write: bool = True,
 ) -> dict[str, str]:
     """Compares a run with the one that wrote the checkpoints in its folder, and records it for a later resume.
 
     Args:
         asked: what the run is made with, name → JSON value.
+        read: fingerprints of its data. Text is compared by them; only by name where an older version of this program
+            wrote the record.
         may_change: the names of what may differ; other differences cannot be continued.
         before: what `recorded_start` returns for the folder.
         write: whether this process writes the record.
@@ -111,14 +121,25 @@ def record_start(
         A sentence for each difference of `may_change`, by its name; {} where there is no checkpoint.
 
     Raises:
-        UserError: anything else differs; the message names it, with both values where there is only one.
+        UserError: anything else differs; the message names it, with both values where there is only one. Of other
+            data, it names only that: length, batch and rates may follow from it.
     """
     asked = json.loads(json.dumps(asked))
     notes: dict[str, str] = {}
     if before:
         # A setting that an older version of this program did not know has not changed.
         changed = sorted(name for name in asked.keys() & before.keys() if asked[name] != before[name])
+        if known := before.get(FINGERPRINT):
+            difference = fingerprints.difference(known, read)
+            if difference and not {"data", "tasks", "val_tasks"} & set(changed):
+                raise UserError(
+                    f"{difference} since the run in {output_dir} began; put back the files, delete that folder, or "
+                    "give another --output_dir"
+                )
+            if not difference and "data" in changed:  # the same text in another place
+                changed.remove("data")
         refused = [name for name in changed if name not in may_change]
+        refused = ["data"] if "data" in refused else refused
         if refused:
             values = f" ({before[refused[0]]}, not {asked[refused[0]]})" if len(refused) == 1 else ""
             raise UserError(
@@ -127,7 +148,7 @@ def record_start(
             )
         notes = {name: f"going on with another {name}: {asked[name]}, not {before[name]}" for name in changed}
     if write:
-        settings.write_json(Path(output_dir, START_FILE), asked)
+        settings.write_json(Path(output_dir, START_FILE), asked | {FINGERPRINT: read})
     return notes
 
 
@@ -232,19 +253,24 @@ class ChatTrainerMixin:
         """Writes none during training: the card is made from `run.json` when a checkpoint is published."""
 
 
-def open_stage(config: StageConfig) -> None:
+def open_stage(config: StageConfig) -> list[Fingerprint]:
     """Checks the settings before anything slow begins, and records them for a later resume.
+
+    Returns:
+        The fingerprints of the files that tasks name, for `finish`.
 
     Raises:
         UserError: a folder is not given or does not exist, the dtype is unknown, or `output_dir` holds the
-            checkpoints of another run, or another training runs there.
+            checkpoints of another run, or another command writes there.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run to its authors by default
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is announced as experimental each time
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL uses
     check_stage(config)
     folder_lock.claim(config.output_dir)
-    record_start(config.output_dir, asdict(config), MAY_CHANGE, recorded_start(config.output_dir))
+    read = tasks.fingerprints_of([*config.tasks, *getattr(config, "val_tasks", [])])
+    record_start(config.output_dir, asdict(config), read, MAY_CHANGE, recorded_start(config.output_dir))
+    return read
 
 
 def load_tasks(specs: list[str], split: str) -> list[tuple[Any, int]]:

@@ -15,7 +15,7 @@ from nanochat_hf.scaling import BatchPlan, fit_batch
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import token_byte_lengths
 from nanochat_hf.trainers import compilation, disks
-from nanochat_hf.trainers.chat_rows import TrainOn, collate, make_rows, pad_with_empty_rows, stored_rows
+from nanochat_hf.trainers.chat_rows import TrainOn, collate, files_of, make_rows, pad_with_empty_rows, stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
 from nanochat_hf.trainers.row_counts import report_left_over
 from nanochat_hf.trainers.stage import (
@@ -185,11 +185,11 @@ def load_rows(
         return pad_with_empty_rows(columns, plan.device_batch_size * plan.world_size)
 
     seen = {"tasks": config.tasks, "epochs": config.epochs, "wanted": wanted, "seed": config.seed}
-    train_rows = stored_rows(folder, settings | seen, train, writes)
+    train_rows = stored_rows(folder, settings | seen | files_of(config.tasks), train, writes)
     val_rows = None
     if config.val_tasks:
         seen = {"tasks": config.val_tasks, "multiple": plan.device_batch_size * plan.world_size}
-        val_rows = stored_rows(folder, settings | seen, validation, writes)
+        val_rows = stored_rows(folder, settings | seen | files_of(config.val_tasks), validation, writes)
     steps = len(train_rows) // per_step
     if not steps:
         raise UserError(

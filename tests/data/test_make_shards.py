@@ -10,6 +10,7 @@ from toy import make_documents, write_jsonl
 
 from nanochat_hf.data.sources import open_documents
 from nanochat_hf.settings import UserError
+from nanochat_hf.stages import make_shards
 
 SCRIPT = Path(__file__).parents[2] / "training" / "make_shards.py"
 
@@ -123,9 +124,18 @@ def test_shards_are_pushed_as_a_data_set_and_kept_when_that_fails(make, tmp_path
     card = (tmp_path / "out" / "README.md").read_text()
     assert "made from `a.jsonl`." in card and str(tmp_path) not in card
     assert "https://hub.example/datasets/me/shards" in capsys.readouterr().out
-    with pytest.raises(UserError, match="could not be uploaded .401 Unauthorized.; log in"):
-        make(source, tmp_path / "kept", "--push_to_hub", "me/forbidden")
-    assert len(list(open_documents(str(tmp_path / "kept")))) > 50
+    with pytest.raises(
+        UserError, match="could not be uploaded .401 Unauthorized.; log in.* me/forbidden '.*/it is kept'"
+    ):
+        make(source, tmp_path / "it is kept", "--push_to_hub", "me/forbidden")
+    assert len(list(open_documents(str(tmp_path / "it is kept")))) > 50
+
+
+def test_shards_that_another_command_is_making_are_left_alone(make, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", make_documents(10))
+    (tmp_path / "out" / f"{make_shards.SCATTERED}x").mkdir(parents=True)
+    with pytest.raises(UserError, match="out has unfinished shards; if a command is still making them, wait until"):
+        make(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

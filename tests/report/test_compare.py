@@ -1,5 +1,7 @@
 """`nanochat-hf report RUN1 RUN2`: paired where the items are the same, and only there."""
 
+from pathlib import Path
+
 import pytest
 
 from nanochat_hf import settings
@@ -78,6 +80,9 @@ def test_the_command_prints_and_writes_the_comparison(tmp_path, capsys):
     run_command(["report", *runs, "--output", str(tmp_path / "comparison.md")])
     assert "+0.0 [+0.0, +0.0]" in capsys.readouterr().out
     assert (tmp_path / "comparison.md").read_text().startswith("# one and two")
+    settings.save_run(Path(runs[1]) / "base", "pretrain", {})
+    run_command(["report", runs[0], f"{runs[1]}/base/"])
+    assert "+0.0 [+0.0, +0.0]" in capsys.readouterr().out, "a folder of a stage stands for its run"
     with pytest.raises(UserError, match="give another --output"):
         run_command(["report", *runs, "--output", str(tmp_path / "no" / "folder.md")])
     with pytest.raises(UserError, match="--output is for a comparison"):

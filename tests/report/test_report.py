@@ -106,6 +106,19 @@ def test_nothing_finished_or_damaged_files_are_named(tmp_path, run_dir):
         report.write_report(run_dir)
 
 
+def test_a_folder_of_a_stage_gives_the_report_of_its_run(run_dir, monkeypatch):
+    expected, table = report.write_report(run_dir)
+    text = expected.read_text()
+    for place, folder in ((run_dir.parent, run_dir / "base"), (run_dir, "base/"), (run_dir / "base", ".")):
+        monkeypatch.chdir(place)
+        path, found = report.write_report(folder)
+        assert path.resolve() == expected and found == table and path.read_text() == text
+    assert not (run_dir / "base" / "report.md").exists() and text.startswith("# Report of my_run")
+    settings.save_run(run_dir / "of_my_own", "sft", {})
+    with pytest.raises(UserError, match="of_my_own has no finished stage in a folder tokenizer, base, mid"):
+        report.write_report(run_dir / "of_my_own")
+
+
 def test_the_microworlds_tasks_are_not_called_core(run_dir):
     row = {"task": "microworld_facts", "items": 10, "accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8}
     row |= {"baseline": 0.25, "corrected_baseline": 0.25}

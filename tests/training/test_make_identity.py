@@ -1,6 +1,9 @@
 """Conversations about who the model is: the file of facts, the templates, and a server that writes them."""
 
 import json
+import shlex
+import subprocess
+import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +71,26 @@ def test_a_seed_gives_the_same_file_and_append_goes_on(facts, tmp_path):
     more = made(facts, tmp_path / "a.jsonl", "--number", 60, "--seed", 7, "--append")
     assert more[:50] == first and len({identity.key_of(messages) for messages in more}) == 60
     assert made(facts, tmp_path / "a.jsonl", "--number", 60, "--append") == more, "nothing is left to do"
+
+
+def test_a_second_command_does_not_write_to_the_same_file(facts, tmp_path):
+    path = tmp_path / "my chats.jsonl"
+    code = "import sys, time; from nanochat_hf.settings import folder_lock; file = open(sys.argv[1], 'a')\n"
+    code += "folder_lock.lock(file, sys.argv[1], '--output'); print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        try:
+            with pytest.raises(UserError, match=f"another command is writing to {path}; .* give another --output"):
+                made(facts, path, "--number", 5)
+        finally:
+            other.kill()
+    assert len(made(facts, path, "--number", 5)) == 5
+
+
+def test_the_task_at_the_end_can_be_pasted(facts, tmp_path, capsys):
+    made(facts, tmp_path / "my chats.jsonl", "--number", 5)
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(", beside")[0])
+    assert words[-1] == f"conversations={tmp_path / 'my chats.jsonl'}*2"
 
 
 def test_a_name_alone_is_enough_and_says_nothing_else(tmp_path, capsys):

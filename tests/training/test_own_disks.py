@@ -8,13 +8,17 @@ from chat_toy import make_base, weights
 from ranks import TOY, launch_apart, result, start_apart, toy
 
 from nanochat_hf.settings import load_run
+from nanochat_hf.settings.folder_lock import LOCK_FILE
 from nanochat_hf.trainers import checkpoints
 
 pytestmark = pytest.mark.timeout(1200)  # some seconds on a free machine, but a dozen processes on a busy one
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """All files but the lock, which process 0 alone takes."""
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE
+    )
 
 
 def results(ended):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from chat_toy import TEXTS, make_base, run_stage, weights
 
+from nanochat_hf import settings
 from nanochat_hf import tokenizer as tokenizers
-from nanochat_hf.settings import UserError, load_run
-from nanochat_hf.trainers import checkpoints, folder_lock, stage
+from nanochat_hf.settings import UserError, folder_lock, load_run
+from nanochat_hf.trainers import checkpoints, stage
 from nanochat_hf.trainers.callbacks import TrainingProgress
 
 CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am nanochat."}]
@@ -39,7 +40,7 @@ def _words(value):
 
 HOLD = """
 import sys, time
-from nanochat_hf.trainers import folder_lock
+from nanochat_hf.settings import folder_lock
 folder_lock.claim(sys.argv[1])
 print("held", flush=True)
 time.sleep(600)
@@ -54,12 +55,12 @@ def test_a_folder_in_which_another_command_trains_is_left_alone(tmp_path, monkey
             for process in "01":  # process 0 asks for all of a job
                 monkeypatch.setenv("RANK", process)
                 if process == "0":
-                    with pytest.raises(UserError, match=f"another command is training in {tmp_path}; wait until"):
+                    with pytest.raises(UserError, match=f"another command is writing to {tmp_path}; wait until"):
                         folder_lock.claim(tmp_path)
                 else:
                     folder_lock.claim(tmp_path)
             monkeypatch.delenv("RANK")
-            with pytest.raises(UserError, match="another command is training"):
+            with pytest.raises(UserError, match="another command is writing"):
                 options = {"model": make_base(tmp_path / "base"), "output_dir": tmp_path}
                 run("sft", options | {"tasks": "microworld-talk@2"})
             assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "base"]
@@ -122,6 +123,67 @@ def test_pretraining_does_not_go_on_as_another_run(interrupted, tokenizer, tmp_p
     with pytest.raises(UserError, match=words):
         run("pretrain", options | {"output_dir": folder} | changes)
     assert sorted(folder.rglob("*")) == kept
+
+
+@pytest.fixture
+def copied(interrupted, tmp_path):
+    """The interrupted run and its text, in a place of their own: (options, folder)."""
+    options, folder = interrupted
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.copy(options["data"], tmp_path / "texts.txt")
+    return options | {"data": tmp_path / "texts.txt", "output_dir": tmp_path / "run"}, tmp_path / "run"
+
+
+def test_pretraining_does_not_go_on_with_another_text_under_the_same_name(copied):
+    options, folder = copied
+    record = json.loads((folder / "started.json").read_text())
+    record["data"] = [str(options["data"])]
+    (folder / "started.json").write_text(json.dumps(record))
+    text, kept = options["data"].read_text(), sorted(folder.rglob("*"))
+    for changed, words in (
+        (text + "One more.", r"1 file of .* bytes; before: 1 file of"),
+        (text.upper(), "same size"),
+    ):
+        options["data"].write_text(changed)
+        # what follows from the length of the text is not blamed
+        with pytest.raises(UserError, match=rf"the data in {options['data']} has changed \(.*{words}.*; put back"):
+            run("pretrain", options | {"num_iterations": 6})
+        assert sorted(folder.rglob("*")) == kept
+    options["data"].write_text(text)
+    run("pretrain", options)
+    (found,), (known,) = load_run(folder)["fingerprint"], record["fingerprint"]
+    assert found == known | {"source": str(options["data"])}
+
+
+def test_pretraining_goes_on_with_the_same_text_under_another_name(copied, tmp_path, monkeypatch, capsys):
+    options, folder = copied
+    monkeypatch.chdir(tmp_path)
+    run("pretrain", options | {"data": "./texts.txt"})
+    assert "resuming from" in capsys.readouterr().out and load_run(folder)
+
+
+def test_a_record_of_an_older_version_compares_the_names_of_data(copied):
+    options, folder = copied
+    record = json.loads((folder / "started.json").read_text())
+    del record["fingerprint"]
+    (folder / "started.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="another data"):
+        run("pretrain", options)
+    record["data"] = [str(options["data"])]
+    (folder / "started.json").write_text(json.dumps(record))
+    run("pretrain", options)
+    assert load_run(folder)
+
+
+def test_pretraining_does_not_train_a_folder_again_that_another_command_has_finished(copied, monkeypatch):
+    options, folder = copied
+
+    def claim(folder):
+        settings.save_run(folder, "pretrain", {})
+
+    monkeypatch.setattr(folder_lock, "claim", claim)
+    with pytest.raises(UserError, match="run is finished; delete that folder"):
+        run("pretrain", options)
 
 
 def test_pretraining_goes_on_where_it_can_and_says_what_is_different(interrupted, tokenizer, tmp_path, capsys):
@@ -227,6 +289,37 @@ def test_a_chat_stage_names_the_setting_that_changed(chat_options, tmp_path, mon
     (tmp_path / "run" / "started.json").write_text("{")
     with pytest.raises(UserError, match="started.json is damaged"):
         run("sft", options)
+
+
+def test_a_chat_stage_does_not_go_on_with_other_chats_under_the_same_name(chat_options, tmp_path, monkeypatch):
+    options = chat_options | {"save_every": 1, "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        kill_at(2, patch)
+        with pytest.raises(Killed):
+            run("sft", options)
+    chats = tmp_path / "chats.jsonl"
+    before = chats.read_text()
+    chats.write_text(before + before)
+    with pytest.raises(UserError, match=rf"the data in {chats} has changed .* since the run in .*run began"):
+        run("sft", options)
+    chats.write_text(before)
+    run("sft", options)
+    (read,) = load_run(tmp_path / "run")["fingerprint"]
+    assert read["source"] == str(chats) and read["files"] == 1
+
+
+def test_rows_are_made_again_of_other_chats(chat_options, tmp_path, monkeypatch):
+    """There is no checkpoint yet, so the run begins anew: with what is in the file."""
+    options = chat_options | {"save_every": 0, "output_dir": tmp_path / "run", "val_tasks": "[]"}
+    chats, rows = tmp_path / "chats.jsonl", []
+    for content in (chats.read_text(), chats.read_text().replace("nanochat", "another")):
+        chats.write_text(content)
+        with monkeypatch.context() as patch:
+            kill_at(1, patch)
+            with pytest.raises(Killed):
+                run("sft", options)
+        rows.append(len(list((tmp_path / "run").glob("rows-*"))))
+    assert rows == [1, 2]
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The runner of all stages, as a command."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from nanochat_hf import settings
 from nanochat_hf.settings import UserError
 from nanochat_hf.stages import speedrun as pipeline
+from nanochat_hf.tasks import fingerprints_of
 
 SPEEDRUN = Path(__file__).parents[2] / "training" / "speedrun.py"
 
@@ -185,6 +187,91 @@ def test_lists_with_commas_are_compared_as_their_stage_reads_them(tmp_path):
     recipe.write_text("dpo:\n  loss_type: sigmoid,sft\n")
     stage = next(stage for stage in pipeline.STAGES if stage.name == "dpo")
     pipeline.check_unchanged(tmp_path / "dpo", stage, str(recipe), {})
+
+
+def stage_named(name):
+    return next(stage for stage in pipeline.STAGES if stage.name == name)
+
+
+def test_a_finished_stage_notices_other_text_under_the_same_name(tmp_path):
+    recipe, texts = tmp_path / "recipe.yaml", tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("".join(f"Line {i} of a short text about {7 * i}.\n" for i in range(400)))
+    (texts / "b.txt").write_text("Held out.\n")
+    recipe.write_text(
+        f"tokenizer:\n  data: ['{texts}']\n  vocab_size: 300\nevaluation:\n  evaluations: [bits_per_byte]\n"
+    )
+    options = ("--config", str(recipe), "--run_dir", str(tmp_path / "run"), "--stages", "tokenizer")
+    speedrun(*options)
+    recipe.write_text(recipe.read_text().replace(f"'{texts}'", f"'{texts}/'"))
+    assert "finished already" in speedrun(*options).stdout, "the same folder"
+    recipe.write_text(recipe.read_text().replace(f"'{texts}/'", f"'{texts}'"))
+    (texts / "c.txt").write_text("More.\n")
+    refused = speedrun(*options)
+    assert refused.returncode == 2 and "finished already" not in refused.stdout
+    assert f"the data in {texts} has changed (3 files of " in refused.stderr
+    assert f"since {tmp_path / 'run' / 'tokenizer'} was made; put back the files, delete that folder" in refused.stderr
+    record = settings.load_run(tmp_path / "run" / "tokenizer")
+    del record["fingerprint"]
+    settings.write_json(tmp_path / "run" / "tokenizer" / "run.json", record)
+    assert "finished already" in speedrun(*options).stdout, "of an older version: compared by name"
+    recipe.write_text(recipe.read_text().replace(f"'{texts}'", "microworld"))
+    assert "the recipe now says ['microworld']" in speedrun(*options).stderr
+
+
+@pytest.mark.parametrize("name", ["midtrain", "sft", "dpo", "rl"])
+def test_a_finished_stage_notices_other_chats_under_the_same_name(name, tmp_path):
+    chats, stage = tmp_path / "chats.jsonl", stage_named(name)
+    chats.write_text("[]\n")
+    specs = [f"conversations={chats}@4", "microworld-talk@2"]
+    made = {"fingerprint": fingerprints_of(specs)}
+    settings.save_run(tmp_path / name, name, {"tasks": specs, "val_tasks": []}, **made)
+    pipeline.check_unchanged(tmp_path / name, stage, None, {})
+    chats.write_text("[]\n[]\n")
+    with pytest.raises(UserError, match=f"the data in {chats} has changed .* since .* was made; put back the files"):
+        pipeline.check_unchanged(tmp_path / name, stage, None, {})
+    chats.unlink()  # it takes up room
+    pipeline.check_unchanged(tmp_path / name, stage, None, {})
+
+
+def test_what_changed_is_said_before_the_first_stage(run_dir, tmp_path):
+    chats, recipe = tmp_path / "chats.jsonl", tmp_path / "recipe.yaml"
+    chats.write_text("[]\n")
+    specs = [f"conversations={chats}"]
+    config = {"tasks": specs, "val_tasks": [], "model": "elsewhere"}
+    settings.save_run(run_dir / "rl", "rl", config, fingerprint=fingerprints_of(specs))
+    chats.write_text("[]\n[]\n")
+    recipe.write_text("dpo:\n  tasks: [gsm8k]\nevaluation:\n  tasks: [gsm8k]\n")
+    options = ("--stages", "dpo", "rl")
+    result = speedrun("--config", str(recipe), "--run_dir", str(run_dir), *options)
+    assert f"the data in {chats} has changed" in result.stderr and "dpo →" not in result.stdout
+
+
+def test_a_second_pipeline_in_the_same_folder_is_refused(run_dir, tmp_path):
+    code = "import sys, time; from nanochat_hf.settings import folder_lock; folder_lock.claim(sys.argv[1])\n"
+    code += "print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, run_dir], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        try:
+            for more in ([], ["--fresh"]):
+                result = speedrun("--run_dir", str(run_dir), "--stages", "tokenizer", *more)
+                assert result.returncode == 2 and not result.stdout
+                assert f"another command is writing to {run_dir}; wait until it ends or stop it" in result.stderr
+                assert "give another --run_dir" in result.stderr and settings.load_run(run_dir / "tokenizer")
+        finally:
+            other.kill()
+    pipeline.delete_run(run_dir)
+    assert [path.name for path in run_dir.iterdir()] == [".lock"]
+
+
+def test_the_commands_at_the_end_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "with ö" / "rl"
+    settings.save_run(folder, "rl", {})
+    pipeline.print_summary(folder.parent, folder, 60)
+    lines = capsys.readouterr().out.splitlines()
+    for words, number in (("talk to it", 2), ("in a browser", 2), ("checkpoints", 0)):
+        (line,) = [line for line in lines if words in line]
+        assert shlex.split(line.strip().removeprefix(words))[number] == str(folder)
 
 
 def test_starting_over_checks_the_recipe_first(run_dir, tmp_path):

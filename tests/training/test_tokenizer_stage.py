@@ -1,9 +1,12 @@
 """The stage tokenizer: which text it learns from, and what it never overwrites."""
 
+import subprocess
+import sys
+
 import pytest
 
 from nanochat_hf import settings
-from nanochat_hf.settings import UserError
+from nanochat_hf.settings import UserError, folder_lock
 from nanochat_hf.stages import tokenizer as stage
 from nanochat_hf.stages.tokenizer import clip
 
@@ -69,6 +72,33 @@ def test_bad_files_are_skipped_where_that_is_asked_for(text, tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "b.txt" in line]
     assert len(said) == 1 and said[0].startswith("warning: skipped the rest of a file: "), "one line, said once"
     assert (tmp_path / "tokenizer" / "run.json").exists()
+
+
+HOLD = """
+import sys, time
+from nanochat_hf.settings import folder_lock
+folder_lock.claim(sys.argv[1])
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_two_commands_do_not_make_one_tokenizer(text, tmp_path, monkeypatch):
+    folder = tmp_path / "tokenizer"
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        try:
+            with pytest.raises(UserError, match=f"another command is writing to {folder}; wait until it ends"):
+                train(text, folder)
+        finally:
+            other.kill()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="tokenizer is finished"):
+        patch.setattr(folder_lock, "claim", lambda folder: settings.save_run(folder, "tokenizer", {}))
+        train(text, folder)  # the other one finished while this one read the text
+    (folder / "run.json").unlink()
+    train(text, folder)
+    assert settings.load_run(folder)["fingerprint"][0]["files"] == 1
 
 
 def test_a_models_folder_is_no_place_for_another_tokenizer(text, tmp_path):
