@@ -201,11 +201,11 @@ def describe_limit(dial: Any, text: Survey) -> str:
         ways = ["that source more text", "it a smaller share"]
     if dial.num_iterations < MIN_STEPS and dial.total_batch_size <= text.sequence_length:
         ways.append(f"a shorter --sequence_length for more than {dial.num_iterations} steps")
-    times = f"{wanted / tokens:,.0f} times"
+    all_times, times = f"{wanted / tokens:,.0f} times", f"{dial.total_tokens / tokens:.1f} times"
     return (
-        f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it {times}. "
-        f"The run reads it {dial.total_tokens / tokens:.1f} times. Give {', '.join(ways)} or a smaller --depth, or ask "
-        f"for all {times} with --param_data_ratio {dial.ratio:g}"
+        f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it {all_times}. "
+        f"The run reads it {times}. Give {', '.join(ways)} or a smaller --depth, or ask for all {all_times} with "
+        f"--param_data_ratio {dial.ratio:g}"
     )
 
 
