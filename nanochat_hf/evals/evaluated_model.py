@@ -7,6 +7,7 @@ import torch
 
 from nanochat_hf.generation import load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import ChatFormat
+from nanochat_hf.generation.prompts import rendered
 from nanochat_hf.settings import UserError
 
 ASSISTANT_START = "<|assistant_start|>"
@@ -75,9 +76,7 @@ class EvaluatedModel:
 
             return render_prompt(self.tokenizer, messages)
         if self.prompt_style == "chat template":
-            return self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            return rendered(self.tokenizer, messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         text = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
         return self.encode([f"{text}\n\nAssistant:"])[0]
 

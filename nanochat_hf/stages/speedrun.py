@@ -258,7 +258,8 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
     defaults = {name: settings.default_of(field) for name, field in known.items()}
     made_with = defaults | run["config"]
     wanted = settings.read_recipe(recipe, stage.name, set(made_with), variables) if recipe else {}
-    found = {name for name in ("packing", "preset") if wanted.get(name) == "auto"}  # run.json has what was chosen
+    found = {"on_bad_file"}  # decides what is read, and the content is compared
+    found |= {name for name in ("packing", "preset") if wanted.get(name) == "auto"}  # run.json has what was chosen
     if str(wanted.get("auto_device_batch")).lower() == "true":
         found.add("device_batch_size")
     difference = None

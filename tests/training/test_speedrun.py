@@ -205,6 +205,8 @@ def test_a_finished_stage_notices_other_text_under_the_same_name(tmp_path):
     speedrun(*options)
     recipe.write_text(recipe.read_text().replace(f"'{texts}'", f"'{texts}/'"))
     assert "finished already" in speedrun(*options).stdout, "the same folder"
+    recipe.write_text(f"common:\n  on_bad_file: skip\n{recipe.read_text()}")
+    assert "finished already" in speedrun(*options).stdout, "the same files"
     recipe.write_text(recipe.read_text().replace(f"'{texts}/'", f"'{texts}'"))
     (texts / "c.txt").write_text("More.\n")
     refused = speedrun(*options)
