@@ -162,7 +162,7 @@ class RemoteModel:
             "max_new_tokens": sampling.get("max_new_tokens"),
             "do_sample": bool(temperature),
             "temperature": temperature or None,
-            "top_k": sampling.get("top_k"),
+            "top_k": sampling.get("top_k") or None,  # the protocol has no 0
             "top_p": top_p if top_p and top_p < 1 else None,
             "seed": sampling.get("seed"),
         }
@@ -230,8 +230,9 @@ def _reason(error: Exception) -> str:
     except Exception:  # no answer, a streamed one that was not read, or none in JSON
         pass
     found = found.get("message") if isinstance(found, dict) else found
-    text = found if isinstance(found, str) else str(error)
-    return (text.strip() or type(error).__name__).splitlines()[0]
+    if isinstance(found, str) and found.strip():
+        return found.strip()
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _arguments(written: str) -> dict[str, Any]:

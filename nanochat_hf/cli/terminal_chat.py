@@ -432,7 +432,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--top-k",
         metavar="K",
-        help="sample from the K most likely tokens; 0 is all (default: the checkpoint's or the server's own, else 50)",
+        help="sample from the K most likely tokens; 0 is all (default: the checkpoint's own, else 50; with --url the "
+        "server's)",
     )
     parser.add_argument(
         "--top-p", metavar="P", help="sample from the most likely tokens that make up this probability"

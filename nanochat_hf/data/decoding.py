@@ -169,11 +169,12 @@ def _encoding_sentence(path: str | os.PathLike, encoding: str, offset: int, byte
 
 def _conversion(path: str | os.PathLike, encoding: str) -> str:
     """The remedy for a file in another encoding: a command that keeps the old file under a name that is not read."""
-    name, ending = os.path.splitext(path)
+    ending = os.path.splitext(path)[1]
     unpack = UNPACK.get(ending.lower())
-    plain = name if unpack else os.fspath(path)
+    packed = os.path.join(os.curdir, path) if os.fspath(path).startswith("-") else os.fspath(path)
+    plain = packed.removesuffix(ending) if unpack else packed
     new, old = shlex.quote(plain), shlex.quote(f"{plain}.old")
     command = f"mv {new} {old} && iconv -f {encoding} -t utf-8 {old} > {new}"
     if unpack:
-        return f"unpack and convert it, for example with: {unpack} {shlex.quote(os.fspath(path))} && {command}"
+        return f"unpack and convert it, for example with: {unpack} {shlex.quote(packed)} && {command}"
     return f"convert it, for example with: {command}"

@@ -6,8 +6,8 @@ Three rules, tried in this order:
 2. File and folder names. A split is the whole name between separators, beside numbers of shards: `train.jsonl`,
    `validation-00000-of-00001.parquet`, `test/part-3.csv`. Other words may be there only if another file has the same
    words with another split: `stories-train.txt` beside `stories-valid.txt`. `the_great_train_robbery.txt` is a title.
-3. Where the names do not give training and held-out files, the last file is for validation; of small notes so many of
-   the last that they hold a twentieth of the text. A single file is divided.
+3. Where the names do not give training and held-out files, the last file is for validation. Where all files are notes
+   and the last is small, so are those before it, until they hold a twentieth of the text. A single file is divided.
 """
 
 import re
@@ -44,7 +44,7 @@ ENDINGS = set(
 )
 SEPARATOR = re.compile(r"[-._ ]+")
 NUMBERED = re.compile(r"([a-z]+)\d+")
-VALIDATION_SHARE = 1 / 20  # of the text
+VALIDATION_SHARE, MOST_SHARE = 1 / 20, 1 / 5  # of the text, for validation
 ENOUGH_BYTES = 2**20  # of validation text: a last file of this size is not small
 HASH = re.compile(r"(?=.*\d)[0-9a-f]{8,}")
 
@@ -88,10 +88,12 @@ def divide(names: Sequence[str], sizes: Sequence[int | None]) -> Division:
     everything = list(range(len(names)))
     if len(names) == 1:
         return Division(everything, everything, {})
-    enough = min(ENOUGH_BYTES, VALIDATION_SHARE * sum(size or 0 for size in sizes))
     first = len(names) - 1
-    while first > 1 and None not in sizes[first:] and sum(size or 0 for size in sizes[first:]) < enough:
-        first -= 1
+    if None not in sizes:
+        bytes_of = [size or 0 for size in sizes]
+        enough, most = min(ENOUGH_BYTES, VALIDATION_SHARE * sum(bytes_of)), MOST_SHARE * sum(bytes_of)
+        while first > 1 and sum(bytes_of[first:]) < enough and sum(bytes_of[first - 1 :]) <= most:
+            first -= 1
     return Division(everything[:first], everything[first:], {})
 
 

@@ -99,7 +99,7 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
 
 
 def write_text_bundle(folder: str, config: EvaluationConfig) -> Path:
-    """Writes completion tasks of the validation text; raises UserError where there is too little of it."""
+    """Writes completion tasks of the validation text; raises `TooLittleText` where there is too little."""
     from nanochat_hf.evals import text_bundle
 
     return text_bundle.write_bundle(folder, islice(validation_documents(config), TEXT_DOCUMENTS))
@@ -109,10 +109,12 @@ def leave_out_completion(names: list[str], config: EvaluationConfig) -> list[str
     """The evaluations without completion tasks of text, where there is too little of it and others are asked for."""
     if config.core_bundle != TEXT or "core" not in names or len(names) == 1:
         return names
+    from nanochat_hf.evals.text_bundle import TooLittleText
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             write_text_bundle(folder, config)
-    except UserError as error:
+    except TooLittleText as error:
         print_on_main_process(f"warning: the text completion tasks are left out: {error}")
         return [name for name in names if name != "core"]
     return names

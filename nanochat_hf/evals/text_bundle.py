@@ -14,6 +14,10 @@ from nanochat_hf.settings import UserError
 QUERY_WORDS, CHOICE_WORDS, CHOICES = 40, 10, 4
 
 
+class TooLittleText(UserError):
+    """The text has too few or too short documents for completion tasks."""
+
+
 def write_bundle(folder: str | Path, texts: Iterable[str], *, items: int = 200, seed: int = 0) -> Path:
     """Writes a bundle of two tasks and returns its folder. The same arguments give the same bytes.
 
@@ -29,13 +33,13 @@ def write_bundle(folder: str | Path, texts: Iterable[str], *, items: int = 200, 
         seed: of the draws.
 
     Raises:
-        UserError: no document is long enough, or fewer than `CHOICES` are.
+        TooLittleText: no document is long enough, or fewer than `CHOICES` are.
     """
     cut = [text.split() for text in texts]
     long = [words for words in cut if len(words) >= QUERY_WORDS + CHOICE_WORDS]
     longer = [words for words in cut if len(words) >= QUERY_WORDS + 2 * CHOICES * CHOICE_WORDS]
     if len(long) < CHOICES or not longer:
-        raise UserError(
+        raise TooLittleText(
             f"the validation text has {len(long)} documents of {QUERY_WORDS + CHOICE_WORDS} words, the longest with "
             f"{max(map(len, cut), default=0)}; completion tasks need {CHOICES}, and one of "
             f"{QUERY_WORDS + 2 * CHOICES * CHOICE_WORDS}: give more validation text, or another core_bundle"

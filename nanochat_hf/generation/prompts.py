@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from nanochat_hf.settings import UserError
 
 Message = dict[str, Any]  # {"role": ..., "content": text or a list of parts}
@@ -33,9 +31,9 @@ def rendered(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
     """
     try:
         return tokenizer.apply_chat_template(messages, **options)
-    except (TemplateError, TypeError) as error:  # the latter: it joins text with a content that is none
+    except Exception as error:  # what a template does with a conversation is its author's choice
         system = bool(messages) and messages[0]["role"] == "system"
-        remedy = "leave the system message out" if system else "change its messages, or start a new one"
+        remedy = "leave the system message out" if system else "change its messages"
         raise UserError(f"the model's chat template refuses this conversation ({error}); {remedy}") from None
 
 

@@ -130,7 +130,8 @@ def _draw(logits: torch.Tensor, samplers: Sequence[RowSampler], kind: str) -> to
     elif kind == "sorted":
         logits, tokens = logits.sort(dim=-1, descending=True)
     logits = logits.to(exact)
-    logits = logits - logits.amax(dim=-1, keepdim=True)  # so that no quotient overflows
+    if exact == torch.float32:  # where a quotient by a small temperature could overflow
+        logits = logits - logits.amax(dim=-1, keepdim=True)
     probabilities = (logits / column([each.temperature for each in settings])).softmax(dim=-1)
     if any(each.min_p for each in settings):
         least = column([each.min_p or 0.0 for each in settings]) * probabilities[:, :1]

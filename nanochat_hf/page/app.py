@@ -144,7 +144,7 @@ class Visits:
         new_tokens: int,
     ) -> Iterator[tuple]:
         """Writes the answer; yields (chatbot, conversation), again and again until it is complete."""
-        messages = conversation["messages"]
+        messages, system = conversation["messages"], clean(system)
         done = False
         try:
             sampling = self._sampling(temperature, top_k, top_p, new_tokens)
@@ -219,6 +219,8 @@ class Visits:
             return token_html([])
         try:
             *before, answer = read_messages(conversation["messages"], self.limits)[: int(index) + 1]
+            if "left_out" not in answer:  # stored by an older version
+                before, _ = model.fit(before, 1)
             head = [{"role": "system", "content": answer["system"]}] if answer.get("system") else []
             read = [*read_messages(head, self.limits), *before[answer.get("left_out", 0) :], answer]
             return token_html(self.infos(model.model, model.tokenizer, read, model.context_length))

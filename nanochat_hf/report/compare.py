@@ -41,9 +41,15 @@ def compare_runs(run_dirs: Sequence[str | os.PathLike]) -> tuple[str, str]:
         The comparison as a Markdown page, and as text for the terminal.
 
     Raises:
-        UserError: a folder has no evaluated stage, no stage is in all runs, or a file is damaged.
+        UserError: two folders are of one run, a folder has no evaluated stage, no stage is in all runs, or a file is
+            damaged.
     """
     folders = [run_of(folder) for folder in run_dirs]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(
+            f"{' and '.join(str(folder) for folder in run_dirs)} are of one run; the report of that run shows its "
+            "stages side by side"
+        )
     names = _short_names(folders)
     runs = []
     for folder in folders:

@@ -16,6 +16,7 @@ COMPLETION_TOKENS = 16  # OpenAI's default for completions
 MOST_ROWS = 128  # answers per request
 MOST_STOPS = 16
 MOST_TOOLS = 128
+LONGEST_NAME = 64  # characters of a function's name, as OpenAI
 MOST_LOGPROBS = 20
 # Fields that describe a request and change nothing in any answer.
 DESCRIPTIONS = ("model", "user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
@@ -158,8 +159,12 @@ def read_tools(fields: Fields, job: Job, engine: Engine) -> Job:
     for index, tool in enumerate(tools):
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, dict) else None
-        if tool.get("type", "function") != "function" or not isinstance(name, str) or not name:
-            raise BadRequest(f"tools[{index}] must be a function with a name, not {shown(tool)}", "tools")
+        is_named = isinstance(name, str) and 0 < len(name) <= LONGEST_NAME
+        if tool.get("type", "function") != "function" or not is_named:
+            raise BadRequest(
+                f"tools[{index}] must be a function with a name of up to {LONGEST_NAME} characters, not {shown(tool)}",
+                "tools",
+            )
         try:
             json_text(tool)
         except (ValueError, RecursionError) as error:

@@ -21,13 +21,12 @@ EXTRAS = dict.fromkeys(
 ) | {"evaluate": "eval", "gradio": "space", "onnx": "onnx", "onnxscript": "onnx", "tiktoken": "tiktoken"}
 
 
-# What the user can mend about a path: permissions, a full disk, a file where a folder belongs and the reverse.
+# What the user can mend about a disk, and about a path: permissions, a file where a folder belongs and the reverse.
+DISK = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 MENDABLE = {
+    *DISK,
     errno.EACCES,
     errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
@@ -109,7 +108,7 @@ def main_with_user_errors(main: Callable[[], Any]) -> None:
                 f"not enough memory ({reason}); make the batches, the rows or the model smaller, for example with "
                 "--device_batch_size (evaluations: --max_tokens and --batch_size)"
             ) from None
-        if isinstance(error, OSError) and error.errno in MENDABLE:
+        if isinstance(error, OSError) and error.errno in (MENDABLE if error.filename else DISK):
             path = f"{error.filename}: " if error.filename else ""
             raise UserError(
                 f"{path}{error.strerror}; make room, change the permissions or give another path, and run the same "

@@ -54,5 +54,5 @@ def lock(file: IO[Any], place: str | os.PathLike, option: str) -> None:
             raise UserError(
                 f"another command is writing to {place}; wait until it ends or stop it, or give another {option}"
             ) from None
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise

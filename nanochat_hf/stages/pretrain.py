@@ -126,7 +126,9 @@ class PretrainConfig:
     lr_scale: float | None = setting(
         None, "factor on the others; default √(max(batch, 2^17) / 2^19), classic 1", at_least=0, at_most=MAX_RATE
     )
-    warmup_steps: int | None = setting(None, "steps; default 40 (classic 0)", at_least=0, at_most=MAX_STEPS)
+    warmup_steps: int | None = setting(
+        None, "steps; default 40 (classic 0), of small a fifth of the run at most", at_least=0, at_most=MAX_STEPS
+    )
     warmdown_ratio: float | None = setting(None, "share of the run; default 0.65 (classic 0.2)", at_least=0, at_most=1)
     final_lr_frac: float | None = setting(
         None, "end of the warmdown; default 0.05 (classic 0)", at_least=0, at_most=MAX_RATE

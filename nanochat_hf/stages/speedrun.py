@@ -284,8 +284,8 @@ def check_unchanged(folder: Path, stage: Stage, recipe: str | None, variables: d
         )
     if difference:
         raise UserError(
-            f"{difference} since {folder} was made; put back the files, delete that folder and the later ones, start "
-            "over with --fresh, or give another --run_dir"
+            f"{difference} since {folder} was made; put the data back as it was, delete that folder and the later "
+            "ones, start over with --fresh, or give another --run_dir"
         )
 
 
@@ -347,6 +347,9 @@ def delete_run(run_dir: Path) -> None:
         raise UserError(
             f"{run_dir} holds {unknown[0]}, which no stage made; move it away or delete the folder yourself"
         )
+    for stage in STAGES:  # none of them may be running
+        if (run_dir / stage.folder).is_dir():
+            folder_lock.claim(run_dir / stage.folder, "--run_dir")
     for path in run_dir.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -124,7 +124,8 @@ class MuonAdamWMixin(_Base):
         fsdp.reduce_gradients(self.model, now=self.accelerator.sync_gradients)
         if self.accelerator.sync_gradients:  # the last micro-batch of the step
             apply_schedule(self.muon_adamw, self.schedule, self.state.global_step)
-            logged = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
+            step = self.state.global_step + 1
+            logged = step % max(1, int(self.state.logging_steps or 1)) == 0 or step >= self.state.max_steps
             self.muon_adamw.measure_norms = self.log_norms and logged
             self.muon_adamw.arm()
         with self.compiled:

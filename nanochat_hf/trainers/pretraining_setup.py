@@ -198,13 +198,13 @@ def describe_limit(dial: Any, text: Survey) -> str:
     what, ways = "the text", ["more text"]
     if len(text.sources) > 1 and text.shortest:
         what = f"until {text.shortest.found.name} with its share of {text.shortest.share:.0%} begins again, the text"
-        ways = ["that source more text", "it a smaller share"]
+        ways = ["that source more text or a smaller share"]
     if dial.num_iterations < MIN_STEPS and dial.total_batch_size <= text.sequence_length:
         ways.append(f"a shorter --sequence_length for more than {dial.num_iterations} steps")
     all_times, times = f"{wanted / tokens:,.0f} times", f"{dial.total_tokens / tokens:.1f} times"
     return (
         f"{what} fills {tokens:,} tokens of rows; depth {dial.depth} asks for {wanted:,}, which reads it {all_times}. "
-        f"The run reads it {times}. Give {', '.join(ways)} or a smaller --depth, or ask for all {all_times} with "
+        f"The run reads it {times}. Give {', '.join(ways)}, or a smaller --depth, or ask for all {all_times} with "
         f"--param_data_ratio {dial.ratio:g}"
     )
 

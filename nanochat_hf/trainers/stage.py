@@ -133,8 +133,8 @@ def record_start(
             difference = fingerprints.difference(known, read)
             if difference and not {"data", "tasks", "val_tasks"} & set(changed):
                 raise UserError(
-                    f"{difference} since the run in {output_dir} began; put back the files, delete that folder, or "
-                    "give another --output_dir"
+                    f"{difference} since the run in {output_dir} began; put the data back as it was, delete that "
+                    "folder, or give another --output_dir"
                 )
             if not difference and "data" in changed:  # the same text in another place
                 changed.remove("data")
@@ -268,6 +268,7 @@ def open_stage(config: StageConfig) -> list[Fingerprint]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that TRL uses
     check_stage(config)
     folder_lock.claim(config.output_dir)
+    distributed_state().wait_for_everyone()  # where process 0 was refused, no other one writes
     read = tasks.fingerprints_of([*config.tasks, *getattr(config, "val_tasks", [])])
     record_start(config.output_dir, asdict(config), read, MAY_CHANGE, recorded_start(config.output_dir))
     return read

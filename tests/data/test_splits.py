@@ -339,6 +339,8 @@ def test_all_titles_are_read(tmp_path):
         ({f"{number}.md": 1000 for number in range(10, 70)}, ["67.md", "68.md", "69.md"]),
         ({"a.txt": 5000, "b.txt": 5000, "c.txt": 600, "d.txt": 20}, ["c.txt", "d.txt"]),
         ({"a.txt": 90_000, "b.txt": 20}, ["b.txt"]),  # one file is left for training
+        ({"a.txt": 1000, "book.txt": 90_000, "c.txt": 900}, ["c.txt"]),  # not most of the text
+        ({"a.txt": 900_000, "b.jsonl": 1000, "c.txt": 900}, ["c.txt"]),  # not all are notes
         ({"a.jsonl": 90_000, "b.jsonl": 9000, "c.jsonl": 20}, ["c.jsonl"]),  # shards, whatever their size
         ({"a.txt": 90_000, "train.txt": 9000, "validation.txt": 20}, ["validation.txt"]),  # as the names say
         ({"a.txt": 2**26, "b.txt": 2**21, "c.txt": 2**20}, ["c.txt"]),  # a megabyte is enough

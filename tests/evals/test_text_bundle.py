@@ -51,6 +51,9 @@ def test_too_little_text_leaves_out_this_evaluation_and_no_other(tmp_path, capsy
     assert leave_out_completion(["bits_per_byte", "core", "chat"], config) == ["bits_per_byte", "chat"]
     assert "warning: the text completion tasks are left out: the validation text has 0" in capsys.readouterr().out
     assert leave_out_completion(["core"], config) == ["core"], "asked for alone, it ends with the error"
+    config.data = str(tmp_path / "missing")
+    with pytest.raises(UserError, match="no data at"):
+        leave_out_completion(["core", "chat"], config)
 
 
 def test_the_mean_has_a_name_of_its_own(texts, tmp_path, tiny_model):

@@ -89,6 +89,13 @@ def test_the_command_prints_and_writes_the_comparison(tmp_path, capsys):
         run_command(["report", runs[0], "--output", "x.md"])
 
 
+def test_stages_of_one_run_are_no_two_runs(tmp_path):
+    run = write_run(tmp_path / "one", FIRST)
+    settings.save_run(run / "sft", "sft", {})
+    with pytest.raises(UserError, match="are of one run; the report of that run shows its stages side by side"):
+        compare_runs([run, run / "sft"])
+
+
 def test_runs_without_anything_in_common_are_named(tmp_path):
     one = write_run(tmp_path / "one", FIRST)
     (tmp_path / "empty").mkdir()

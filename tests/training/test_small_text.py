@@ -62,7 +62,9 @@ def test_a_depth_that_wants_more_text_than_there_is_reads_it_four_times_and_says
     options = ["--data", f"{text}/[abc].jsonl", "--tokenizer", str(text / "tokenizer"), "--dry_run", "true"]
     main([*SHAPE, *options, "--output_dir", str(tmp_path)])
     said = capsys.readouterr().out
-    assert re.search(r"Give more text or a smaller --depth, or ask for all \d+ times with --param_data_ratio 12", said)
+    assert re.search(
+        r"Give more text, or a smaller --depth, or ask for all \d+ times with --param_data_ratio 12", said
+    )
     assert "preset: small, for" in said and "(--preset modern" not in said, "whose batch would be the same"
     assert re.search(r"/\[abc\]\.jsonl +train +2 +50 ", said), "the table that a run prints"
     assert re.search(r"The run reads it (3\.\d|4\.0) times", said)
@@ -78,7 +80,7 @@ def test_of_several_sources_the_one_that_limits_the_run_is_named(text, tmp_path,
     main([*SHAPE, *options, "--dry_run", "--output_dir", str(tmp_path)])
     said = capsys.readouterr().out
     assert f"until {text / 'c.jsonl'} with its share of 50% begins again, the text fills" in said
-    assert "Give that source more text, it a smaller share, " in said
+    assert "Give that source more text or a smaller share, " in said
 
 
 def test_a_run_of_few_steps_warms_up_in_a_fifth_of_them_and_ends_with_its_last_loss(text, tmp_path, capsys):

@@ -212,7 +212,7 @@ def test_a_finished_stage_notices_other_text_under_the_same_name(tmp_path):
     refused = speedrun(*options)
     assert refused.returncode == 2 and "finished already" not in refused.stdout
     assert f"the data in {texts} has changed (3 files of " in refused.stderr
-    assert f"since {tmp_path / 'run' / 'tokenizer'} was made; put back the files, delete that folder" in refused.stderr
+    assert f"since {tmp_path / 'run' / 'tokenizer'} was made; put the data back as it was, delete that folder" in refused.stderr
     record = settings.load_run(tmp_path / "run" / "tokenizer")
     del record["fingerprint"]
     settings.write_json(tmp_path / "run" / "tokenizer" / "run.json", record)
@@ -230,7 +230,7 @@ def test_a_finished_stage_notices_other_chats_under_the_same_name(name, tmp_path
     settings.save_run(tmp_path / name, name, {"tasks": specs, "val_tasks": []}, **made)
     pipeline.check_unchanged(tmp_path / name, stage, None, {})
     chats.write_text("[]\n[]\n")
-    with pytest.raises(UserError, match=f"the data in {chats} has changed .* since .* was made; put back the files"):
+    with pytest.raises(UserError, match=f"the data in {chats} has changed .* since .* was made; put the data back"):
         pipeline.check_unchanged(tmp_path / name, stage, None, {})
     chats.unlink()  # it takes up room
     pipeline.check_unchanged(tmp_path / name, stage, None, {})
