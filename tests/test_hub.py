@@ -151,6 +151,8 @@ def test_a_stage_that_is_a_link_to_another_disk_keeps_its_name(checkpoint, tmp_p
     try:
         assert settings.stage_folder(tmp_path / "rl") == tmp_path / "rl"
         assert "trained with RL" in hub.model_card(tmp_path / "rl", "me/tiny")
+        (tmp_path / "best").symlink_to(checkpoint.parent / "moved")
+        assert settings.stage_folder(tmp_path / "best") == tmp_path / "best", "neither name tells a stage"
     finally:
         (checkpoint.parent / "moved").rename(checkpoint)
 

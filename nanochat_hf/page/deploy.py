@@ -35,7 +35,9 @@ def space_files(checkpoint: str | Path, model: str, revision: str, title: str | 
     report = find_report(checkpoint)
     if report is not None:
         settings["report"] = "report/report.md"
-        text = without_paths(report.read_text(encoding="utf-8"))
+        lines = report.read_text(encoding="utf-8").splitlines(keepends=True)
+        # The settings, whose paths an older version did not cut. In other text, a slash need not be part of a path.
+        text = "".join(without_paths(line) if line.lstrip().startswith('"') else line for line in lines)
         files["report/report.md"] = text.encode()
         for _, picture in PICTURE.findall(text):
             path = (report.parent / picture).resolve()

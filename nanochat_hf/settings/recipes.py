@@ -186,6 +186,7 @@ def _fill(value: Any, variables: dict[str, str], path: str | os.PathLike) -> Any
 
 
 def stage_folder(folder: str | os.PathLike) -> Path:
-    """Returns a folder under its own name, which tells the stage: it may be given as `.`, `x/..` or through a link."""
-    folder = Path(folder)
-    return folder if folder.name in MODEL_FOLDERS else folder.resolve()
+    """Returns a folder under the name that tells the stage: it may be given as `.`, `x/..` or through a link."""
+    folder, target = Path(folder), Path(folder).resolve()
+    has_no_name, tells_stage = folder.name in ("", ".."), folder.name in MODEL_FOLDERS
+    return target if has_no_name or (target.name in MODEL_FOLDERS and not tells_stage) else folder

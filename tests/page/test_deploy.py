@@ -46,7 +46,8 @@ def test_an_older_report_loses_its_paths(tmp_path):
     from nanochat_hf.page.deploy import space_files
 
     (tmp_path / "rl").mkdir()
-    sample = "[user] How much is 8 / (4/2) and/or 1/2, 3/4?\n\n[assistant] ⟨8/(4/2) = 4⟩\n\n</details>\n"
+    sample = "Training took (/data/run1) 3/4 of the time; [notes](../notes/a.md) and 1/2.\n\n"
+    sample += "[user] How much is 8 / (4/2) and/or 1/2, 3/4?\n\n[assistant] ⟨8/(4/2) = 4⟩\n\n</details>\n"
     setting = '{\n  "model": "%ssft",\n  "tasks": [\n    "conversations=%sa b.jsonl@5"\n  ]\n}\n'
     (tmp_path / "report.md").write_text(sample + setting % ("/home/me/secret/", "/home/me/secret/"))
     found = space_files(tmp_path / "rl", "me/tiny", "0" * 40)["report/report.md"].decode()
