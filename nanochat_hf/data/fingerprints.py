@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf.data import files
-from nanochat_hf.data.found import MICROWORLD, LocalFile, SplitOfFile, find_source
+from nanochat_hf.data.found import MICROWORLD, find_source, local_path
 from nanochat_hf.data.sources import parse_sources
 from nanochat_hf.settings import UserError
 
@@ -89,9 +89,8 @@ def _of_source(name: str) -> Fingerprint:
     paths: dict[Path, str] = {}
     for split, data_files in (("train", found.train), ("validation", found.validation)):
         for file in data_files:
-            file = file.file if isinstance(file, SplitOfFile) else file
-            if isinstance(file, LocalFile):
-                paths.setdefault(file.path, f"{split} {file.name}")
+            if path := local_path(file):
+                paths.setdefault(path, f"{split} {file.name}")
     return _of_paths((title, path) for path, title in paths.items())
 
 

@@ -151,6 +151,12 @@ class SplitOfFile(DataFile):
             yield index, first, [text for i, text in numbered if (i % VALIDATION_EVERY == 0) == held_out]
 
 
+def local_path(file: DataFile) -> Path | None:
+    """Where a file lies on disk, or the file that it is a part of; None where it is not on disk."""
+    whole = file.file if isinstance(file, SplitOfFile) else file
+    return whole.path if isinstance(whole, LocalFile) else None
+
+
 def hold_out_end(documents: list[str]) -> tuple[list[str], list[str]]:
     """Divides a few documents into those for training and those for validation; see `SplitOfFile`."""
     chars = sum(map(len, documents))

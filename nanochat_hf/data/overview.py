@@ -20,9 +20,9 @@ from nanochat_hf.data.found import (
     VALIDATION_EVERY,
     DataFile,
     FoundSource,
-    LocalFile,
     SplitOfFile,
     find_source,
+    local_path,
 )
 from nanochat_hf.data.packing import (
     BUFFER_DOCUMENTS,
@@ -233,7 +233,7 @@ def describe_data(
 def _count(found: FoundSource, on_bad_file: OnBadFile) -> tuple[SplitCount, SplitCount]:
     sizes = {id(file): file.size for file in (*found.train, *found.validation)}
     known = sum(size or 0 for size in sizes.values())
-    counted = known <= COUNTED_BYTES and all(_is_local(file) for file in (*found.train, *found.validation))
+    counted = known <= COUNTED_BYTES and all(local_path(file) for file in (*found.train, *found.validation))
     parts = []
     for split, data_files in (("train", found.train), ("validation", found.validation)):
         called = f"the {split} split of {found.name}"
@@ -262,10 +262,6 @@ def _read(data_files: list[DataFile], on_bad_file: OnBadFile, called: str) -> li
         if chars > COUNTED_BYTES:
             return None
     return documents
-
-
-def _is_local(file: DataFile) -> bool:
-    return isinstance(file.file if isinstance(file, SplitOfFile) else file, LocalFile)
 
 
 def _table_rows(name: str, counts: tuple[SplitCount, SplitCount]) -> Iterator[tuple[str, ...]]:
@@ -299,8 +295,7 @@ def _left_out(found: FoundSource) -> Iterator[str]:
 
 def _rows_named_as_text(found: FoundSource) -> Iterator[str]:
     """Yields a warning if files of plain text hold JSON lines, whose keys and quotes would be learned as text."""
-    parts = [file.file if isinstance(file, SplitOfFile) else file for file in (*found.train, *found.validation)]
-    paths = dict.fromkeys(file.path for file in parts if isinstance(file, LocalFile))
+    paths = dict.fromkeys(path for file in (*found.train, *found.validation) if (path := local_path(file)))
     texts = [path for path in paths if file_format(path) == "text"]
     names = [path.name for path in texts[:CHECKED_FILES] if _begins_with_json(path)]
     if names:

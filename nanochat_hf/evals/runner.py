@@ -86,7 +86,9 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
 
             bundle = write_bundle(folder)
         elif bundle == TEXT:
-            bundle = write_text_bundle(folder, config)
+            from nanochat_hf.evals.text_bundle import write_bundle
+
+            bundle = write_bundle(folder, islice(validation_documents(config), TEXT_DOCUMENTS))
         tasks = load_bundle(bundle, max_per_task=config.max_per_task, labels=config.core_tasks)
     results = []
     for task in tasks:
@@ -98,22 +100,14 @@ def run_core(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
     return {"metrics": core.summarize(results), "details": details}
 
 
-def write_text_bundle(folder: str, config: EvaluationConfig) -> Path:
-    """Writes completion tasks of the validation text; raises `TooLittleText` where there is too little."""
-    from nanochat_hf.evals import text_bundle
-
-    return text_bundle.write_bundle(folder, islice(validation_documents(config), TEXT_DOCUMENTS))
-
-
 def leave_out_completion(names: list[str], config: EvaluationConfig) -> list[str]:
     """The evaluations without completion tasks of text, where there is too little of it and others are asked for."""
     if config.core_bundle != TEXT or "core" not in names or len(names) == 1:
         return names
-    from nanochat_hf.evals.text_bundle import TooLittleText
+    from nanochat_hf.evals.text_bundle import TooLittleText, long_documents
 
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            write_text_bundle(folder, config)
+        long_documents(islice(validation_documents(config), TEXT_DOCUMENTS))
     except TooLittleText as error:
         print_on_main_process(f"warning: the text completion tasks are left out: {error}")
         return [name for name in names if name != "core"]

@@ -33,6 +33,21 @@ def write_bundle(folder: str | Path, texts: Iterable[str], *, items: int = 200, 
         seed: of the draws.
 
     Raises:
+        TooLittleText: as `long_documents`.
+    """
+    long, longer = long_documents(texts)
+    tasks = {}
+    for label, documents, same in (("text_other", long, False), ("text_same", longer, True)):
+        rng = random.Random(f"{label} {seed}")
+        made = [make_item(rng, documents, number % len(documents), same) for number in range(items)]
+        tasks[label] = (made, "multiple_choice", 0, " ", 100 / CHOICES)
+    return write_tasks(Path(folder), "text", tasks)
+
+
+def long_documents(texts: Iterable[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """The documents that are long enough for each of the two tasks of `write_bundle`, as lists of words.
+
+    Raises:
         TooLittleText: no document is long enough, or fewer than `CHOICES` are.
     """
     cut = [text.split() for text in texts]
@@ -44,12 +59,7 @@ def write_bundle(folder: str | Path, texts: Iterable[str], *, items: int = 200, 
             f"{max(map(len, cut), default=0)}; completion tasks need {CHOICES}, and one of "
             f"{QUERY_WORDS + 2 * CHOICES * CHOICE_WORDS}: give more validation text, or another core_bundle"
         )
-    tasks = {}
-    for label, documents, same in (("text_other", long, False), ("text_same", longer, True)):
-        rng = random.Random(f"{label} {seed}")
-        made = [make_item(rng, documents, number % len(documents), same) for number in range(items)]
-        tasks[label] = (made, "multiple_choice", 0, " ", 100 / CHOICES)
-    return write_tasks(Path(folder), "text", tasks)
+    return long, longer
 
 
 def make_item(rng: random.Random, documents: Sequence[list[str]], number: int, same: bool) -> Item:

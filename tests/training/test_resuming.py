@@ -278,32 +278,33 @@ def test_a_checkpoint_is_written_when_the_last_one_is_old(chat_options, tmp_path
     assert sorted(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*")) == steps
 
 
-def test_a_chat_stage_names_the_setting_that_changed(chat_options, tmp_path, monkeypatch):
+@pytest.fixture
+def interrupted_sft(chat_options, tmp_path, monkeypatch):
+    """The options of an SFT in `run` that was killed after its checkpoint of step 1."""
     options = chat_options | {"save_every": 1, "output_dir": tmp_path / "run"}
     with monkeypatch.context() as patch:
         kill_at(2, patch)
         with pytest.raises(Killed):
             run("sft", options)
+    return options
+
+
+def test_a_chat_stage_names_the_setting_that_changed(interrupted_sft, tmp_path):
     with pytest.raises(UserError, match=r"another matrix_lr \(0.02, not 0.5\)"):
-        run("sft", options | {"matrix_lr": 0.5})
+        run("sft", interrupted_sft | {"matrix_lr": 0.5})
     (tmp_path / "run" / "started.json").write_text("{")
     with pytest.raises(UserError, match="started.json is damaged"):
-        run("sft", options)
+        run("sft", interrupted_sft)
 
 
-def test_a_chat_stage_does_not_go_on_with_other_chats_under_the_same_name(chat_options, tmp_path, monkeypatch):
-    options = chat_options | {"save_every": 1, "output_dir": tmp_path / "run"}
-    with monkeypatch.context() as patch:
-        kill_at(2, patch)
-        with pytest.raises(Killed):
-            run("sft", options)
+def test_a_chat_stage_does_not_go_on_with_other_chats_under_the_same_name(interrupted_sft, tmp_path):
     chats = tmp_path / "chats.jsonl"
     before = chats.read_text()
     chats.write_text(before + before)
     with pytest.raises(UserError, match=rf"the data in {chats} has changed .* since the run in .*run began"):
-        run("sft", options)
+        run("sft", interrupted_sft)
     chats.write_text(before)
-    run("sft", options)
+    run("sft", interrupted_sft)
     (read,) = load_run(tmp_path / "run")["fingerprint"]
     assert read["source"] == str(chats) and read["files"] == 1
 
