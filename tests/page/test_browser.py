@@ -68,8 +68,8 @@ def shown(page):
 
 def notice(page, text):
     page.locator(".toast-body", has_text=text).wait_for(timeout=WAIT)
-    for close in page.locator(".toast-close").all():
-        close.click()
+    # All at once: where one closes, or goes by itself, the numbers of the others change.
+    page.locator(".toast-close").evaluate_all("buttons => buttons.forEach(button => button.click())")
 
 
 def ready(page):
