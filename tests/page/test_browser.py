@@ -34,6 +34,10 @@ def visit(browser, address, **options):
     watch(page, address)
     try:
         yield page
+    except Exception:
+        print("the chat at the end:", *shown(page), sep="\n")
+        raise
+    else:
         errors = [text for text in page.problems if not HARMLESS.search(text)]
         assert not errors
         assert not page.strangers, "the page asked another server for something"
