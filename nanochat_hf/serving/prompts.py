@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nanochat_hf.generation.chat_format import is_ours
+from nanochat_hf.generation.prompts import prompt_ids
 from nanochat_hf.serving.engine import Engine
 from nanochat_hf.serving.fields import BadRequest
 from nanochat_hf.serving.requests import too_long
+from nanochat_hf.settings import UserError
 
 
 class PromptReader:
@@ -65,11 +67,9 @@ class PromptReader:
 
     def _render(self, messages: list[dict[str, Any]]) -> list[int]:
         try:
-            return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-        except Exception as error:  # of any kind: what a template does with a conversation is its author's choice
-            raise BadRequest(
-                f"the model's chat template cannot render this conversation: {error}", "messages"
-            ) from None
+            return prompt_ids(self.tokenizer, messages)
+        except UserError as error:
+            raise BadRequest(str(error), "messages") from None
 
 
 def characters(value: Any) -> int:
