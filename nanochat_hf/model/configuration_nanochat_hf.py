@@ -86,6 +86,8 @@ class NanochatHFConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_preset(self.preset)
+        if self.tie_word_embeddings:
+            raise ValueError("embedding and head of this model cannot be tied; leave out tie_word_embeddings")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:

@@ -42,7 +42,7 @@ def causal_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: int | to
     Args:
         logits: [..., V], soft-capped.
         targets: [...] token ids, -100 for tokens that are not supervised.
-        num_items: number of supervised tokens over all micro-batches; default: those of `targets`, at least 1.
+        num_items: number of supervised tokens over all micro-batches; default: those of `targets`. 0 counts as 1.
     """
     targets = targets.to(logits.device).flatten()
     total = F.cross_entropy(logits.flatten(0, -2), targets, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -76,10 +76,10 @@ def chunked_causal_loss(
 
 def _per_item(total: torch.Tensor, targets: torch.Tensor, num_items: int | torch.Tensor | None) -> torch.Tensor:
     if num_items is None:
-        num_items = (targets != IGNORE_INDEX).sum().clamp(min=1)
+        num_items = (targets != IGNORE_INDEX).sum()
     if isinstance(num_items, torch.Tensor):
         num_items = num_items.to(total.device)
-    return total / num_items
+    return total / (num_items + (num_items == 0))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -138,7 +138,7 @@ def _loss_and_gradient(
     `logits` [n, V] are fp32 and not yet soft-capped; their memory is reused.
     """
     supervised = targets != IGNORE_INDEX
-    index = targets.clamp(min=0).unsqueeze(1)
+    index = targets.masked_fill(~supervised, 0).unsqueeze(1)  # other negative labels are errors, as in torch
     logits, squashed = soft_cap_in_place(logits, cap)
     log_probs = logits.log_softmax(1)
     loss = -(log_probs.gather(1, index).squeeze(1) * supervised).sum()

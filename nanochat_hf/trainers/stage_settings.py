@@ -279,8 +279,9 @@ def check_pretraining(config: Any) -> None:
             "raise it, or lower --sequence_length"
         )
     if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
+        missing = f", and there is no core.yaml in {config.core_bundle!r}" if config.core_bundle else ""
         raise UserError(
-            f"--core_every needs the CORE evaluation bundle, and there is no core.yaml in {config.core_bundle!r}; "
+            f"--core_every needs the CORE evaluation bundle{missing}; "
             f"download {BUNDLE_URL}, unpack it, and give its folder as --core_bundle"
         )
     check_report_to(config.report_to)

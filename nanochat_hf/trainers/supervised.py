@@ -73,9 +73,7 @@ class PackedRowsTrainer(MuonAdamWMixin, ChatTrainerMixin, SFTTrainer):
         outputs = model(
             input_ids=inputs["input_ids"],
             shift_labels=inputs["shift_labels"],
-            num_items_in_batch=None
-            if num_items_in_batch is None
-            else torch.as_tensor(num_items_in_batch).clamp(min=1),
+            num_items_in_batch=num_items_in_batch,
         )
         # `num_items_in_batch` counts the tokens of all processes, and the optimizer averages over them.
         counted = self.args.average_tokens_across_devices and num_items_in_batch is not None

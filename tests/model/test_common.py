@@ -85,6 +85,11 @@ def test_states_by_name_or_as_a_tuple(model, tokens):
     assert isinstance(plain, tuple) and torch.equal(plain[0], named.logits)
 
 
+def test_a_tied_head_is_refused_not_ignored():
+    with pytest.raises(ValueError, match="embedding and head of this model cannot be tied"):
+        tiny_config(tie_word_embeddings=True)
+
+
 def test_embeddings_instead_of_ids(tokens):
     classic = randomized(tiny_config(**classic_fields()))
     embedded = classic.get_input_embeddings()(tokens)

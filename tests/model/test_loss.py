@@ -62,11 +62,25 @@ def test_frozen_parts_get_no_gradient(tokens, labels, many_chunks, frozen):
     assert_same_step(model, tokens, labels=labels)
 
 
-def test_nothing_supervised_is_zero(tokens, many_chunks):
+@pytest.mark.parametrize("return_logits", [False, True])
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)], ids=["counted", "int", "tensor"])
+def test_nothing_supervised_is_zero(tokens, many_chunks, num_items, return_logits):
+    """`Trainer` counts the supervised tokens itself and passes 0."""
     model = randomized(tiny_config()).train()
-    output, gradients = step(model, tokens, labels=torch.full_like(tokens, IGNORED))
+    labels = torch.full_like(tokens, IGNORED)
+    output, gradients = step(model, tokens, labels=labels, num_items_in_batch=num_items, return_logits=return_logits)
     assert output.loss == 0
     assert all(gradient.eq(0).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("label", [-1, 128], ids=["upstream's mark of an ignored token", "past the vocabulary"])
+@pytest.mark.parametrize("return_logits", [False, True])
+def test_labels_that_are_no_tokens_are_refused(tokens, label, return_logits):
+    model = randomized(tiny_config()).train()
+    labels = tokens.clone()
+    labels[0, 5] = label
+    with pytest.raises((IndexError, RuntimeError), match=rf"{label} is out of bounds"):
+        model(tokens, labels=labels, return_logits=return_logits)
 
 
 @pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16], ids=["fp32 weights", "bf16 weights"])

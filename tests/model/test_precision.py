@@ -43,6 +43,18 @@ def test_bfloat16_is_near_fp32(run):
     assert output.loss.item() == pytest.approx(exact.loss.item(), rel=5e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_a_model_leaves_its_rotary_positions_exact(dtype):
+    """After a long text, rounded frequencies would turn queries and keys by whole radians."""
+    model = randomized(tiny_config())
+    position = torch.tensor([[2047]])
+    states = torch.zeros(1)
+    expected = model.model.rotary_emb(states, position)
+    model.to(dtype).float()
+    assert all(map(torch.equal, model.model.rotary_emb(states, position), expected))
+    assert model.to(dtype).model.layers[0].mlp.up_proj.weight.dtype == dtype
+
+
 def test_autocast_does_not_reach_the_norms(tokens, monkeypatch):
     """On GPUs it would make them fp32; on CPUs it leaves norms alone, so what is looked at is whether it is on."""
     seen, norm = [], F.rms_norm
