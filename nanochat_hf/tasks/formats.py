@@ -270,8 +270,8 @@ def _asked(row: dict[str, Any], question: str, answer: str) -> list[Any]:
         return messages + _message_list(asked, question)
     if isinstance(asked, str) and (cue := next((cue for cue in ANSWER_CUES if asked.rstrip().endswith(cue)), None)):
         raise NotAConversation(
-            f"has a chat that is written out as text under '{question}' (it ends with {cue.strip()}); take the data it "
-            "was made from, or divide it into messages"
+            f"has a chat that is written out as text under '{question}' (it ends with {cue.strip()}); take the data "
+            "that it was made from, or divide it into messages"
         )
     key = next((key for key in CONTEXTS if key in row and key not in (question, answer)), None)
     for name in (question, key):
