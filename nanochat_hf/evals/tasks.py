@@ -24,6 +24,7 @@ from nanochat_hf.evals.scoring import Row, distributed_rank, gather_sum, read_gr
 from nanochat_hf.generation import Sampling, context_length_of, generate_with_tools
 from nanochat_hf.generation.own_tools import generate_with_own_tools
 from nanochat_hf.settings import UserError
+from nanochat_hf.tasks.base import score_of
 
 
 @dataclass
@@ -196,7 +197,7 @@ def evaluate_generative(
             truncated += sum(len(evaluated.prompt_ids(prompts[index])) > prompt_limit for index in batch)
         contents = _generate(evaluated, [prompts[index] for index in batch], answers, seed=answers.seed + start)
         for index, samples in zip(batch, contents, strict=True):
-            scores[index] = torch.tensor([task.score(examples[index], _text_of(content)) for content in samples])
+            scores[index] = torch.tensor([score_of(task, examples[index], _text_of(content)) for content in samples])
             if index < num_shown:
                 sample = {"index": index, "prompt": prompts[index], "answer": _text_of(samples[0])}
                 sample["score"] = float(scores[index, 0])

@@ -4,9 +4,12 @@ A task is a list of conversations with a way to score answers. Each conversation
 assistant's message; `score` judges what a model says in its place. For training only the conversations are used.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
+
+from nanochat_hf.settings import UserError
 
 LETTERS = ("A", "B", "C", "D")
 FINAL_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
@@ -63,6 +66,28 @@ class Task:
             completion: the text that the model wrote as the assistant's message.
         """
         raise NotImplementedError
+
+
+def score_of(task: Task, example: dict[str, Any], completion: str) -> float:
+    """Returns what a task's scorer says about a completion.
+
+    Raises:
+        UserError: that is no finite number, which would end in weights or means that are none.
+    """
+    score = task.score(example, completion)
+    if not is_finite(score):
+        raise UserError(
+            f"score of the task {task.name} returned {score!r:.60}; return a number, 1.0 for a right answer"
+        )
+    return float(score)
+
+
+def is_finite(value: Any) -> bool:
+    """Returns whether a value is a finite number, of Python, numpy or torch."""
+    try:
+        return not isinstance(value, str) and math.isfinite(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 class ChoiceTask(Task):

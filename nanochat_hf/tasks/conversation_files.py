@@ -123,7 +123,7 @@ def _open_sources(
     """
     if source is None:
         raise UserError(f"the task '{task}' needs a file: {task}=PATH.jsonl")
-    read = [read_source(one, split) for one in split_at_commas(str(source))]
+    read = [read_source(one, split) for one in split_at_commas(str(source)) if one]
     return chain.from_iterable(files for files, _ in read), "; ".join(note for _, note in read if note)
 
 

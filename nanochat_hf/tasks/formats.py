@@ -39,6 +39,9 @@ LABELS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("fals
 # What shows that a text is a chat, written out for another model.
 WRITTEN_CHATS = ("<|im_start|>", "[INST]", "<|start_header_id|>", "<start_of_turn>", "### Human:", "### Instruction:",
                  "USER: ", "\n\nHuman: ", "<|user|>")  # fmt: skip
+# How a prompt ends that another model's template has rendered, with the chat in one text.
+ANSWER_CUES = ("<|im_start|>assistant", "[/INST]", "<|assistant|>", "<|end_header_id|>", "<start_of_turn>model",
+               "### Response:", "### Assistant:", "ASSISTANT:", "\n\nAssistant:")  # fmt: skip
 KNOWN_FORMATS = "messages (role, content), ShareGPT (from, value), Alpaca, prompt and completion, question and answer"
 JOIN = "\n\n"  # between texts that become one; our template puts the same after a system message
 
@@ -120,8 +123,11 @@ def to_preference(row: dict[str, Any]) -> dict[str, list[Message]]:
     Raises:
         NotAConversation: the row is no preference pair.
     """
-    row = {str(key).strip().lower(): _parsed(value) for key, value in row.items() if value is not None}
-    prompt, chosen, rejected = _preference(row)
+    if not isinstance(row, dict):
+        raise NotAConversation(
+            f"is {_kind(row)} where a preference pair is due: an object with prompt, chosen, rejected"
+        )
+    prompt, chosen, rejected = _preference(_without_nulls(_lowered(row)))
     found = {}
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         conversation = canonical([*prompt, *answer], Notes(), set())
@@ -144,8 +150,8 @@ def _recognise(row: Any, notes: Notes) -> tuple[str, list[Any], bool]:
         return _named(row), _turns(row, "the list"), False
     if not isinstance(row, dict):
         raise NotAConversation(f"is {_kind(row)} where an object or a list of messages is due; {_remedy()}")
-    whole = {str(key).strip().lower(): _parsed(value) for key, value in row.items()}
-    row = {key: value for key, value in whole.items() if value is not None}
+    whole = _lowered(row)
+    row = _without_nulls(whole)
     if "chosen" in row and "rejected" in row:
         prompt, chosen, _ = _preference(row)
         notes.unused |= set(row) - {"prompt", "chosen", "rejected", *QUESTIONS, *CONTEXTS, *SYSTEMS}
@@ -154,10 +160,11 @@ def _recognise(row: Any, notes: Notes) -> tuple[str, list[Any], bool]:
     for key in MESSAGE_LISTS:
         if isinstance(row.get(key), list | dict) and (key != "data" or len(row) <= 3):
             system = [one for one in SYSTEMS if isinstance(row.get(one), str) or _is_list(row.get(one))][:1]
-            notes.unused |= set(row) - {key, *system}
+            label = row.get("label") if isinstance(row.get("label"), bool) else None
+            notes.unused |= set(row) - {key, *system, *(["label"] if label is not None else [])}
             value = _rows_of_columns(row[key])
-            turns = _turns(value, f"'{key}'")
-            return _named(value), [*({"role": "system", "content": row[one]} for one in system), *turns], False
+            turns = [*({"role": "system", "content": row[one]} for one in system), *_turns(value, f"'{key}'")]
+            return _named(value), turns, label is False
     if _is_turn(row) and not _pair_keys(row) and "parent_id" not in whole:
         raise NotAConversation(
             "is a single message where a whole conversation is due; put the messages of a conversation into one list"
@@ -167,6 +174,16 @@ def _recognise(row: Any, notes: Notes) -> tuple[str, list[Any], bool]:
     if empty := next((key for key in (*MESSAGE_LISTS, "chosen", "rejected") if key in whole and key not in row), None):
         return f"'{empty}' is null", [], False
     raise NotAConversation(_what_it_looks_like(whole))
+
+
+def _lowered(row: dict[Any, Any]) -> dict[str, Any]:
+    """Returns a row with keys in small letters and parsed values."""
+    names = {key: str(key).strip().lower() for key in row}
+    return {name: _parsed(row[key], name) for key, name in names.items()}
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def _check_media(row: dict[str, Any]) -> None:
@@ -251,6 +268,11 @@ def _asked(row: dict[str, Any], question: str, answer: str) -> list[Any]:
     asked = row[question]
     if isinstance(asked, list | dict):
         return messages + _message_list(asked, question)
+    if isinstance(asked, str) and (cue := next((cue for cue in ANSWER_CUES if asked.rstrip().endswith(cue)), None)):
+        raise NotAConversation(
+            f"has a chat that is written out as text under '{question}' (it ends with {cue.strip()}); take the data "
+            "that it was made from, or divide it into messages"
+        )
     key = next((key for key in CONTEXTS if key in row and key not in (question, answer)), None)
     for name in (question, key):
         if name and not isinstance(row[name], str):
@@ -283,11 +305,16 @@ def _preference(row: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
             raise NotAConversation(f"has no answer under '{key}'; a preference pair has prompt, chosen and rejected")
     if any(len(side) > 1 and side[0].get("role") != "assistant" for side in sides.values()):
         found = maybe_extract_prompt(sides)
+        given = _message_list(row[question], question) if question and isinstance(row[question], list) else []
+        if len(given) > len(found["prompt"]) and given[len(given) - len(found["prompt"]) :] == found["prompt"]:
+            found["prompt"] = given  # a system message, or earlier turns, that the answers' lists leave out
         system = next((row[key] for key in SYSTEMS if row.get(key)), None)
         prompt = [*([{"role": "system", "content": system}] if system else []), *found["prompt"]]
         return prompt, found["chosen"], found["rejected"]
     if question is None:
         raise NotAConversation("has 'chosen' and 'rejected' without a prompt; add it as 'prompt'")
+    if isinstance(row[question], str) and re.fullmatch(r"\s*Human: .*\n\nAssistant:\s*", row[question], re.DOTALL):
+        row = row | {question: _transcript(row[question].strip())}
     return _asked(row, question, "chosen"), sides["chosen"], sides["rejected"]
 
 
@@ -341,15 +368,19 @@ def _rows_of_columns(value: Any) -> Any:
     return value
 
 
-def _parsed(value: Any) -> Any:
-    """Parses a list that a table keeps as JSON text. NaN, as pandas writes it, is null. The rest stays as it is."""
+def _parsed(value: Any, key: str = "") -> Any:
+    """Parses a list of messages that a table keeps as JSON text. NaN, as pandas writes it, is null.
+
+    The rest stays as it is: an answer may be JSON.
+    """
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, str) and value.lstrip().startswith("[{") and value.rstrip().endswith("}]"):
         try:
-            return json.loads(value)
-        except json.JSONDecodeError:
+            read = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
             return value
+        return read if key in MESSAGE_LISTS or {"role", "from"} & set(read[0]) else value
     return value
 
 
@@ -494,13 +525,15 @@ def _read_message(message: Any, number: int, notes: Notes) -> tuple[str, list[Me
     raw_calls = message.get("tool_calls") or message.get("function_call")
     if "content" not in message and not raw_calls:
         raise NotAConversation(f"message {number} has no content (keys {_keys(message)}); give 'role' and 'content'")
-    if role == "assistant" and message.get("weight") is not None and not message["weight"]:
-        raise NotAConversation(
-            f"message {number} has the weight 0, and single messages cannot be kept out of training; remove that key, "
-            "or end the conversation before that message"
-        )
+    for key in ("weight", "train"):
+        if role == "assistant" and LABELS.get(str(message.get(key)).strip().lower()) is False:
+            raise NotAConversation(
+                f"message {number} has the {key} {message[key]}, and single messages cannot be kept out of training; "
+                "remove that key, or end the conversation before that message"
+            )
     message = {key: value for key, value in message.items() if _parsed(value) is not None}
-    known = {"role", "content", "tool_calls", "function_call", "tool_call_id", "name", "weight", "id"}
+    known = {"role", "content", "tool_calls", "function_call", "tool_call_id", "name", "id"}
+    known |= {key for key in ("weight", "train") if message.get(key) == 1}
     notes.unused |= {f"{key} of messages" for key in set(message) - known}
     if named.strip().lower() in CALL_ROLES:
         return role, [], [(None, call) for call in _calls(message.get("content", ""), number, notes)]
@@ -563,6 +596,11 @@ def _calls(raw: Any, number: int, notes: Notes) -> list[Message]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise NotAConversation(f"message {number} has a tool call without a name; give 'name' and 'arguments'")
     name, arguments = function["name"], _loaded(function.get("arguments", function.get("parameters", {})))
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, dict | str):
+        raise NotAConversation(
+            f"message {number} has a call of {name!r} whose arguments are {_kind(arguments)} where an object is due"
+        )
     if name == "calculator":
         expression = arguments.get("expression") if isinstance(arguments, dict) else arguments
         if isinstance(expression, str):

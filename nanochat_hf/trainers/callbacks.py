@@ -60,6 +60,8 @@ class TrainingProgress(TrainerCallback):
         if self.bar is None:
             return
         for name, value in (logs or {}).items():
+            if value is None:  # the mean of nothing, where no answer of a step has a reward
+                continue
             if name in self.FIGURES:
                 title, form = self.FIGURES[name]
                 self.shown[title] = form.format(value)

@@ -21,6 +21,7 @@ from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.progress import progress_bar
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import check_code_execution, check_scorers
+from nanochat_hf.tasks.base import score_of
 from nanochat_hf.trainers import compilation, disks
 from nanochat_hf.trainers.chat_rows import files_of, stored_rows
 from nanochat_hf.trainers.mixin import MuonAdamWMixin
@@ -190,7 +191,7 @@ def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFor
     found: list[Pair] = []
     right, total, used = 0.0, 0, 0
     for index, group in zip(fitting, answers, strict=True):
-        scores = [float(task.score(examples[index], rollout.text)) for rollout in group]
+        scores = [score_of(task, examples[index], rollout.text) for rollout in group]
         right, total = right + sum(scores), total + len(scores)
         made = sampled_pairs(group, scores, config.pairs_per_prompt)
         found += made

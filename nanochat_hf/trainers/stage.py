@@ -391,6 +391,8 @@ def training_method(config: StageConfig, model: Any) -> dict[str, Any]:
         from peft import LoraConfig
 
         everything = config.lora_targets == ["all-linear"]
+        if not everything:
+            check_lora_targets(config.lora_targets, model)
         method["peft_config"] = LoraConfig(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha or 2 * config.lora_rank,
@@ -399,6 +401,25 @@ def training_method(config: StageConfig, model: Any) -> dict[str, Any]:
             task_type="CAUSAL_LM",
         )
     return method
+
+
+def check_lora_targets(targets: Sequence[str], model: Any) -> None:
+    """Refuses names that LoRA would leave out, or cannot train.
+
+    Raises:
+        UserError: a name is that of no matrix of the model, or of its head; the message has the names that there are.
+    """
+    matrices = {
+        name: part for name, part in model.named_modules() if getattr(getattr(part, "weight", None), "ndim", 0) == 2
+    }
+    for target in targets:
+        found = [part for name, part in matrices.items() if name == target or name.endswith(f".{target}")]
+        if not found or model.get_output_embeddings() in found:
+            linear = (name for name, part in matrices.items() if part is not model.get_output_embeddings())
+            names = sorted({name.rpartition(".")[2] for name in linear} - {""})
+            known = ", ".join(name for name in names if not name.isdigit())
+            why = "is the head, which LoRA does not train here" if found else "is the name of no matrix of this model"
+            raise UserError(f"--lora_targets {target} {why}; take all-linear, or some of {known}")
 
 
 def distributed_state() -> Any:

@@ -272,6 +272,35 @@ def test_an_answer_marked_as_bad_is_left_out_whatever_the_mark_is_written_as(lab
     assert dict(notes.left_out) == {"the answer is marked as a bad one (label false)": 1} and not notes.unused
 
 
+def test_messages_that_are_marked_as_bad_are_left_out():
+    notes = Notes()
+    assert to_conversation({"messages": HI, "label": False}, notes) is None
+    assert to_conversation({"messages": HI, "label": True}, notes) == HI
+    assert dict(notes.left_out) == {"the answer is marked as a bad one (label false)": 1} and not notes.unused
+
+
+@pytest.mark.parametrize("answer", ['[{"name": "Anna"}]', '[{"question": "2+2?", "answer": "4"}]'])
+def test_an_answer_that_is_json_stays_as_it_is(answer):
+    assert to_conversation({"prompt": "Hi", "completion": answer}) == [HI[0], assistant(answer)]
+    assert to_conversation({"instruction": answer, "output": "Hello."}) == [user(answer), HI[1]]
+    pair = to_preference({"prompt": "Hi", "chosen": answer, "rejected": "Go."})
+    assert pair == {"prompt": [HI[0]], "chosen": [assistant(answer)], "rejected": [assistant("Go.")]}
+
+
+def test_a_weight_other_than_one_is_named_as_not_used():
+    notes = Notes()
+    assert to_conversation([HI[0], {**HI[1], "weight": 1.0, "train": True}], notes) == HI and not notes.unused
+    assert to_conversation([HI[0], {**HI[1], "weight": 0.5}], notes) == HI
+    assert notes.unused == {"weight of messages"}
+
+
+def test_a_call_without_arguments_has_none():
+    turns = [HI[0], {**assistant("So."), "tool_calls": [call("calculator", None), call("now", None)]}]
+    (_, answer) = to_conversation(turns)
+    written = [one["text"] for one in answer["content"] if one["type"] == "python"]
+    assert [json.loads(one) for one in written] == [{"name": name, "arguments": {}} for name in ("calculator", "now")]
+
+
 def test_a_label_of_other_data_is_not_a_mark():
     notes = Notes()
     assert to_conversation({"question": "Hi", "answer": "Hello.", "label": 0}, notes) == HI
@@ -326,6 +355,13 @@ def test_a_result_that_is_data_is_written_as_json(result, text):
         ([user([part("python", "1")]), HI[1]], "message 1 has a part of type 'python'"),
         ([{"role": "tool", "content": "x"}, *HI], "message 1 is the result of a tool, and no message of"),
         ([HI[0], {**HI[1], "weight": 0}], "message 2 has the weight 0"),
+        ([HI[0], {**HI[1], "weight": "0"}], "message 2 has the weight 0"),
+        ([HI[0], {**HI[1], "train": False}], "message 2 has the train False"),
+        ([HI[0], {**HI[1], "tool_calls": [call("calculator", [1])]}], "whose arguments are a list where an object"),
+        ({"prompt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "completion": "Hello."},
+         "has a chat that is written out as text under 'prompt' (it ends with <|im_start|>assistant)"),
+        ({"instruction": "Below is a task.\n\n### Instruction:\nAdd.\n\n### Response:", "output": "3"},
+         "has a chat that is written out as text under 'instruction'"),
         ([HI[0], {"role": "assistant", "tool_calls": [{"id": "1"}]}], "message 2 has a tool call without a name"),
         ([HI[0], "Hello."], "message 2 is text where an object with role and content is due"),
         ({"chosen": "a", "rejected": "b"}, "has 'chosen' and 'rejected' without a 'prompt'"),
@@ -346,6 +382,7 @@ def test_what_is_no_conversation_is_refused_by_what_it_looks_like(row, says):
         {"prompt": [user("Hi")], "chosen": [assistant("Hello.")], "rejected": [assistant("Go.")]},
         {"prompt": "Hi", "chosen": HI, "rejected": [HI[0], assistant("Go.")]},
         {"chosen": HI, "rejected": [HI[0], assistant("Go.")]},
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Hello.", "rejected": "Go."},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: Go."},
         {
             "conversations": [said("human", "Hi")],
@@ -366,6 +403,15 @@ def test_a_preference_pair_has_one_prompt_and_two_answers():
         to_preference({"prompt": "Hi", "chosen": "Hello.", "rejected": " "})
     system_row = {"system": "S", "prompt": "Hi", "chosen": "Hello.", "rejected": "Go."}
     assert to_preference(system_row)["prompt"] == [system("S"), HI[0]]
+    for row, kind in ((HI, "a list"), ("Hi", "text"), (None, "null")):
+        with pytest.raises(NotAConversation, match=f"is {kind} where a preference pair is due"):
+            to_preference(row)
+
+
+@pytest.mark.parametrize("before", [[system("S")], [*GOOD]])
+def test_what_only_the_prompt_of_a_pair_has_is_kept(before):
+    row = {"prompt": [*before, HI[0]], "chosen": HI, "rejected": [HI[0], assistant("Go.")]}
+    assert to_preference(row)["prompt"] == [*before, HI[0]]
 
 
 def test_one_value_may_hold_many_rows():
@@ -405,6 +451,13 @@ def test_a_large_share_left_out_is_a_warning_and_all_of_it_a_refusal(tmp_path, c
     write_lines(path, [[HI[0]]])
     with pytest.raises(UserError, match="holds no conversation to train on: the assistant answers nothing"):
         load(f"conversations={path}", "train")
+
+
+def test_a_comma_at_the_end_names_no_further_source(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "chats.jsonl", [HI])
+    write_lines(tmp_path / "other.jsonl", [GOOD])
+    monkeypatch.chdir(tmp_path)
+    assert len(load(f"conversations={path},", "train")[0]) == 1
 
 
 def test_the_place_of_a_wrong_row_is_named(tmp_path):

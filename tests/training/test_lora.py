@@ -47,6 +47,23 @@ def test_the_adapter_alone_gives_the_same_model(base, chats, tmp_path):  # noqa:
         torch.testing.assert_close(adapted[name], merged[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "targets, words",
+    [
+        (
+            ["q_proj", "v_prj"],
+            "--lora_targets v_prj is the name of no matrix of this model; take all-linear, or some of",
+        ),
+        (["mlp"], "--lora_targets mlp is the name of no matrix"),
+        (["lm_head"], "--lora_targets lm_head is the head, which LoRA does not train here"),
+    ],
+)
+def test_a_target_that_would_not_be_trained_is_refused(targets, words, base, chats, tmp_path):  # noqa: F811
+    options = arguments(base, chats, tmp_path / "out", lora_rank=2, num_iterations=4)
+    with pytest.raises(UserError, match=words):
+        run_stage("sft", *options, "--lora_targets", *targets)
+
+
 def test_a_resumed_run_ends_with_the_same_bits(base, chats, tmp_path):  # noqa: F811
     options = {"lora_rank": 2, "num_iterations": 6, "save_every": 3, "save_total_limit": 5, "val_tasks": "[]"}
     run_stage("sft", *arguments(base, chats, tmp_path / "whole", **options))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 
 import pytest
 import torch
@@ -220,6 +221,7 @@ def test_trls_own_reward_functions_take_our_rows():
     [
         ("score", "--reward score is unknown"),
         ("task*much", "the weight much is no number"),
+        ("task*nan", "the weight nan is not finite"),
         ("no_such_module:score", "cannot import the module no_such_module"),
         ("json:nothing", "has no function or class nothing"),
     ],
@@ -227,6 +229,52 @@ def test_trls_own_reward_functions_take_our_rows():
 def test_wrong_rewards_are_named(reward, words, base, tmp_path):
     with pytest.raises(UserError, match=words):
         run_stage("rl", *stage_arguments(base, tmp_path / "out", reward=reward))
+
+
+@pytest.mark.parametrize(
+    "found, words",
+    [
+        ([1.0], "returned 1 values, not a list of 2 numbers, one per answer"),
+        (None, "returned None, not a list of 2 numbers"),
+        (1.0, "returned 1.0, not a list of 2 numbers"),
+        (["1", "0"], "returned '1' for an answer; return a finite number, or None"),
+        ([0.0, float("-inf")], "returned -inf for an answer"),
+        ([{"score": 1}, None], "for an answer; return a finite number"),
+    ],
+)
+def test_what_is_no_reward_is_refused(found, words, tmp_path, monkeypatch):
+    from nanochat_hf.trainers.rewards import read_rewards
+
+    rewards = read_module(tmp_path, monkeypatch, f"def score(prompts, completions, **_):\n    return {found!r}\n")
+    [reward] = read_rewards([f"{rewards}:score"], [ShortAnswers(range(3))])
+    with pytest.raises(UserError, match=f"--reward {rewards}:score .*{words}"):
+        reward.function(prompts=["[]"] * 2, completions=["", ""], task=[0, 0], index=[0, 1], answer=["a", "b"])
+
+
+def read_module(folder, monkeypatch, text):
+    """Writes a module for `--reward`; returns its name, another one for each text."""
+    text = text.replace("inf", "float('inf')")
+    name = f"rewards_{zlib.crc32(text.encode())}"
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return name
+
+
+def test_a_step_without_any_reward_ends_in_finite_weights(base, tmp_path, monkeypatch):
+    rewards = read_module(
+        tmp_path, monkeypatch, "def score(completions, **_):\n    return [None] * len(completions)\n"
+    )
+    words = stage_arguments(base, tmp_path / "out", num_iterations=2, reward=f"{rewards}:score", eval_every=0)
+    run_stage("rl", *words)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("score", [None, "1", float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused(score, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(ShortAnswers, "score", lambda *_: score)
+    for eval_every in (0, 100):
+        with pytest.raises(UserError, match="score of the task .* returned .*; return a number"):
+            run_stage("rl", *stage_arguments(base, tmp_path / f"out{eval_every}", eval_every=eval_every))
 
 
 def test_math_verify_scores_by_value_or_is_asked_for(monkeypatch):
