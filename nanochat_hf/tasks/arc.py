@@ -3,8 +3,11 @@
 import os
 from typing import Any, Literal
 
+from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import ChoiceTask, choice_example
 from nanochat_hf.tasks.reading import load_rows
+
+COLUMNS = {"question": str, "choices": dict, "answerKey": str}
 
 
 class ARC(ChoiceTask):
@@ -30,10 +33,22 @@ class ARC(ChoiceTask):
         shuffle: bool = False,
     ):
         self.name = subset.lower()
-        super().__init__(
-            load_rows(source, f"{subset}_{split}.jsonl", subset=subset, split=split, limit=limit, shuffle=shuffle)
+        rows = load_rows(
+            source,
+            f"{subset}_{split}.jsonl",
+            subset=subset,
+            split=split,
+            limit=limit,
+            shuffle=shuffle,
+            columns=COLUMNS,
         )
+        super().__init__(rows)
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
-        choices = row["choices"]
-        return choice_example(row["question"], choices["text"], choices["label"], row["answerKey"])
+        texts, letters = (list(row["choices"].get(name) or []) for name in ("text", "label"))
+        if len(texts) != len(letters) or row["answerKey"] not in letters:
+            raise UserError(
+                "a question of ARC needs as many texts as labels under 'choices', and its answerKey among the labels; "
+                f"{row['question'][:60]!r} has {texts}, {letters} and {row['answerKey']!r}; mend or remove it"
+            )
+        return choice_example(row["question"], texts, letters, row["answerKey"])

@@ -13,6 +13,7 @@ from nanochat_hf.tasks.base import Task, final_number, message_text
 from nanochat_hf.tasks.reading import load_rows
 from nanochat_hf.tools.calculator import calculate
 
+COLUMNS = {"question": str, "answer": str}
 CALCULATOR_MARK = re.compile(r"<<([^<>]+)>>")
 
 
@@ -38,7 +39,10 @@ class GSM8K(Task):
         limit: int | None = None,
         shuffle: bool = False,
     ):
-        super().__init__(load_rows(source, f"{split}.jsonl", subset="main", split=split, limit=limit, shuffle=shuffle))
+        rows = load_rows(
+            source, f"{split}.jsonl", subset="main", split=split, limit=limit, shuffle=shuffle, columns=COLUMNS
+        )
+        super().__init__(rows)
 
     def example(self, row: dict[str, str]) -> dict[str, Any]:
         return word_problem(row["question"], row["answer"])

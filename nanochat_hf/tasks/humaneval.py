@@ -7,6 +7,7 @@ from typing import Any
 from nanochat_hf.tasks.base import Task
 from nanochat_hf.tasks.reading import load_rows
 
+COLUMNS = dict.fromkeys(("prompt", "canonical_solution", "entry_point", "test"), str)
 CODE_BLOCK = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
 
 
@@ -33,9 +34,16 @@ class HumanEval(Task):
         limit: int | None = None,
         shuffle: bool = False,
     ):
-        super().__init__(
-            load_rows(source, "HumanEval*.jsonl", subset="openai_humaneval", split=split, limit=limit, shuffle=shuffle)
+        rows = load_rows(
+            source,
+            "HumanEval*.jsonl",
+            subset="openai_humaneval",
+            split=split,
+            limit=limit,
+            shuffle=shuffle,
+            columns=COLUMNS,
         )
+        super().__init__(rows)
 
     def example(self, row: dict[str, str]) -> dict[str, Any]:
         return humaneval_example(row)

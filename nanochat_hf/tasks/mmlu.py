@@ -3,8 +3,11 @@
 import os
 from typing import Any
 
+from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import LETTERS, ChoiceTask, choice_example
 from nanochat_hf.tasks.reading import load_rows
+
+COLUMNS = {"question": str, "choices": list, "answer": int, "subject": str}
 
 
 class MMLU(ChoiceTask):
@@ -32,10 +35,16 @@ class MMLU(ChoiceTask):
     ):
         if split == "train":
             split = "auxiliary_train"
-        super().__init__(
-            load_rows(source, f"mmlu_{split}.jsonl", subset="all", split=split, limit=limit, shuffle=shuffle)
+        rows = load_rows(
+            source, f"mmlu_{split}.jsonl", subset="all", split=split, limit=limit, shuffle=shuffle, columns=COLUMNS
         )
+        super().__init__(rows)
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
+        if len(row["choices"]) != len(LETTERS) or not 0 <= row["answer"] < len(LETTERS):
+            raise UserError(
+                f"a question of MMLU needs four choices and an answer from 0 to 3, and {row['question'][:60]!r} has "
+                f"{len(row['choices'])} choices and the answer {row['answer']}; mend or remove it"
+            )
         example = choice_example(row["question"], row["choices"], LETTERS, LETTERS[row["answer"]])
         return {**example, "subject": row["subject"]}

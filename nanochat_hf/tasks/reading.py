@@ -6,7 +6,7 @@ decoded, and splits are told by names, as for pretraining (`nanochat_hf.data`).
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def load_rows(
     split: str,
     limit: int | None = None,
     shuffle: bool = False,
+    columns: Mapping[str, type] | None = None,
 ) -> list[dict]:
     """Reads the rows of one split.
 
@@ -44,9 +45,11 @@ def load_rows(
         split: the split of the data set on the Hub.
         limit: number of rows; None takes all.
         shuffle: takes the first `limit` rows of upstream's order, as upstream does, instead of the file's.
+        columns: what each row must have: name → type of the value.
 
     Raises:
-        UserError: the source is missing, has no rows for the split, or has a file that cannot be read.
+        UserError: the source is missing, has no rows for the split, has a file that cannot be read, or a row of
+            another form.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -57,7 +60,31 @@ def load_rows(
         raise UserError(f"there is no file or folder {source}; give a path that exists or a Hub id such as owner/name")
     if not rows:
         raise UserError(f"{source} holds no rows for the split '{split}'")
+    for row in rows if columns else ():
+        check_row(row, columns, str(source))
     return rows[:limit] if limit is not None and not shuffle else shuffled(rows)[:limit]
+
+
+def check_row(row: Any, columns: Mapping[str, type], source: str) -> None:
+    """Checks that a row has the columns of its benchmark.
+
+    Args:
+        columns: name → type of the value.
+        source: where the row is from, for the message.
+
+    Raises:
+        UserError: a column is missing or holds something else.
+    """
+    wrong = [
+        name for name, kind in columns.items() if not isinstance(row, dict) or not isinstance(row.get(name), kind)
+    ]
+    if wrong:
+        kinds = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+        needed = ", ".join(f"{name} ({kinds[kind]})" for name, kind in columns.items())
+        raise UserError(
+            f"{source} has another form than this task reads: each row needs {needed}, and {str(row)[:80]} has no "
+            f"such {wrong[0]}; conversations=PATH reads chats of many forms"
+        )
 
 
 def shuffled(rows: Sequence[Any]) -> list[Any]:

@@ -12,6 +12,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from nanochat_hf.data.decoding import text_lines
+from nanochat_hf.data.files import errors_as_sentences
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task
 from nanochat_hf.tasks.gsm8k import score_final_number, solution_parts
@@ -78,11 +80,16 @@ def words_of_split(words: list[str], split: str) -> list[str]:
     """Returns the distinct words of a split, shuffled with a fixed seed.
 
     Raises:
-        UserError: the split is neither `"train"` nor `"test"`.
+        UserError: the split is neither `"train"` nor `"test"`, or has no word.
     """
     if split not in ("train", "test"):
         raise UserError(f"spelling has the splits train and test, not '{split}'")
     chosen = sorted({word for word in words if split_of_word(word) == split})
+    if not chosen:
+        raise UserError(
+            f"none of the {len(words)} words belongs to the split {split} (one in {TEST_SHARE} is a test word); "
+            "give a longer list"
+        )
     random.Random(0).shuffle(chosen)
     return chosen
 
@@ -98,19 +105,18 @@ def read_words(source: str | os.PathLike | None) -> list[str]:
     """
     if source is None:
         raise UserError("the spelling tasks need a word list: spelling=PATH and spelling-bee=PATH, one word per line")
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(path.glob("*.txt"))
         if len(files) != 1:
             raise UserError(f"{path} must hold one .txt file with one word per line, and holds {len(files)}")
         path = files[0]
-    try:
-        words = [line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(
-            f"cannot read the word list {path} ({error.strerror}); give a file, one word per line"
-        ) from None
-    return [word for word in words if word.isalpha() and word.isascii()]
+    with errors_as_sentences(path):
+        lines = [line.strip().lower() for line in text_lines(path)]
+    words = [word for word in lines if word.isalpha() and word.isascii()]
+    if not words:
+        raise UserError(f"{path} is no word list: no line of it is one word of the letters a to z")
+    return words
 
 
 def spelling_example(word: str, rng: random.Random) -> dict[str, Any]:

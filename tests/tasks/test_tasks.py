@@ -216,3 +216,40 @@ def test_tasks_may_be_joined_by_commas():
 def test_a_task_without_examples_is_refused(spec):
     with pytest.raises(UserError, match="uses no example"):
         load(spec, "train")
+
+
+@pytest.mark.parametrize(
+    "spec, rows, says",
+    [
+        ("gsm8k", [{"prompt": "a", "completion": "b"}], r"each row needs question \(text\), answer \(text\), and"),
+        ("gsm8k", [[{"role": "user", "content": "a"}]], "has no such question; conversations=PATH reads chats"),
+        ("gsm8k", [{"question": "a", "answer": "#### 1"}, {"question": "a", "answer": 1}], "has no such answer"),
+        ("mmlu", [{"question": "a", "choices": "b", "answer": 0, "subject": "c"}], "has no such choices"),
+        ("mmlu", [{"question": "a", "choices": list("bcde"), "answer": 4, "subject": "c"}], "the answer 4"),
+        ("mmlu", [{"question": "a", "choices": list("bcdef"), "answer": 4, "subject": "c"}], "has 5 choices"),
+        ("arc-easy", [{"question": "a", "choices": ["b"], "answerKey": "A"}], "has no such choices"),
+        ("arc-easy", [{"question": "a", "choices": {"text": ["b"]}, "answerKey": "A"}], "as many texts as labels"),
+        ("arc-easy", [{"question": "a", "choices": {"text": ["b"], "label": ["A"]}, "answerKey": "B"}], "among the"),
+        ("humaneval", [{"prompt": "a", "test": "b"}], "has no such canonical_solution"),
+        ("spelling", [{"prompt": "a"}], "is no word list"),
+        ("spelling-bee", [], "is no word list"),
+    ],
+)
+def test_a_file_of_another_form_is_one_sentence(tmp_path, spec, rows, says):
+    path = write_lines(tmp_path / "rows.jsonl", rows) if rows else tmp_path / "rows.txt"
+    if not rows:
+        path.write_text("two words\n")
+    with pytest.raises(UserError, match=says) as error:
+        list(load(f"{spec}={path}", "train")[0])
+    assert "\n" not in str(error.value)
+
+
+def test_a_word_list_needs_words_of_both_splits(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes("caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        load(f"spelling={path}", "train")
+    path.write_text("apple\nbanana\n")
+    assert len(load(f"spelling={path}", "train")[0]) == 2
+    with pytest.raises(UserError, match="none of the 2 words belongs to the split test"):
+        load(f"spelling={path}", "test")
