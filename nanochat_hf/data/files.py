@@ -169,12 +169,32 @@ def _json_groups(path: Any, text_column: str | None, start: int, step: int) -> I
     for index, first, group in group_documents(numbered, 0, 1, size=lambda row: len(row[1])):
         wanted = index >= start and (index - start) % step == 0
         if column is None or wanted:
-            parsed = table_files.parse_json(group, path, called)
-            if column is None:
-                column = table_files.json_column(parsed, f"{path}, {called} {group[0][0]}", text_column)
+            try:
+                parsed = table_files.parse_json(group, path, called)
+                if column is None:
+                    column = table_files.json_column(parsed, f"{path}, {called} {group[0][0]}", text_column)
+                texts = table_files.json_texts(parsed, [number for number, _ in group], path, called, column)
+            except UserError:
+                if wanted and (texts := _texts_before_fault(group, path, called, text_column, column)):
+                    yield index, first, texts
+                raise
             if wanted:
-                numbers = [number for number, _ in group]
-                yield index, first, table_files.json_texts(parsed, numbers, path, called, column)
+                yield index, first, texts
+
+
+def _texts_before_fault(
+    group: list[tuple[int, str]], path: Any, called: str, text_column: str | None, column: str | None
+) -> list[str]:
+    """The texts of a JSON file's rows up to the first one that cannot be read."""
+    texts: list[str] = []
+    for number, line in group:
+        try:
+            parsed = table_files.parse_json([(number, line)], path, called)
+            column = column or table_files.json_column(parsed, f"{path}, {called} {number}", text_column)
+            texts += table_files.json_texts(parsed, [number], path, called, column)
+        except UserError:
+            break
+    return texts
 
 
 def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str]:
@@ -342,19 +362,26 @@ def group_documents(
 ) -> Iterator[tuple[int, int, list[T]]]:
     """Yields the groups `start`, `start + step`, ..., each as a `Group`.
 
-    A group ends with `GROUP_SIZE` documents, or where they have `GROUP_CHARS` characters, as `size` counts them.
+    A group ends with `GROUP_SIZE` documents, or where they have `GROUP_CHARS` characters, as `size` counts them. Where
+    reading fails, the documents before that place come first, then the error.
     """
     group: list[T] = []
     index = first = chars = 0
-    for document in documents:
-        group.append(document)
-        chars += size(document)
-        if len(group) == GROUP_SIZE or chars >= GROUP_CHARS:
-            if index >= start and (index - start) % step == 0:
-                yield index, first, group
-            index, first, group, chars = index + 1, first + len(group), [], 0
+    fault: Exception | None = None
+    try:
+        for document in documents:
+            group.append(document)
+            chars += size(document)
+            if len(group) == GROUP_SIZE or chars >= GROUP_CHARS:
+                if index >= start and (index - start) % step == 0:
+                    yield index, first, group
+                index, first, group, chars = index + 1, first + len(group), [], 0
+    except Exception as error:
+        fault = error
     if group and index >= start and (index - start) % step == 0:
         yield index, first, group
+    if fault:
+        raise fault
 
 
 @contextmanager

@@ -214,6 +214,25 @@ def test_a_bad_file_is_named_and_stops_or_is_skipped(tmp_path, name):
     assert read[0] == "document of a" and read[-1] == "document of c"
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.csv"])
+@pytest.mark.parametrize("places", [400, 1500])
+def test_what_stands_before_a_fault_is_read_where_bad_files_are_skipped(tmp_path, name, places):
+    documents = [f"document number {number}" for number in range(places)]
+    content = {
+        "x.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in documents) + '{"text": "torn',
+        "x.json": "[" + "".join(json.dumps({"text": text}) + ",\n" for text in documents) + '{"text": 3}]',
+        "x.csv": "text\n" + "".join(f"{text}\n" for text in documents) + "a,b\n",
+    }
+    data = content[name.removesuffix(".gz")].encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    write_jsonl(tmp_path / "z.jsonl", ["held out"])
+    read = []
+    with pytest.raises(UserError, match=name):
+        read.extend(open_documents(str(tmp_path), "train"))
+    with pytest.warns(UserWarning, match=f"skipped the rest of a file: .*{name}"):
+        assert read_all(tmp_path, on_bad_file="skip") == documents
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_split_of_which_nothing_is_left_is_named_with_the_reason(tmp_path, split):
     names = {"train": "train.txt", "validation": "valid.txt"}
