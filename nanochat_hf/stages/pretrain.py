@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nanochat_hf import settings
 from nanochat_hf.settings import MAX_RATE, MAX_ROWS, MAX_STEPS, MAX_TOKENS, StageHelp, folder_lock, setting
@@ -222,20 +223,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = config.preset  # "auto" becomes another in `plan`
     arguments = pretraining_setup.training_arguments(config)  # joins the other processes, if there are any
     tokenizer = pretraining_setup.load_tokenizer(config.tokenizer)
-    reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file, "packing": config.packing}
     read = fingerprints.of_text(config.data)  # before the text itself, which may change meanwhile
     # Every process needs the length of the text. A dry run does not reach out for data that may not be here.
-    text = (
-        None
-        if config.dry_run and not is_on_disk(config.data)
-        else survey(
-            config.data,
-            tokenizer,
-            sequence_length=config.sequence_length,
-            num_threads=config.num_threads,
-            **reading,
-        )
-    )
+    unread = config.dry_run and not is_on_disk(config.data)
+    names = ("sequence_length", "num_threads", "text_column", "on_bad_file", "packing")
+    reading = {name: getattr(config, name) for name in names}
+    text = None if unread else survey(config.data, tokenizer, **reading)
     dial, batch = pretraining_setup.plan(config, tokenizer, arguments, text and text.text_tokens)
     schedule = pretraining_setup.build_schedule(config, dial)
     if not config.dry_run:
@@ -245,18 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = pretraining_setup.bigram_start(config, tokenizer, dial, text and text.whole_tokens, before)
     leader = arguments.process_index == 0
     if leader:
-        print(dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", sep="\n", flush=True)
-        print(f"packing: {config.packing}", flush=True)
-        print(f"preset: {pretraining_setup.describe_preset(dial, asked=chosen)}", flush=True)
-        if largest := pretraining_setup.largest_backout(config, dial):
-            print(f"backout's scalar is at most {largest}", flush=True)
-        if line := start.describe():
-            print(line, flush=True)
-        if dial.text_limited:
-            print(pretraining_setup.describe_limit(dial, text), flush=True)
-        if text:
-            rows = dial.total_tokens // config.sequence_length
-            print(text.describe(rows, validate=config.eval_every > 0), flush=True)
+        print_plan(config, chosen, dial, batch, start, text)
     if config.dry_run:
         if leader:
             path = Path(config.output_dir or ".") / "schedules.png"
@@ -279,6 +261,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure = partial(pretraining_setup.final_metrics, trainer, dial)
     facts = {"dial": dial.as_dict(), "bigram_start": start.as_dict(), "fingerprint": read}
     stage.finish(trainer, "pretrain", config, started, measure, **facts)
+
+
+def print_plan(config: PretrainConfig, asked_preset: str, dial: Any, batch: Any, start: Any, text: Any) -> None:
+    """Prints what will be trained and on what.
+
+    Args:
+        asked_preset: the preset as the user gave it.
+        text: the survey of the text; None where a dry run has not read it.
+    """
+    from nanochat_hf.trainers import pretraining_setup
+
+    lines = [dial.describe(), batch.describe(), f"learning rates × {dial.lr_scale:.3f}", f"packing: {config.packing}"]
+    lines.append(f"preset: {pretraining_setup.describe_preset(dial, asked=asked_preset)}")
+    if largest := pretraining_setup.largest_backout(config, dial):
+        lines.append(f"backout's scalar is at most {largest}")
+    lines.append(start.describe())
+    if dial.text_limited:
+        lines.append(pretraining_setup.describe_limit(dial, text))
+    if text:
+        lines.append(text.describe(dial.total_tokens // config.sequence_length, validate=config.eval_every > 0))
+    print("\n".join(filter(None, lines)), flush=True)
 
 
 if __name__ == "__main__":
