@@ -205,9 +205,20 @@ def pairs_of_task(task: Any, config: PreferenceConfig, model: Any, form: ChatFor
 
 
 def make_pairs(
-    specs: list[str], split: str, config: PreferenceConfig, model: Any, form: ChatFormat, length: int, epochs: int
+    specs: list[str],
+    split: str,
+    config: PreferenceConfig,
+    model: Any,
+    form: ChatFormat,
+    length: int,
+    epochs: int,
+    wanted: int | None,
 ) -> dict[str, list]:
     """The pairs of several tasks as columns, shuffled anew for each pass.
+
+    Args:
+        epochs: passes over the pairs.
+        wanted: number of pairs, in as many passes as it takes, whatever `epochs` says; None: there is no such number.
 
     Raises:
         UserError: there is none.
@@ -221,7 +232,8 @@ def make_pairs(
             "--num_samples or --temperature"
         )
     order = random.Random(config.seed)
-    rows = [pair for _ in range(epochs) for pair in order.sample(pairs, len(pairs))]
+    passes = range(epochs) if wanted is None else itertools.count()
+    rows = list(itertools.islice((pair for _ in passes for pair in order.sample(pairs, len(pairs))), wanted))
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -242,15 +254,13 @@ def make_trainer(config: PreferenceConfig, model: Any, tokenizer: Any) -> Prefer
         )
     train_pairs, val_pairs = load_pairs(config, model, tokenizer, config.max_seq_len or longest)
     steps = len(train_pairs) // config.pairs_per_step
-    steps = min(steps, config.num_iterations) if config.num_iterations > 0 else steps
     if not steps:
         raise UserError(f"{len(train_pairs)} pairs are fewer than pairs_per_step {config.pairs_per_step}; lower it")
     rows = config.pairs_per_step // world  # per process and step
     micro = max(size for size in range(1, min(rows, config.device_batch_size) + 1) if rows % size == 0)
     if state.is_main_process:
         print(f"{steps:,} steps of {config.pairs_per_step} pairs", flush=True)
-        if config.num_iterations <= 0:
-            report_left_over(len(train_pairs), steps * config.pairs_per_step, "pairs", "pairs_per_step")
+        report_left_over(len(train_pairs), steps * config.pairs_per_step, "pairs", "pairs_per_step")
     arguments = chat_arguments(config, steps) | {
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
@@ -291,15 +301,17 @@ def load_pairs(
     found: list[Any] = []
     names = "model num_samples pairs_per_prompt max_new_tokens temperature top_k seed".split()
     settings = {name: getattr(config, name) for name in names} | {"length": length, "tokenizer": hash_of(tokenizer)}
-    for specs, split, epochs in ((config.tasks, "train", config.epochs), (config.val_tasks, "validation", 1)):
+    wanted = config.num_iterations * config.pairs_per_step if config.num_iterations > 0 else None
+    training, validation = (config.tasks, "train", config.epochs, wanted), (config.val_tasks, "validation", 1, None)
+    for specs, split, epochs, number in (training, validation):
         if not specs:
             found.append(None)
             continue
-        made = (specs, split, config, model, form, length, epochs)
+        made = (specs, split, config, model, form, length, epochs, number)
         found.append(
             stored_rows(
                 Path(config.output_dir),
-                settings | {"tasks": specs, "epochs": epochs} | files_of(specs),
+                settings | {"tasks": specs, "epochs": epochs, "wanted": number} | files_of(specs),
                 lambda made=made: make_pairs(*made),
                 writes,
             )

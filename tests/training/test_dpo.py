@@ -46,6 +46,12 @@ def test_pairs_of_a_file_are_learned(base, pairs, tmp_path):
     assert not list((tmp_path / "out").glob("rows-*"))
 
 
+def test_more_steps_than_one_pass_has_take_further_passes(base, pairs, tmp_path):
+    run_stage("dpo", *arguments(base, tmp_path / "out", tasks=f"preferences={pairs}@12", num_iterations=5))
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert max(row["step"] for row in run["history"]) == 5
+
+
 def test_the_models_own_answers_become_pairs_and_its_score_rises(base, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "load", lambda spec, split: (ShortAnswers(range(48)), 1))
     options = {"tasks": "short", "num_samples": 8, "epochs": 5, "init_lr_frac": 1.0}
