@@ -72,6 +72,15 @@ assert not installed & {"nanochat_hf", "trl", "accelerate", "datasets", "peft", 
 """
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The other processes have one thread, and sums over several threads round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def modules_of(*distributions):
     """What the distributions and all that they require bring to import."""
     wanted, todo = set(), list(distributions)
