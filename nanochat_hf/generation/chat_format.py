@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jinja2.exceptions import TemplateError
 
-from nanochat_hf.generation.prompts import rendered
+from nanochat_hf.generation.prompts import encode_as_text, rendered
 from nanochat_hf.settings import UserError
 from nanochat_hf.tokenizer import CHAT_TEMPLATE, RESPONSE_TEMPLATE, SPECIAL_TOKENS, render_conversation, stop_token_ids
 from nanochat_hf.tools.presentation import parts_of
@@ -97,6 +97,11 @@ class ChatFormat:
             return_assistant_tokens_mask=True,
         )
         return list(found["input_ids"]), list(found["assistant_masks"])
+
+    def text(self, text: str) -> list[int]:
+        """Returns the token ids of plain text, which begins as texts of pretraining do."""
+        begin, ids = self.tokenizer.bos_token_id, encode_as_text(self.tokenizer, text)
+        return ids if begin is None else [begin, *ids]
 
     def prompt(self, messages: Sequence[Message], tools: bool = False) -> list[int]:
         """Returns the token ids of a conversation up to where the assistant's answer begins.

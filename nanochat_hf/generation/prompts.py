@@ -1,6 +1,8 @@
 """Prompts: from conversations to token ids, and what to leave out when a conversation is too long."""
 
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from nanochat_hf.settings import UserError
@@ -35,6 +37,17 @@ def rendered(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
         system = bool(messages) and messages[0]["role"] == "system"
         remedy = "leave the system message out" if system else "change its messages"
         raise UserError(f"the model's chat template refuses this conversation ({error}); {remedy}") from None
+
+
+def encode_as_text(tokenizer: Any, text: str) -> list[int]:
+    """Encodes text in which the name of a control token stays text: it is cut after its first character.
+
+    The tokenizer's own `split_special_tokens` would change a setting that all threads share.
+    """
+    names = "|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)"
+    cuts = [0, *(found.start() + 1 for found in re.finditer(f"(?={names})", text)), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(cuts)]
+    return [token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False)]
 
 
 def fit_conversation(

@@ -1,13 +1,11 @@
 """The tool loop: follows one assistant turn token by token, answers its tool calls and says when it ends."""
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
-from nanochat_hf.generation.prompts import Message
+from nanochat_hf.generation.prompts import Message, encode_as_text
 from nanochat_hf.tools.registry import run_call
 
 MAX_EXPRESSION_TOKENS = 256
@@ -203,14 +201,3 @@ def segment_separator(before: str, after: str) -> str:
 def decode_exactly(tokenizer: Any, ids: list[int]) -> str:
     """Decodes ids without skipping special tokens and without changing spaces."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def encode_as_text(tokenizer: Any, text: str) -> list[int]:
-    """Encodes text in which the name of a control token stays text: it is cut after its first character.
-
-    The tokenizer's own `split_special_tokens` would change a setting that all threads share.
-    """
-    names = "|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)"
-    cuts = [0, *(found.start() + 1 for found in re.finditer(f"(?={names})", text)), len(text)]
-    pieces = [text[start:end] for start, end in pairwise(cuts)]
-    return [token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False)]

@@ -5,8 +5,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from nanochat_hf.generation.prompts import encode_as_text
 from nanochat_hf.generation.row_sampling import RowSettings
-from nanochat_hf.generation.tool_loop import encode_as_text
 from nanochat_hf.serving.engine import Engine, Job
 from nanochat_hf.serving.fields import BadRequest, Fields, check_text, shown
 from nanochat_hf.tools.registry import json_text, run_call

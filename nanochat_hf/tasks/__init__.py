@@ -15,6 +15,7 @@ Recipes and command lines name a task with a short string, read by `load`:
     smoltalk@~10000              10,000 conversations at random: the first of upstream's shuffle, always the same
     conversations=my_chats.jsonl your own file
     preferences=my_pairs.jsonl   pairs of answers, for DPO
+    documents=my_texts@300       300 pieces of plain text, which midtraining and SFT mix into the conversations
     my_tasks:CountLetters@500    the class CountLetters of your module my_tasks.py, installed or in the current folder
 
 Several are a list, or joined by commas; a path of your own stands alone or first.
@@ -29,13 +30,14 @@ from functools import partial
 from typing import Any
 
 from nanochat_hf.data.files import file_format
-from nanochat_hf.data.fingerprints import Fingerprint, of_files
+from nanochat_hf.data.fingerprints import Fingerprint, of_files, of_text
 from nanochat_hf.data.found import looks_like_hub_id
 from nanochat_hf.settings import UserError, load_function, split_at_commas
 from nanochat_hf.tasks import microworld
 from nanochat_hf.tasks.arc import ARC
 from nanochat_hf.tasks.base import Task
 from nanochat_hf.tasks.conversation_files import ConversationFiles, PreferenceFiles
+from nanochat_hf.tasks.documents import Documents, check_text
 from nanochat_hf.tasks.gsm8k import GSM8K
 from nanochat_hf.tasks.humaneval import HumanEval
 from nanochat_hf.tasks.mmlu import MMLU
@@ -48,6 +50,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "smoltalk": SmolTalk,
     "conversations": ConversationFiles,
     "preferences": PreferenceFiles,
+    "documents": Documents,
     "gsm8k": GSM8K,
     "mmlu": MMLU,
     "arc-easy": partial(ARC, "ARC-Easy"),
@@ -165,7 +168,10 @@ def check_sources(specs: Iterable[str]) -> None:
     Raises:
         UserError: a source is neither there nor of the form of a Hub id; the message names it.
     """
-    for spec, source in _sources(specs):
+    for spec, source, is_text in _sources(specs):
+        if is_text:
+            check_text(source)
+            continue
         path = os.path.expanduser(source)
         if not os.path.exists(path) and not looks_like_hub_id(source):
             if not os.path.exists(path.rpartition(":")[0] or path):  # FOLDER:config
@@ -178,13 +184,17 @@ def fingerprints_of(specs: Iterable[str]) -> list[Fingerprint]:
     Raises:
         UserError: a task's string has another form.
     """
-    return [of_files(source) for source in dict.fromkeys(source for _, source in _sources(specs))]
+    found = dict.fromkeys((source, is_text) for _, source, is_text in _sources(specs))
+    return [one for source, is_text in found for one in (of_text(source) if is_text else [of_files(source)])]
 
 
-def _sources(specs: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yields the sources that tasks name: (task's string, file, folder or Hub id)."""
+def _sources(specs: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
+    """Yields the sources that tasks name: (task's string; file, folder or Hub id; whether it is one of plain text)."""
     for spec in separate(specs):
-        yield from ((spec, source) for source in split_at_commas(parts_of(spec)["source"] or "") if source)
+        found = parts_of(spec)
+        is_text = found["name"] == Documents.name
+        sources = [found["source"] or ""] if is_text else split_at_commas(found["source"] or "")
+        yield from ((spec, source, is_text) for source in sources if source)
 
 
 def separate(specs: Iterable[str]) -> list[str]:

@@ -29,18 +29,24 @@ from nanochat_hf.trainers.row_counts import RowCounts
 
 TrainOn = Literal["all", "assistant"]
 Rendered = tuple[list[int], list[int]]
-Counted = tuple[list[int], list[int], tuple[int, int]]  # ids and mask as cut; tokens and trained tokens of the whole
+# Ids and mask as cut; tokens and trained tokens of the whole conversation, None for a piece of text.
+Counted = tuple[list[int], list[int], tuple[int, int] | None]
 CHUNK = 64  # conversations per task of a rendering process
 COLUMNS = 64  # widths of shortened batches are multiples of it, so that compiled layers see few of them
 
 
 def render(mixture: TaskMixture, position: int, form: ChatFormat, max_length: int, train_on: TrainOn) -> Counted:
-    """Renders one conversation, cut to `max_length` tokens; later steps never cut.
+    """Renders one conversation, or a piece of text, cut to `max_length` tokens; later steps never cut.
 
     Returns:
-        The ids, the mask of trained tokens, and how many tokens and trained tokens the whole conversation has.
+        The ids, the mask of trained tokens, and how many tokens and trained tokens the whole conversation has; None
+        for text.
     """
-    ids, mask = form.conversation(mixture[position]["messages"])
+    example = mixture[position]
+    if "text" in example:
+        ids = form.text(example["text"])[:max_length]
+        return ids, [1] * len(ids), None
+    ids, mask = form.conversation(example["messages"])
     mask = mask if train_on == "assistant" else [1] * len(ids)
     return ids[:max_length], mask[:max_length], (len(ids), sum(mask[1:]))
 
@@ -88,12 +94,13 @@ def make_rows(
     num_workers: int = 0,
     title: str = "packing",
 ) -> dict[str, np.ndarray]:
-    """Packs the conversations of `tasks` into rows, padded, never cropped.
+    """Packs the conversations and texts of `tasks` into rows, padded, never cropped.
 
     Args:
         tasks: (task, repeat) pairs.
         row_length: tokens per row.
-        train_on: `"assistant"` gives all tokens that are not the assistant's the label -100; `"all"` only padding.
+        train_on: in conversations, `"assistant"` gives all tokens that are not the assistant's the label -100; `"all"`
+            only padding.
         epochs: passes over the tasks, each with its own order; None: as many as `num_rows` needs.
         num_rows: largest number of rows; None: all.
         packing: `"best_fit"`: several conversations per row; `"none"`: one per row.
@@ -112,7 +119,10 @@ def make_rows(
             mixture, useful = TaskMixture(tasks, seed=seed + epoch), 0
             rendered = render_all(mixture, form, row_length, train_on, num_workers)
             for ids, mask, whole in progress_bar(rendered, total=len(mixture), desc=title, unit=" conversations"):
-                counts.add(len(ids), sum(mask[1:]), *whole)
+                if whole is None:
+                    counts.add_text(len(ids))
+                else:
+                    counts.add(len(ids), sum(mask[1:]), *whole)
                 if any(mask[1:]):
                     useful += 1
                     yield ids, mask

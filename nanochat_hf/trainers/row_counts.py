@@ -15,7 +15,7 @@ class RowCounts:
 
     def __init__(self, row_length: int, title: str):
         self.row_length, self.title = row_length, title
-        self.conversations = self.cut = self.useless = self.too_late = 0
+        self.conversations = self.pieces = self.cut = self.useless = self.too_late = 0
         self.tokens = self.kept = self.trained = self.trained_kept = 0
 
     def add(self, kept: int, trained_kept: int, tokens: int, trained: int) -> None:
@@ -29,13 +29,24 @@ class RowCounts:
         self.trained += trained
         self.trained_kept += trained_kept
 
+    def add_text(self, tokens: int) -> None:
+        """Counts a piece of plain text, as the row has it. It is a sample of a longer text: nothing of it is lost."""
+        self.pieces += 1
+        self.tokens += tokens
+        self.kept += tokens
+        self.trained += tokens - 1
+        self.trained_kept += tokens - 1
+
     def report(self) -> None:
-        """Prints the counts; nothing where there was no conversation."""
-        if not self.conversations:
+        """Prints the counts; nothing where nothing was packed."""
+        if not self.conversations and not self.pieces:
             return
         masked = _share(self.kept - self.trained_kept, self.kept)
+        packed = f"{self.conversations:,} conversations" + (
+            f" and {self.pieces:,} pieces of text" if self.pieces else ""
+        )
         print(
-            f"{self.title}: {self.conversations:,} conversations, {self.tokens:,} tokens; {self.kept:,} in rows, "
+            f"{self.title}: {packed}, {self.tokens:,} tokens; {self.kept:,} in rows, "
             f"{self.trained_kept:,} of them trained on, the others masked ({masked})",
             flush=True,
         )
