@@ -1,6 +1,7 @@
 """Plain text among the conversations, so that a chat stage takes less of what pretraining has taught the model."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from nanochat_hf.data.documents import cut_document
 from nanochat_hf.data.found import looks_like_hub_id
 from nanochat_hf.data.overview import is_on_disk
-from nanochat_hf.data.sources import open_documents, parse_sources
+from nanochat_hf.data.sources import OnBadFile, open_documents, parse_sources
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task
 
@@ -46,13 +47,22 @@ def check_text(source: str) -> None:
     """Reads the beginning of a source of text, to see that it can be read. Ids of the Hub are not looked up.
 
     Raises:
-        UserError: there is no such source, or its column of text is not found.
+        UserError: there is no such source, or nothing in it can be read.
     """
     names = [name for name, _ in parse_sources(source)]
-    if is_on_disk(names) or not any(map(looks_like_hub_id, names)):
-        next(_pieces(source, "train"), None)
+    if not is_on_disk(names) and any(map(looks_like_hub_id, names)):
+        return
+    try:
+        next(_pieces(source, "train", on_bad_file="stop"), None)
+    except UserError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                next(_pieces(source, "train"), None)
+            except UserError:
+                raise error from None
 
 
-def _pieces(source: str, split: str) -> Iterator[str]:
-    texts = open_documents(source, "train" if split == "train" else "validation", seed=ORDER, on_bad_file="skip")
+def _pieces(source: str, split: str, on_bad_file: OnBadFile = "skip") -> Iterator[str]:
+    texts = open_documents(source, "train" if split == "train" else "validation", seed=ORDER, on_bad_file=on_bad_file)
     return (piece for text in texts for piece in cut_document(text, LONGEST) if piece.strip())

@@ -63,6 +63,18 @@ def test_sources_are_checked_and_compared_by_content(tmp_path, texts):
     assert before != fingerprints_of([spec])
 
 
+def test_bad_files_are_skipped_where_others_can_be_read(texts, recwarn):
+    for path in (texts / "0.jsonl", texts / "100.jsonl"):
+        path.write_text("no JSON", encoding="utf-8")
+    check_sources([f"documents={texts}@9"])
+    assert not recwarn
+    with pytest.warns(UserWarning, match="skipped the rest of a file"):
+        assert len(found(f"documents={texts}@1000")) == 50
+    (texts / "50.jsonl").write_text("no JSON", encoding="utf-8")
+    with pytest.raises(UserError, match=r"0\.jsonl, line 1 is not JSON"):
+        check_sources([f"documents={texts}@9"])
+
+
 def test_all_tokens_are_trained_and_names_of_control_tokens_are_text(capsys):
     words = tokenizer.train(["Hello you! Who is <|bos|> there? "] * 20, 280)
     conversation = [{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "you!"}]}]
