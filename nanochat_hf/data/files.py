@@ -169,32 +169,27 @@ def _json_groups(path: Any, text_column: str | None, start: int, step: int) -> I
     for index, first, group in group_documents(numbered, 0, 1, size=lambda row: len(row[1])):
         wanted = index >= start and (index - start) % step == 0
         if column is None or wanted:
-            try:
-                parsed = table_files.parse_json(group, path, called)
-                if column is None:
-                    column = table_files.json_column(parsed, f"{path}, {called} {group[0][0]}", text_column)
-                texts = table_files.json_texts(parsed, [number for number, _ in group], path, called, column)
-            except UserError:
-                if wanted and (texts := _texts_before_fault(group, path, called, text_column, column)):
-                    yield index, first, texts
-                raise
+            parsed, fault = _before_fault(table_files.parse_json(group, path, called))
+            if column is None and parsed:
+                column = table_files.json_column(parsed, f"{path}, {called} {group[0][0]}", text_column)
             if wanted:
-                yield index, first, texts
+                numbers = [number for number, _ in group[: len(parsed)]]
+                texts, earlier = _before_fault(table_files.json_texts(parsed, numbers, path, called, column))
+                if texts:
+                    yield index, first, texts
+                fault = earlier or fault
+            if fault:
+                raise fault
 
 
-def _texts_before_fault(
-    group: list[tuple[int, str]], path: Any, called: str, text_column: str | None, column: str | None
-) -> list[str]:
-    """The texts of a JSON file's rows up to the first one that cannot be read."""
-    texts: list[str] = []
-    for number, line in group:
-        try:
-            parsed = table_files.parse_json([(number, line)], path, called)
-            column = column or table_files.json_column(parsed, f"{path}, {called} {number}", text_column)
-            texts += table_files.json_texts(parsed, [number], path, called, column)
-        except UserError:
-            break
-    return texts
+def _before_fault(rows: Iterable[T]) -> tuple[list[T], UserError | None]:
+    """Returns the rows before the first one that cannot be read, and its error; None where all can be read."""
+    read: list[T] = []
+    try:
+        read.extend(rows)  # keeps what came before an error
+    except UserError as error:
+        return read, error
+    return read, None
 
 
 def read_documents(paths: Paths, text_column: str | None = None) -> Iterator[str]:

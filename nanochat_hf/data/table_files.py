@@ -316,13 +316,12 @@ def _is_cut_off(error: json.JSONDecodeError, length: int) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos > length - 100
 
 
-def parse_json(rows: list[tuple[int, str]], path: Any, called: str) -> list[Any]:
-    """Parses numbered rows: objects, texts or nulls.
+def parse_json(rows: list[tuple[int, str]], path: Any, called: str) -> Iterator[Any]:
+    """Yields what numbered rows hold: objects, texts or nulls.
 
     Raises:
         UserError: a row is no JSON, or something else.
     """
-    parsed = []
     for number, line in rows:
         try:
             row = json.loads(line)
@@ -334,8 +333,7 @@ def parse_json(rows: list[tuple[int, str]], path: Any, called: str) -> list[Any]
             what = "a list" if isinstance(row, list) else "a number or a truth value"
             hint = f"; conversations are for {program('sft')} --tasks" if isinstance(row, list) else ""
             raise UserError(f'{path}, {called} {number} is {what}, not an object such as {{"text": "..."}}{hint}')
-        parsed.append(row)
-    return parsed
+        yield row
 
 
 def json_column(rows: list[Any], place: str, text_column: str | None) -> str | None:
@@ -349,13 +347,12 @@ def json_column(rows: list[Any], place: str, text_column: str | None) -> str | N
     return find_column(place, names, texts, text_column, nulls)
 
 
-def json_texts(rows: list[Any], numbers: list[int], path: Any, called: str, column: str | None) -> list[str]:
-    """Returns the text of each parsed row. A null, or a row without text, is empty.
+def json_texts(rows: list[Any], numbers: list[int], path: Any, called: str, column: str | None) -> Iterator[str]:
+    """Yields the text of each parsed row. A null, or a row without text, is empty.
 
     Raises:
         UserError: a row has something else in that place, or its text under another name.
     """
-    texts = []
     for row, number in zip(rows, numbers, strict=True):
         text = row.get(column) if isinstance(row, dict) else row
         if isinstance(row, dict) and column not in row:
@@ -368,8 +365,7 @@ def json_texts(rows: list[Any], numbers: list[int], path: Any, called: str, colu
             text = ""
         if not isinstance(text, str):
             raise UserError(f"{path}, {called} {number}: {column!r} is not text but {type(text).__name__}")
-        texts.append(text if text.isascii() else _without_lone_surrogates(text))
-    return texts
+        yield text if text.isascii() else _without_lone_surrogates(text)
 
 
 def _is_null(value: Any) -> bool:

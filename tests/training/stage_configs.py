@@ -3,14 +3,10 @@
 import importlib
 from pathlib import Path
 
+from nanochat_hf.stages.stage_list import CONFIGS
+
 TRAINING = Path(__file__).parents[2] / "training"
-STAGES = {
-    "tokenizer": "TokenizerConfig",
-    "pretrain": "PretrainConfig",
-    "midtrain": "MidtrainConfig",
-    "sft": "SFTStageConfig",
-    "dpo": "DPOStageConfig",
-    "rl": "RLConfig",
+STAGES = CONFIGS | {
     "speedrun": "SpeedrunConfig",
     "report": "ReportConfig",
     "make_identity": "IdentityConfig",
