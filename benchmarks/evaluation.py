@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py                                          # the microworld's bundle, ours alone
     python benchmarks/evaluation.py --exams microworld-exam --tasks --upstream NANOCHAT_CHECKOUT   # exams alone
-    python benchmarks/evaluation.py --core_bundle eval_bundle --upstream NANOCHAT_CHECKOUT
-    python benchmarks/evaluation.py --core_bundle eval_bundle --upstream NANOCHAT_CHECKOUT --max_per_task 50 \\
+    python benchmarks/evaluation.py --core_bundle core --upstream NANOCHAT_CHECKOUT
+    python benchmarks/evaluation.py --core_bundle core --upstream NANOCHAT_CHECKOUT --max_per_task 50 \\
         --tasks hellaswag piqa
 
 Upstream's CORE reads all rows of one item per forward pass. Its exams (ARC, MMLU) read batches of --exam_batch items
@@ -36,7 +36,7 @@ from benchmark_tools import UPSTREAM_HELP, HelpFormat, check_upstream, train_tok
 from nanochat_hf import NanochatHFConfig, NanochatHFForCausalLM
 from nanochat_hf import tasks as chat_tasks
 from nanochat_hf.evals import core
-from nanochat_hf.evals.bundle import CoreTask, load_bundle
+from nanochat_hf.evals.bundle import CoreTask, bundle_folder, load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.microworld_bundle import write_bundle
 from nanochat_hf.evals.scoring import common_prefix
@@ -163,7 +163,7 @@ def tokens_of(evaluated: EvaluatedModel, task: CoreTask, max_length: int) -> tup
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormat)
-    parser.add_argument("--core_bundle", default="microworld", help="folder of nanochat's unpacked eval_bundle")
+    parser.add_argument("--core_bundle", default="microworld", help="core, downloaded, or a bundle's folder")
     parser.add_argument("--upstream", type=Path, help=UPSTREAM_HELP)
     parser.add_argument("--checkpoint", help="checkpoint folder; without it a random model")
     parser.add_argument("--tasks", nargs="*", help="labels of the bundle's tasks; without it all; alone: none")
@@ -218,7 +218,7 @@ def main() -> None:
         from nanochat.core_eval import evaluate_example
     with tempfile.TemporaryDirectory() as folder:
         built_in = args.core_bundle == "microworld"
-        args.core_bundle = write_bundle(folder) if built_in else Path(args.core_bundle)
+        args.core_bundle = write_bundle(folder) if built_in else bundle_folder(args.core_bundle)
         tasks = []
         if args.tasks != []:
             tasks = load_bundle(args.core_bundle, max_per_task=args.max_per_task, labels=args.tasks)

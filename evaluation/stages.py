@@ -1,7 +1,7 @@
 """All evaluations of all stages of a run, in one process.
 
     python evaluation/stages.py --config training/recipes/quickstart.yaml --run_dir runs/quickstart
-    python evaluation/stages.py --run_dir runs/d12 --evaluations bits_per_byte core --core_bundle eval_bundle
+    python evaluation/stages.py --run_dir runs/d12 --evaluations bits_per_byte core --core_bundle core
     accelerate launch --num_processes 8 evaluation/stages.py --config training/recipes/speedrun.yaml --run_dir runs/d24
 
 Results are written into eval/ of each stage's folder, where training/report.py finds them. A result is kept if it was

@@ -1,13 +1,16 @@
 """The bundle of CORE: a folder with tasks, read without torch.
 
 It holds `core.yaml` (the list of tasks), `eval_meta_data.csv` (chance accuracies in percent) and `eval_data/` (JSON
-lines).
+lines). Upstream's bundle is downloaded where `core` is given in place of a folder.
 """
 
 import csv
 import json
 import math
+import os
 import random
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 from nanochat_hf.settings import UserError
 
+PUBLISHED = "core"  # in place of a folder: upstream's bundle
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # upstream's, 162 MB
 SHUFFLE_SEED = 1337
 TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
@@ -55,11 +59,46 @@ class CoreTask:
         return sum(1 / len(item[key]) for item in self.items) / len(self.items) if key else 0.0
 
 
+def bundle_folder(name: str | Path) -> Path:
+    """Returns the folder of a bundle. Upstream's is downloaded once, into the download folder of `datasets`.
+
+    Args:
+        name: the folder, or `PUBLISHED`.
+
+    Raises:
+        UserError: the download failed.
+    """
+    if str(name) != PUBLISHED:
+        return Path(name)
+    from datasets import DownloadConfig, DownloadManager
+    from filelock import FileLock
+
+    manager = DownloadManager(download_config=DownloadConfig(use_etag=False), record_checksums=False)
+    try:
+        archive = Path(manager.download(BUNDLE_URL))
+        folder = archive.with_name(f"{archive.name}.unpacked")
+        with FileLock(f"{folder}.lock"):  # each process of a run may ask for it
+            if not folder.exists():
+                with tempfile.TemporaryDirectory(dir=archive.parent) as partial, zipfile.ZipFile(archive) as files:
+                    files.extractall(partial)
+                    os.replace(Path(partial, "eval_bundle"), folder)
+    except zipfile.BadZipFile:
+        archive.unlink()
+        raise UserError(f"what came from {BUNDLE_URL} is no intact ZIP file; run the same command again") from None
+    except Exception as error:  # of the disk, or of one of several network libraries
+        reason = str(error).replace(BUNDLE_URL, "").strip(" :,") or "no such file, or no network"
+        raise UserError(
+            f"{BUNDLE_URL} could not be downloaded ({reason}); get it by other means, unpack it, and give the folder "
+            "eval_bundle in place of core"
+        ) from error
+    return folder
+
+
 def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[str] | None = None) -> list[CoreTask]:
     """Reads a bundle.
 
     Args:
-        folder: the bundle's folder.
+        folder: the bundle's folder, or `PUBLISHED`.
         max_per_task: items per task, taken after the fixed shuffle; -1 takes all.
         labels: the tasks to read; None reads all.
 
@@ -67,7 +106,7 @@ def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[
         UserError: the folder is no bundle, a label is unknown, a file is missing, empty or not JSON, or an item lacks
             what its kind of task needs.
     """
-    folder = Path(folder)
+    folder = bundle_folder(folder)
     entries = check_bundle(folder, labels)
     with open(folder / "eval_meta_data.csv", encoding="utf-8", newline="") as file:
         chances = {row.get("Eval Task"): row.get("Random baseline") for row in csv.DictReader(file)}
@@ -91,7 +130,7 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
     """Checks that a folder is a bundle with all files of these tasks, without reading them.
 
     Args:
-        folder: the bundle's folder.
+        folder: the bundle's folder, or `PUBLISHED`.
         labels: the tasks; None: all.
 
     Returns:
@@ -102,11 +141,11 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
     """
     import yaml
 
-    folder = Path(folder)
+    folder = bundle_folder(folder)
     if not (folder / "core.yaml").exists():
         raise UserError(
-            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of nanochat's unpacked "
-            f"eval_bundle ({BUNDLE_URL})"
+            f"{folder} is not a CORE bundle: it has no core.yaml; give the folder of an unpacked bundle, or "
+            f"{PUBLISHED}, which downloads nanochat's (162 MB)"
         )
     try:
         entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]

@@ -1,7 +1,7 @@
 """Measures checkpoints: bits per byte, CORE and chat tasks. Results go into eval/ of each checkpoint's folder.
 
     nanochat-hf evaluate --config quickstart --run_dir runs/quickstart     # all evaluations of all stages
-    nanochat-hf evaluate --run_dir runs/d12 --evaluations bits_per_byte core --core_bundle eval_bundle
+    nanochat-hf evaluate --run_dir runs/d12 --evaluations bits_per_byte core --core_bundle core
     nanochat-hf evaluate core --help          # one: core, chat, strangers, bits_per_byte, tokenizer
 
     # on 8 GPUs
@@ -34,16 +34,17 @@ The result is written to eval/bits_per_byte.json in the checkpoint's folder.
 CORE = """\
 CORE of any causal language model: 22 in-context-learning tasks, with items and prompts as in nanochat.
 
-    nanochat-hf evaluate core --checkpoints runs/d12/base --core_bundle eval_bundle --max_per_task 100
-    nanochat-hf evaluate core --checkpoints openai-community/gpt2-xl --core_bundle eval_bundle   # published: 0.2565
+    nanochat-hf evaluate core --checkpoints runs/d12/base --core_bundle core --max_per_task 100
+    nanochat-hf evaluate core --checkpoints openai-community/gpt2-xl --core_bundle core   # published: 0.2565
     nanochat-hf evaluate core --checkpoints runs/quickstart/base     # the microworld's completion tasks, not CORE
 
     # on 8 GPUs
     accelerate launch --num_processes 8 -m nanochat_hf.stages.evaluate core \\
-        --checkpoints runs/d24/base --core_bundle eval_bundle
+        --checkpoints runs/d24/base --core_bundle core
 
-The bundle is nanochat's eval_bundle.zip, unpacked. CORE is shown twice: with the published chance accuracies, to
-compare with others, and with the corrected ones. The result is written to eval/core.json in the checkpoint's folder.
+`core` stands for nanochat's bundle, which is downloaded once; any other bundle is named by its folder. CORE is shown
+twice: with the published chance accuracies, to compare with others, and with the corrected ones. The result is
+written to eval/core.json in the checkpoint's folder.
 
 Without a bundle, completion tasks about the microworld are scored by the same code. Their mean is reported as
 `microworld_completion`, because it cannot be compared with CORE.

@@ -146,7 +146,7 @@ class PretrainConfig:
         100, "whole validation documents, each measured from its beginning, too; 0: none", at_least=0, off=0
     )
     core_every: int = setting(-1, "steps between CORE evaluations; 0: never", at_least=0, also=[-1], off=0)
-    core_bundle: str | None = setting(None, "folder of the CORE evaluation bundle", path=True)
+    core_bundle: str | None = setting(None, "core: CORE's tasks, downloaded once; or a bundle's folder", path=True)
     core_max_per_task: int = setting(500, "examples per CORE task during the run; -1: all", at_least=1, also=[-1])
     sample_every: int = setting(-1, "steps between samples; 0: never", at_least=0, also=[-1], off=0)
     save_every: int = setting(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_hf.evals.bundle import BUNDLE_URL
+from nanochat_hf.evals.bundle import check_bundle
 from nanochat_hf.settings import (
     MAX_RATE,
     MAX_ROWS,
@@ -278,12 +278,10 @@ def check_pretraining(config: Any) -> None:
             f"--context_length {config.context_length} is shorter than the rows of {config.sequence_length} tokens; "
             "raise it, or lower --sequence_length"
         )
-    if config.core_every > 0 and not Path(config.core_bundle or "", "core.yaml").exists():
-        missing = f", and there is no core.yaml in {config.core_bundle!r}" if config.core_bundle else ""
-        raise UserError(
-            f"--core_every needs the CORE evaluation bundle{missing}; "
-            f"download {BUNDLE_URL}, unpack it, and give its folder as --core_bundle"
-        )
+    if config.core_every > 0:
+        if not config.core_bundle:
+            raise UserError("--core_every needs tasks; give --core_bundle core, which downloads CORE, or a folder")
+        check_bundle(config.core_bundle)
     check_report_to(config.report_to)
 
 

@@ -166,7 +166,7 @@ def test_short_runs_choose_their_preset_and_say_so(script, tokenizer, options, s
 
 
 def test_what_cannot_work_is_said_at_once(script, tokenizer, tmp_path):
-    with pytest.raises(UserError, match="CORE evaluation bundle; download .* as --core_bundle"):
+    with pytest.raises(UserError, match="--core_every needs tasks; give --core_bundle core"):
         script("--tokenizer", tokenizer, "--output_dir", str(tmp_path), "--core_every", "5")
     with pytest.raises(UserError, match="make one with nanochat-hf tokenizer"):
         script("--output_dir", str(tmp_path))
