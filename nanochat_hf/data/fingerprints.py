@@ -2,13 +2,13 @@
 
 A fingerprint is a dict that `started.json` and `run.json` keep:
 
-- `source`: the name as given;
+- `source`: the name as given, without the column;
+- `column`: the column of text, where the source names one;
 - `share`: of text, the source's share of the rows;
 - `files`, `bytes`, `sha256`: of what is on disk. The hash is over name, size, first and last `EDGE` bytes of each
   file, in reading order. So a change in the middle of a long file that keeps its size is not noticed.
 """
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf.data import files
-from nanochat_hf.data.found import MICROWORLD, find_source, local_path
+from nanochat_hf.data.found import MICROWORLD, find_source, is_local, local_path, split_column
 from nanochat_hf.data.sources import parse_sources
 from nanochat_hf.settings import UserError
 
@@ -36,7 +36,7 @@ def of_text(source: str | Path | Sequence[str]) -> list[Fingerprint]:
     """
     named = parse_sources(source)
     total = sum(weight for _, weight in named)
-    return [{"source": name, "share": weight / total, **_of_source(name)} for name, weight in named]
+    return [_of_source(*split_column(name)) | {"share": weight / total} for name, weight in named]
 
 
 def of_files(source: str) -> Fingerprint:
@@ -57,7 +57,8 @@ def of_files(source: str) -> Fingerprint:
 
 def contents(read: Sequence[Fingerprint]) -> list[tuple[Any, ...]]:
     """What is equal where the same was read, wherever it lies."""
-    return [(one.get("share"), one.get("sha256") or one["source"]) for one in read]
+    parts = [(one.get("share"), one.get("sha256") or one["source"], one.get("column")) for one in read]
+    return [part if part[2] else part[:2] for part in parts]
 
 
 def difference(before: Sequence[Fingerprint], now: Sequence[Fingerprint]) -> str | None:
@@ -70,6 +71,8 @@ def difference(before: Sequence[Fingerprint], now: Sequence[Fingerprint]) -> str
         if contents([old]) != contents([new]) and not gone:
             found, known = _size(new), _size(old)
             words = "other content of the same size" if found == known else f"{found}; before: {known}"
+            if old.get("column") != new.get("column"):
+                words = f"column: {new.get('column', 'found')}; before: {old.get('column', 'found')}"
             return f"the data in {new['source']} has changed ({words})"
     return None if len(before) == len(now) else "there are other sources of data"
 
@@ -80,18 +83,17 @@ def _size(one: Fingerprint) -> str:
     return f"{one['files']:,} file{'s' * (one['files'] != 1)} of {one['bytes']:,} bytes"
 
 
-def _of_source(name: str) -> Fingerprint:
-    folder = name.rpartition(":")[0]  # of FOLDER:config
-    on_disk = os.path.exists(name) or (folder and os.path.isdir(folder)) or any(glob.iglob(name, recursive=True))
-    if name == MICROWORLD or not on_disk:
-        return {}
+def _of_source(name: str, column: str | None) -> Fingerprint:
+    named = {"source": name} | ({"column": column} if column else {})
+    if name == MICROWORLD or not is_local(name):
+        return named
     found = find_source(name)
     paths: dict[Path, str] = {}
     for split, data_files in (("train", found.train), ("validation", found.validation)):
         for file in data_files:
             if path := local_path(file):
                 paths.setdefault(path, f"{split} {file.name}")
-    return _of_paths((title, path) for path, title in paths.items())
+    return named | _of_paths((title, path) for path, title in paths.items())
 
 
 def _of_paths(titled: Iterable[tuple[str, Path]]) -> Fingerprint:

@@ -195,13 +195,15 @@ def find_source(source: str | Path, text_column: str | None = None) -> FoundSour
 
     Args:
         source: a file, a folder, a pattern such as `data/*.txt`, a Hub data set or `microworld`; a folder and a data
-            set may be followed by `:config`. What exists on disk is never taken for anything else.
-        text_column: the column or key of the text; default: found.
+            set may be followed by `:config`, and all by `#column`. What exists on disk is never taken for anything
+            else.
+        text_column: the column or key of the text, of a source that names none; default: found.
 
     Raises:
         UserError: there is no such source, or it has no file that can be read.
     """
-    name = str(source)
+    name, own_column = split_column(str(source))
+    text_column = own_column or text_column
     if name == MICROWORLD:
         return FoundSource(name, [MicroworldFile("train")], [MicroworldFile("validation")], [])
     path = Path(os.path.expanduser(name))
@@ -259,6 +261,23 @@ def find_data_files(source: str | Path, split: Split = "train", text_column: str
         raise UserError(f"there is no split {split!r}; choose train or validation")
     found = find_source(source, text_column)
     return found.train if split == "train" else found.validation
+
+
+def split_column(source: str) -> tuple[str, str | None]:
+    """Divides `my_texts#article` into the source and its column. What exists on disk keeps its `#`."""
+    name, _, column = source.rpartition("#")
+    return (name, column) if name and column and not _matches(source) else (source, None)
+
+
+def is_local(name: str) -> bool:
+    """Whether a source, without its column, is a file or folder, perhaps with `:config`, or a pattern that matches."""
+    folder = os.path.expanduser(name).rpartition(":")[0]
+    return _matches(name) or (bool(folder) and os.path.isdir(folder))
+
+
+def _matches(name: str) -> bool:
+    path = os.path.expanduser(name)
+    return os.path.exists(path) or any(glob.iglob(path, recursive=True))
 
 
 def looks_like_hub_id(source: str | os.PathLike) -> bool:

@@ -6,7 +6,6 @@ tokenizer, also its rows. Of a larger source, and of one on the Hub, only names 
 
 import glob
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from nanochat_hf.data.found import (
     FoundSource,
     SplitOfFile,
     find_source,
+    is_local,
     local_path,
+    split_column,
 )
 from nanochat_hf.data.packing import (
     BUFFER_DOCUMENTS,
@@ -207,7 +208,8 @@ def survey(
 
 def is_on_disk(source: str | Path | Sequence[str]) -> bool:
     """Whether all of a run's text is on this machine, so that `survey` fetches nothing."""
-    return all(name == MICROWORLD or os.path.exists(name) or glob.has_magic(name) for name, _ in parse_sources(source))
+    names = [split_column(name)[0] for name, _ in parse_sources(source)]
+    return all(name == MICROWORLD or is_local(name) or glob.has_magic(name) for name in names)
 
 
 def describe_data(

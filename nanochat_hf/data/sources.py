@@ -6,6 +6,7 @@ A source is written as one string, the same in every recipe and on every command
 - a file, a folder or a pattern (`data/*.txt`) of parquet, Arrow, JSON, csv or text; a folder may also be one that
   `Dataset.save_to_disk` wrote, or a copy of a data set of the Hub, then also `folder:config`;
 - anything else of the form `owner/name` or `owner/name:config`: a data set of the Hub, fetched file by file as needed;
+- any of these with the column of text, where it cannot be found: `my_texts#article`;
 - several of these with weights, `"web:0.7,code:0.3"` or a list. The weights are shares of the rows in training, and
   of the characters elsewhere.
 
@@ -318,7 +319,7 @@ def _split_at_commas(word: str) -> list[str]:
     while parts:
         for count in range(len(parts), 0, -1):
             name = ",".join(parts[:count]).strip()
-            if count == 1 or _exists(name) or _exists(name.rpartition(":")[0]):
+            if count == 1 or any(map(_exists, (name, name.rpartition(":")[0], name.rpartition("#")[0]))):
                 found.append(name)
                 parts = parts[count:]
                 break

@@ -45,7 +45,7 @@ def find_column(
     if wanted is not None:
         if wanted in texts or wanted in maybe:
             return wanted
-        raise UserError(f"{path} has no text column {wanted!r} (it has: {names}); name the right one as text_column")
+        raise UserError(f"{path} has no text column {wanted!r} (it has: {names}); name one of these")
     for some in (texts, maybe):
         lower = {name.strip().lower(): name for name in reversed(some)}
         for name in TEXT_COLUMNS:
@@ -59,7 +59,10 @@ def find_column(
         return texts[0]
     if not texts:
         raise UserError(f"{path}: no column holds text (it has: {names}); write the text itself into a column 'text'")
-    raise UserError(f"{path}: cannot tell which column is the text (it has: {names}); name it as text_column")
+    raise UserError(
+        f"{path}: cannot tell which column is the text (it has: {names}); name it after the source, as in "
+        f"my_texts#{texts[0]}"
+    )
 
 
 def _few(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from nanochat_hf.data.documents import cut_document
-from nanochat_hf.data.found import looks_like_hub_id
+from nanochat_hf.data.found import looks_like_hub_id, split_column
 from nanochat_hf.data.overview import is_on_disk
 from nanochat_hf.data.sources import OnBadFile, open_documents, parse_sources
 from nanochat_hf.settings import UserError
@@ -49,7 +49,7 @@ def check_text(source: str) -> None:
     Raises:
         UserError: there is no such source, or nothing in it can be read.
     """
-    names = [name for name, _ in parse_sources(source)]
+    names = [split_column(name)[0] for name, _ in parse_sources(source)]
     if not is_on_disk(names) and any(map(looks_like_hub_id, names)):
         return
     try:

@@ -45,6 +45,16 @@ def test_changed_files_are_described(texts, change, words):
     assert difference(before, of_text(str(texts))) == f"the data in {texts} has changed ({words})"
 
 
+def test_another_column_is_other_data(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "some", "b": "text"}\n' * 50)
+    found, named, other = (of_text(f"{path}{column}") for column in ("", "#a", "#b"))
+    assert len({tuple(contents(one)) for one in (found, named, other)}) == 3
+    assert contents(of_text(f"{path}#a")) == contents(named)
+    assert difference(named, other) == f"the data in {path} has changed (column: b; before: a)"
+    assert difference(found, other) == f"the data in {path} has changed (column: b; before: found)"
+
+
 def test_beginning_end_and_size_of_a_long_file_count(tmp_path):
     path = tmp_path / "long.txt"
     path.write_bytes(b"x" * 3 * EDGE)

@@ -4,6 +4,7 @@ import gzip
 import json
 import warnings
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import zstandard
 from toy import make_documents, write_jsonl, write_parquet, write_shards
 
 from nanochat_hf.data import files
-from nanochat_hf.data.overview import describe_data
+from nanochat_hf.data.overview import describe_data, is_on_disk
 from nanochat_hf.data.sources import open_documents, parse_sources
 from nanochat_hf.settings import UserError
 
@@ -174,6 +175,33 @@ def test_text_column_is_named_or_found(tmp_path):
         texts("b.parquet")
     with pytest.raises(UserError, match="no text column 'id'"):
         texts("a.parquet", "id")
+
+
+def test_each_source_may_name_its_column(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, column in (("one", "story"), ("two", "poem"), ("three:de", "story"), ("c#", "story")):
+        path = tmp_path / folder.replace(":", "/")
+        path.mkdir(parents=True)
+        for split in ("train", "validation"):
+            table = pa.table({"url": ["x", "y"], column: [f"{folder} 1", f"{folder} 2"], "extra": ["a", "b"]})
+            pq.write_table(table, path / f"{split}.parquet")
+
+    def texts(source, **options):
+        return sorted(set(islice(open_documents(source, "train", repeat=True, **options), 200)))
+
+    assert texts("one#story") == texts("one/*.parquet#story") == ["one 1", "one 2"]
+    assert texts("one/train.parquet#extra") == ["a"]  # the other one is for validation
+    assert texts("three:de#story") == ["three:de 1", "three:de 2"]
+    assert texts("one#story,two#poem:0.5") == ["one 1", "one 2", "two 1", "two 2"]
+    assert texts(["one", "two#poem"], text_column="story") == ["one 1", "one 2", "two 1", "two 2"]
+    assert texts("c#", text_column="story") == texts("c##story") == ["c# 1", "c# 2"]
+    assert is_on_disk(["one#story", "three:de#story"]) and not is_on_disk("none#story")
+    with pytest.raises(UserError, match=r"url, story, extra\); name it after the source, as in my_texts#url"):
+        texts("one")
+    with pytest.raises(UserError, match=r"no text column 'poem' \(it has: url, story, extra\); name one of these"):
+        texts("one#poem")
+    with pytest.raises(UserError, match="no data at none"):
+        texts("none#story")
 
 
 BAD_FILES = {

@@ -63,6 +63,16 @@ def test_sources_are_checked_and_compared_by_content(tmp_path, texts):
     assert before != fingerprints_of([spec])
 
 
+def test_the_source_may_name_its_column(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"title": "T", "body_text": "Text {number}."}}\n' for number in range(40)))
+    with pytest.raises(UserError, match="cannot tell which column is the text"):
+        check_sources([f"documents={path}@3"])
+    check_sources([f"documents={path}#body_text@3"])
+    drawn = found(f"documents={path}#body_text@3")
+    assert len(drawn) == 3 and all(text.startswith("Text ") for text in drawn)
+
+
 def test_bad_files_are_skipped_where_others_can_be_read(texts, recwarn):
     for path in (texts / "0.jsonl", texts / "100.jsonl"):
         path.write_text("no JSON", encoding="utf-8")
