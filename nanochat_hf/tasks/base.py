@@ -12,6 +12,8 @@ from typing import Any, Literal
 from nanochat_hf.settings import UserError
 
 LETTERS = ("A", "B", "C", "D")
+ROLES = ("system", "user", "assistant", "tool")
+PARTS = ("text", "python", "python_output")  # of an assistant's message
 FINAL_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 
 
@@ -49,7 +51,13 @@ class Task:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.example(self.rows[index])
+        example = self.example(self.rows[index])
+        if fault := _fault_of(example):
+            raise UserError(
+                f"example {index} of the task {self.name} is no conversation: {fault}; let `example` return "
+                '{"messages": [...]} with role and content in each message, the assistant\'s last'
+            )
+        return example
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -66,6 +74,45 @@ class Task:
             completion: the text that the model wrote as the assistant's message.
         """
         raise NotImplementedError
+
+
+def _fault_of(example: Any) -> str | None:
+    """Why an example can be neither trained on nor asked, in words; None where it can."""
+    if not isinstance(example, dict):
+        return f"it is {example!r:.60}"
+    if "text" in example:
+        return _fault_of_text(example["text"], "its text")
+    messages = example.get("messages")
+    if not isinstance(messages, list | tuple) or not messages:
+        return f"its messages are {messages!r:.60}"
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            return f"message {number} is {message!r:.60}, without a role from {', '.join(ROLES)}"
+        if message["role"] == "system" and number > 1:
+            return f"message {number} is the system's, which can only come first"
+        content = message.get("content")
+        parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
+        for part in parts:
+            if not isinstance(part, dict) or part.get("type") not in PARTS:
+                return f"a part of message {number} is {part!r:.60}, without a type from {', '.join(PARTS)}"
+            if fault := _fault_of_text(part.get("text"), f"the content of message {number}"):
+                return fault
+    return None if messages[-1]["role"] == "assistant" else f"its last message is from the {messages[-1]['role']}"
+
+
+def _fault_of_text(text: Any, called: str) -> str | None:
+    if not isinstance(text, str):
+        return f"{called} is {text!r:.60} instead of text"
+    return None if is_unicode(text) else f"{called} holds half of a surrogate pair, which is no character"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; halves of surrogate pairs cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def score_of(task: Task, example: dict[str, Any], completion: str) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanochat_hf.tasks.base import is_unicode
 from nanochat_hf.tools.registry import TOOLS, run_call, written_call
 
 Message = dict[str, Any]
@@ -489,7 +490,7 @@ def canonical(messages: Iterable[Any], notes: Notes, changed: set[str]) -> list[
         conversation.insert(0, {"role": "system", "content": JOIN.join(system)})
     for message in conversation:
         for holder, key in _texts(message):
-            if not _is_unicode(holder[key]):
+            if not is_unicode(holder[key]):
                 changed.add("halves of characters (lone surrogates) are replaced by U+FFFD")
                 holder[key] = holder[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return conversation
@@ -500,14 +501,6 @@ def _texts(message: Message) -> list[tuple[dict[str, Any], str]]:
     if isinstance(message["content"], str):
         return [(message, "content")]
     return [(part, "text") for part in message["content"]]
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_message(message: Any, number: int, notes: Notes) -> tuple[str, list[Message], list[tuple[Any, Message]]]:

@@ -7,7 +7,7 @@ import pytest
 
 from nanochat_hf.settings import UserError
 from nanochat_hf.tasks import TASKS, check_specs, load, separate
-from nanochat_hf.tasks.base import choice_example, final_number, message_text
+from nanochat_hf.tasks.base import Task, choice_example, final_number, message_text
 from nanochat_hf.tasks.gsm8k import solution_parts, word_problem
 from nanochat_hf.tasks.humaneval import code_of, leading_imports
 from nanochat_hf.tasks.spelling import split_of_word
@@ -253,3 +253,42 @@ def test_a_word_list_needs_words_of_both_splits(tmp_path):
     assert len(load(f"spelling={path}", "train")[0]) == 2
     with pytest.raises(UserError, match="none of the 2 words belongs to the split test"):
         load(f"spelling={path}", "test")
+
+
+ASKED, ANSWERED = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}
+
+
+@pytest.mark.parametrize(
+    ("example", "fault"),
+    [
+        (None, "it is None"),
+        ([ASKED, ANSWERED], r"it is \[\{'role'"),
+        ({"conversation": [ASKED, ANSWERED]}, "its messages are None"),
+        ({"messages": []}, r"its messages are \[\]"),
+        ({"messages": "hi"}, "its messages are 'hi'"),
+        ({"messages": [ASKED]}, "its last message is from the user"),
+        ({"messages": ["hi", ANSWERED]}, "message 1 is 'hi', without a role from system, user, assistant, tool"),
+        ({"messages": [{"content": "hi"}, ANSWERED]}, "message 1 is {'content': 'hi'}, without a role"),
+        ({"messages": [ASKED | {"role": "human"}, ANSWERED]}, "message 1 is .*'human'.*, without a role"),
+        ({"messages": [ASKED, ANSWERED, ASKED | {"role": "system"}, ANSWERED]}, "message 3 is the system's"),
+        ({"messages": [ASKED, {"role": "assistant", "content": 4}]}, "the content of message 2 is 4 instead of text"),
+        ({"messages": [ASKED, {"role": "assistant"}]}, "the content of message 2 is None instead of text"),
+        ({"messages": [ASKED, ANSWERED | {"content": ["a"]}]}, "a part of message 2 is 'a', without a type"),
+        ({"messages": [ASKED, ANSWERED | {"content": [{"type": "image"}]}]}, "a part of message 2 is .*image"),
+        ({"messages": [ASKED, ANSWERED | {"content": [{"type": "text"}]}]}, "the content of message 2 is None"),
+        ({"messages": [ASKED, ANSWERED | {"content": "a\ud800"}]}, "the content of message 2 holds half of"),
+        ({"text": 5}, "its text is 5 instead of text"),
+    ],
+)
+def test_an_own_task_with_a_malformed_example_is_named(example, fault):
+    class Own(Task):
+        name = "own"
+
+        def example(self, row):
+            return row
+
+    good = {"messages": (ASKED, ANSWERED | {"content": [{"type": "python", "text": "1+1"}]})}
+    task = Own([good, {"text": "Some text."}, example])
+    assert task[0] == good and task[1] == {"text": "Some text."}
+    with pytest.raises(UserError, match=f"example 2 of the task own is no conversation: {fault}"):
+        list(task)
