@@ -65,7 +65,7 @@ def trainer(tmp_path, monkeypatch):
             gradient_accumulation_steps=2,
         )  # fmt: skip
         assert arguments.device == META
-        monkeypatch.setitem(PartialState._shared_state, "device", META)
+        PartialState._shared_state["device"] = META  # until the state is reset below
         config = NanochatHFConfig.from_depth(2, vocab_size=64, head_dim=16, aspect_ratio=16, sequence_length=32)
         with META:
             model = NanochatHFForCausalLM(config)
