@@ -120,7 +120,7 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
     known = [entry["label"] for entry in entries]
     unknown = sorted(set(labels or []) - set(known))
     if unknown:
-        raise UserError(f"{folder} has no task {', '.join(unknown)}; it has {', '.join(known)}")
+        raise UserError(f"the bundle has no task {', '.join(unknown)}; it has {', '.join(known)}")
     if not (folder / "eval_meta_data.csv").exists():
         raise UserError(f"{folder} has no eval_meta_data.csv with the chance accuracies; unpack the bundle again")
     entries = [entry for entry in entries if not labels or entry["label"] in labels]

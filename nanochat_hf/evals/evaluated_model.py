@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from nanochat_hf.evals.scoring import Row, read_groups
 from nanochat_hf.generation import load_checkpoint, pick_device
 from nanochat_hf.generation.chat_format import ChatFormat
 from nanochat_hf.generation.prompts import rendered
@@ -118,10 +119,13 @@ def load_evaluated_model(
         options: revision and trust_remote_code, as in `nanochat_hf.generation.load_checkpoint`.
 
     Raises:
-        UserError: nothing loadable is there, or the device or dtype does not exist.
+        UserError: nothing loadable is there, the model computes NaN, or the device or dtype does not exist.
     """
     try:
         dtype = evaluation_dtype(dtype, pick_device(device))
     except RuntimeError:
         pass  # there is no such device: `load_checkpoint` says so
-    return EvaluatedModel(name, *load_checkpoint(name, device=device, dtype=dtype, **options))
+    evaluated = EvaluatedModel(name, *load_checkpoint(name, device=device, dtype=dtype, **options))
+    ids = evaluated.encode(["1 + 1"])[0] or [0]
+    next(read_groups(evaluated.model, [[Row(ids, len(ids) - 1)]]))  # NaN would make answers that count as wrong
+    return evaluated

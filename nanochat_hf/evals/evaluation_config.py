@@ -139,6 +139,11 @@ def _check_chat(config: EvaluationConfig, others: Sequence[str]) -> None:
             f"no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR{without}"
         )
     tasks.check_specs(config.tasks)
+    for spec in tasks.separate(config.tasks):
+        if (repeat := tasks.parts_of(spec)["repeat"]) is not None:
+            raise UserError(
+                f"the task '{spec}' is for training; an evaluation asks each item once: leave out *{repeat}"
+            )
     if config.num_samples > 1 and config.temperature == 0:
         raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
 

@@ -332,5 +332,5 @@ assert len(check_bundle({str(bundle)!r})) == 3 and "torch" not in sys.modules
 
 
 def test_unknown_task_label_is_named(bundle):
-    with pytest.raises(UserError, match="no task nonsense"):
+    with pytest.raises(UserError, match="the bundle has no task nonsense"):
         load_bundle(bundle, labels=["nonsense"])

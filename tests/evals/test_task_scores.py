@@ -1,13 +1,15 @@
 """Chat tasks: exams by logits, problems by samples, prompts of other models."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from nanochat_hf.evals import tasks
+from nanochat_hf.evals import runner, tasks
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
+from nanochat_hf.evals.evaluation_config import check_evaluation
 from nanochat_hf.evals.runner import EvaluationConfig, answer_sampling, load_tasks, result_table
 from nanochat_hf.generation import Sampling
 from nanochat_hf.settings import UserError
@@ -135,6 +137,45 @@ def test_prompts_that_lose_their_beginning_are_counted_and_said(templated):
     assert result.row()["truncated"] == 1
     table = {"metrics": tasks.summarize([result]), "details": {"tasks": [result.row()]}}
     assert "7 items, 1 too long for the context: their beginning is cut" in result_table(table)
+
+
+def test_an_answer_ends_where_the_context_ends(byte_tokenizer):
+    """GPT-2 has an embedding per position, and none beyond its context."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=16, n_layer=1, n_head=1, n_positions=32))
+    evaluated = EvaluatedModel("gpt2", model, byte_tokenizer)
+    problems = Problems(2)
+    problems.examples[1]["messages"][0]["content"] = "x" * 50
+    result = tasks.evaluate_generative(
+        evaluated, problems, tasks.AnswerSampling(Sampling(max_new_tokens=40, temperature=0))
+    )
+    assert len(result.scores) == 2
+
+
+def test_a_bad_item_is_named_before_any_task_is_scored(tiny_model, byte_tokenizer, monkeypatch):
+    """An hour of answers would be lost where the exam after them cannot be scored."""
+    evaluated = EvaluatedModel("base", tiny_model, byte_tokenizer)
+    monkeypatch.setattr(runner, "load_tasks", lambda config: [Problems(1), Exam(2)])
+    monkeypatch.setattr(tasks, "evaluate_generative", lambda *_, **__: pytest.fail("a task was scored"))
+    with pytest.raises(UserError, match="' A' is 2 tokens"):
+        runner.run_chat(evaluated, EvaluationConfig())
+
+
+def test_tasks_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    """Results are kept by name, so one would replace the other."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "new"):
+        Path(f"{name}.jsonl").write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    specs = ["conversations=old.jsonl", f"conversations={tmp_path}/new.jsonl", "microworld-chat@3"]
+    names = [task.name for task in load_tasks(EvaluationConfig(tasks=specs))]
+    assert names == ["conversations=old.jsonl", "conversations=new.jsonl", "microworld-chat"]
+    assert [task.name for task in load_tasks(EvaluationConfig(tasks=specs[1:]))] == ["conversations", names[2]]
+    with pytest.raises(UserError, match="two tasks are called conversations=old.jsonl; leave one out"):
+        load_tasks(EvaluationConfig(tasks=[specs[0], specs[0]]))
+
+
+def test_an_evaluation_repeats_no_example():
+    with pytest.raises(UserError, match=r"'microworld-chat@3\*2' .* once: leave out \*2"):
+        check_evaluation(EvaluationConfig(tasks=["microworld-chat@3*2"], checkpoints=["a/b"]), ["chat"])
 
 
 def test_chatcore_is_the_mean_of_centered_scores():
