@@ -56,6 +56,25 @@ def test_too_long_messages_are_refused(client):
     assert client.predict("How do you spell tosar?", temperature=0, api_name="/chat") == "t-o-s-a-r"  # still alive
 
 
+@pytest.mark.parametrize(
+    "name, value", [("temperature", "hot"), ("top_k", [1]), ("top_p", {}), ("max_new_tokens", None)]
+)
+def test_settings_that_are_no_numbers_are_named(client, name, value):
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match=f"{name} must be a number, not"):
+        client.predict("x", **{name: value}, api_name="/chat")
+
+
+def test_a_system_message_is_text_or_nothing(client):
+    from gradio_client.exceptions import AppError
+
+    ask = ("How do you spell tosar?",)
+    assert client.predict(*ask, system=None, temperature=0, api_name="/chat") == "t-o-s-a-r"
+    with pytest.raises(AppError, match="system message must be text"):
+        client.predict(*ask, system=5, api_name="/chat")
+
+
 def test_every_answer_carries_the_policy(client):
     with urlopen(client.src) as answer:
         policy = answer.headers["content-security-policy"]
