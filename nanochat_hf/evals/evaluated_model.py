@@ -7,8 +7,7 @@ import torch
 
 from nanochat_hf.evals.scoring import Row, read_groups
 from nanochat_hf.generation import load_checkpoint, pick_device
-from nanochat_hf.generation.chat_format import ChatFormat
-from nanochat_hf.generation.prompts import rendered
+from nanochat_hf.generation.chat_format import ChatFormat, without_calls
 from nanochat_hf.settings import UserError
 
 ASSISTANT_START = "<|assistant_start|>"
@@ -55,6 +54,10 @@ class EvaluatedModel:
 
         return CorpusEncoder(self.tokenizer)
 
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer)
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Texts → token ids, the begin-of-document token first. Control tokens spelled in a text stay plain text."""
         if not texts:
@@ -77,8 +80,9 @@ class EvaluatedModel:
 
             return render_prompt(self.tokenizer, messages)
         if self.prompt_style == "chat template":
-            return rendered(self.tokenizer, messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        text = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+            return self._chat_format.prompt(messages)
+        said = [(message["role"].capitalize(), without_calls(message)["content"]) for message in messages]
+        text = "\n\n".join(f"{role}: {content}" for role, content in said)
         return self.encode([f"{text}\n\nAssistant:"])[0]
 
     def letter_id(self, letter: str) -> int:

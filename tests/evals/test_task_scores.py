@@ -1,5 +1,6 @@
 """Chat tasks: exams by logits, problems by samples, prompts of other models."""
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -64,8 +65,6 @@ def byte_tokenizer():
 @pytest.fixture(scope="module")
 def templated(tiny_model, byte_tokenizer):
     """A foreign chat model with a template of its own."""
-    import copy
-
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
     return EvaluatedModel("foreign", tiny_model, tokenizer)
@@ -109,6 +108,29 @@ def test_prompts_without_a_template_are_plain_text(tiny_model, byte_tokenizer):
     assert byte_tokenizer.decode(ids[1:]) == "User: Hi\n\nAssistant:" and ids[0] == byte_tokenizer.bos_token_id
     with pytest.raises(UserError, match="' A' is 2 tokens"):
         tasks.evaluate_choice(evaluated, Exam(2))
+
+
+def test_prompts_of_other_models_have_neither_parts_nor_a_system_message_that_is_refused(
+    templated, tiny_model, byte_tokenizer
+):
+    """As in training: calls become text, and a system message stands before the user's where there are none."""
+    parts = [("text", "It is "), ("python", "2*3"), ("python_output", "6"), ("text", "6.")]
+    messages = [
+        {"role": "system", "content": "Be nice."},
+        {"role": "user", "content": "2*3?"},
+        {"role": "assistant", "content": [{"type": kind, "text": text} for kind, text in parts]},
+        {"role": "user", "content": "Thanks."},
+    ]
+    base = EvaluatedModel("base", tiny_model, byte_tokenizer)
+    asked = byte_tokenizer.decode(base.prompt_ids(messages)[1:])
+    assert asked == "System: Be nice.\n\nUser: 2*3?\n\nAssistant: It is 6.\n\nUser: Thanks.\n\nAssistant:"
+    tokenizer = copy.deepcopy(templated.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+        "[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    )
+    asked = tokenizer.decode(EvaluatedModel("strict", tiny_model, tokenizer).prompt_ids(messages))
+    assert asked == "[user] Be nice.\n\n2*3?\n[assistant] It is 6.\n[user] Thanks.\n[assistant]"
 
 
 def test_control_tokens_in_texts_stay_text(tiny_model, byte_tokenizer):
