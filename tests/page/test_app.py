@@ -253,6 +253,19 @@ def test_a_missing_model_is_one_line(monkeypatch, capsys, tmp_path):
         assert re.fullmatch(rf"error: .*{complaint}.*", capsys.readouterr().err.strip().splitlines()[-1])
 
 
+def test_what_cannot_be_compared_or_has_no_effect_is_named_at_the_start(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for argv, complaint in (
+        ([str(tmp_path), "--compare", f"{tmp_path}/empty"], "empty is not a checkpoint folder"),
+        ([str(tmp_path), "--compare", f"{tmp_path}/none@v1"], "there is no folder"),
+        (["--url", "http://x", "--compare", str(tmp_path), "--device", "cpu"], "--compare and --device would have no"),
+        ([str(tmp_path), "--tools"], "--tools would have no effect here"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            command.main(argv, tmp_path)
+
+
 def test_settings_come_from_the_file_the_environment_and_the_command_line(monkeypatch, tmp_path):
     given = {"model": "from/file", "seconds": 5.0}
     assert command._parse([], given).model == "from/file"
