@@ -181,13 +181,13 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
     """
     from nanochat_hf import tasks
 
-    if not config.tasks:
-        raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
     specs = tasks.separate(config.tasks)
+    if not specs:
+        raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
     loaded = [tasks.load(spec, config.split, config.max_problems)[0] for spec in specs]
     named = Counter(task.name for task in loaded)
     for task, spec in zip(loaded, specs, strict=True):
-        if named[task.name] > 1:  # results are kept by name
+        if named[task.name] > 1 or not task.name:  # results are kept by name
             task.name = settings.without_paths(spec)
     name, count = Counter(task.name for task in loaded).most_common(1)[0]
     if count > 1:

@@ -109,8 +109,10 @@ def check_items(evaluated: EvaluatedModel, task: Any) -> None:
     """Makes every example of a task once, so that no fault of the data ends an evaluation in its midst.
 
     Raises:
-        UserError: an example is faulty, or the letter of an exam is more than one token for this model.
+        UserError: there is no example, one is faulty, or the letter of an exam is more than one token for this model.
     """
+    if not len(task):
+        raise UserError(f"the task {task.name} has no items; give other data, or leave it out")
     letters = {letter for index in range(len(task)) for letter in task[index].get("letters", ())}
     for letter in sorted(letters):
         evaluated.letter_id(letter)

@@ -219,9 +219,17 @@ def test_generated_code_is_not_run_without_permission():
     assert len(load_tasks(config)[0]) == 2
 
 
-def test_no_tasks_is_a_clear_mistake():
+@pytest.mark.parametrize("specs", [[], [""], [" "]])
+def test_no_tasks_is_a_clear_mistake(specs):
     with pytest.raises(UserError, match="no chat tasks"):
-        load_tasks(EvaluationConfig())
+        load_tasks(EvaluationConfig(tasks=specs))
+    with pytest.raises(UserError, match="no chat tasks"):
+        check_evaluation(EvaluationConfig(tasks=specs, checkpoints=["a/b"]), ["chat"])
+
+
+def test_a_task_without_items_is_named(templated):
+    with pytest.raises(UserError, match="the task problems has no items"):
+        tasks.check_items(templated, Problems(0))
 
 
 def test_many_greedy_samples_are_refused():

@@ -48,7 +48,8 @@ def test_a_task_of_ones_own_is_named_by_its_import_path(tmp_path, monkeypatch):
         "class Twice(Task):\n    name = 'twice'\n\n"
         "    def __init__(self, split='test', limit=None):\n"
         "        super().__init__(range(9) if split == 'train' else range(3), limit)\n\n\n"
-        "def three(split, limit):\n    return 3\n"
+        "def three(split, limit):\n    return 3\n\n\n"
+        "def nothing(path):\n    return None\n"
     )
     monkeypatch.chdir(tmp_path)
     task, repeat = load("own_tasks:Twice@4*2", "train")
@@ -60,6 +61,8 @@ def test_a_task_of_ones_own_is_named_by_its_import_path(tmp_path, monkeypatch):
         ("own_tasks:Nothing", "the module own_tasks has no function or class Nothing"),
         ("no_such_module:Twice", "--tasks: cannot import the module no_such_module"),
         ("own_tasks:three", "own_tasks:three is no task; give a subclass of"),
+        ("own_tasks:nothing", "own_tasks:nothing does not take split and limit"),
+        ("own_tasks:Twice=my_file", "own_tasks:Twice does not take split, limit and source"),
         ("own_tasks:Twice@~4", "drawn at random already"),
     ):
         with pytest.raises(UserError, match=says):
