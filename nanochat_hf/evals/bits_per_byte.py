@@ -8,6 +8,7 @@ two names, because their numbers must not be compared with each other:
   document may be cropped, and its tokens see the documents before it in the row.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from nanochat_hf.evals.items import digest_of, pack
 from nanochat_hf.evals.metrics import formulas
-from nanochat_hf.evals.scoring import distributed_rank, gather_sum, pad_right, plan_batches
+from nanochat_hf.evals.scoring import NOT_NUMBERS, distributed_rank, gather_sum, pad_right, plan_batches
+from nanochat_hf.settings import UserError
 
 IGNORED = -100
 # A gigabyte in fp32. Training never holds all logits of a batch, so a batch that fits there may be too large here.
@@ -94,6 +96,9 @@ def bits_per_byte(
     Returns:
         `bits_per_byte` (infinity without any text) with its 95 % interval, `nats_per_token`, `bytes_per_token`, the
         numbers of `documents` and `bytes`, and `items`: nats and bytes of each document (see `evals.items`).
+
+    Raises:
+        UserError: the model computes NaN.
     """
     device = next(model.parameters()).device
     rank, world = distributed_rank()
@@ -125,6 +130,8 @@ def bits_per_byte(
     tokens = sum(len(window) - 1 for window in windows)
     sums = torch.tensor([float(nats), num_bytes, tokens, len(texts)], dtype=torch.float64)
     nats_all, bytes_all, tokens_all, texts_all = gather_sum(sums.to(device)).tolist()
+    if math.isnan(nats_all):
+        raise UserError(NOT_NUMBERS)
     nats_of_each = gather_sum(nats_of_document.to(device)).tolist()
     bytes_of_each = [len(text.encode("utf-8")) for text in everything]
     low, high = formulas.bits_per_byte_interval(nats_of_each, bytes_of_each)

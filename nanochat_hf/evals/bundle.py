@@ -11,6 +11,7 @@ import os
 import random
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,8 @@ def load_bundle(folder: str | Path, *, max_per_task: int = -1, labels: Sequence[
         labels: the tasks to read; None reads all.
 
     Raises:
-        UserError: the folder is no bundle, a label is unknown, a file is missing, empty or not JSON, or an item lacks
-            what its kind of task needs.
+        UserError: the folder is no bundle, a label is unknown, a file is missing, empty or not JSON in
+            UTF-8, or an item lacks what its kind of task needs.
     """
     folder = bundle_folder(folder)
     entries = check_bundle(folder, labels)
@@ -137,7 +138,7 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
         The tasks' entries in `core.yaml`.
 
     Raises:
-        UserError: the folder is no bundle, a label is unknown, or a file is missing.
+        UserError: the folder is no bundle, a label is unknown or stands there twice, or a file is missing.
     """
     import yaml
 
@@ -149,17 +150,20 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
         )
     try:
         entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-        for entry in entries:
-            _ = entry["label"], entry["dataset_uri"], entry["icl_task_type"], entry["num_fewshot"][0]
-    except (yaml.YAMLError, KeyError, TypeError, IndexError):
+        fit = bool(entries) and all(map(_is_entry, entries))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        fit = False
+    if not fit:
         raise UserError(
             f"{folder / 'core.yaml'} is no list icl_tasks of tasks with label, dataset_uri, icl_task_type and "
             "num_fewshot (a list of one number); see the bundle of nanochat"
-        ) from None
+        )
     known = [entry["label"] for entry in entries]
+    if twice := [label for label, count in Counter(known).items() if count > 1]:
+        raise UserError(f"{folder / 'core.yaml'} has two tasks {twice[0]}; rename or remove one")
     unknown = sorted(set(labels or []) - set(known))
     if unknown:
-        raise UserError(f"{folder} has no task {', '.join(unknown)}; it has {', '.join(known)}")
+        raise UserError(f"the bundle has no task {', '.join(unknown)}; it has {', '.join(known)}")
     if not (folder / "eval_meta_data.csv").exists():
         raise UserError(f"{folder} has no eval_meta_data.csv with the chance accuracies; unpack the bundle again")
     entries = [entry for entry in entries if not labels or entry["label"] in labels]
@@ -168,6 +172,21 @@ def check_bundle(folder: str | Path, labels: Sequence[str] | None = None) -> lis
         if not path.exists():
             raise UserError(f"task {entry['label']} needs {path}, which is missing from the bundle")
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of `core.yaml` has what a task needs."""
+    if not isinstance(entry, dict):
+        return False
+    texts = [entry.get(name) for name in ("label", "dataset_uri", "icl_task_type")]
+    shots = entry.get("num_fewshot")
+    return (
+        all(isinstance(text, str) for text in (*texts, entry.get("continuation_delimiter", " ")))
+        and isinstance(shots, list)
+        and bool(shots)
+        and type(shots[0]) is int
+        and shots[0] >= 0
+    )
 
 
 def _data_path(folder: Path, entry: dict[str, Any]) -> Path:
@@ -184,6 +203,8 @@ def _load_task(folder: Path, entry: dict[str, Any], baseline: float, max_per_tas
             items = [json.loads(line) for line in file if line.strip()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path} has a line that is not JSON ({error}); unpack the bundle again") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); unpack the bundle again") from None
     if not items:
         raise UserError(f"{path} is empty; task {label} needs at least one item")
     for item in items:
@@ -206,9 +227,9 @@ def _missing(item: Any, kind: str) -> str:
         return missing[0]
     if field := OPTION_FIELDS.get(kind):
         options, gold = item.get(field), item.get("gold")
-        if not isinstance(options, list) or len(options) < 2:
+        if not isinstance(options, list) or len(options) < 2 or None in options:
             return f"{field} with at least two options"
-        if not isinstance(gold, int) or not 0 <= gold < len(options):
+        if type(gold) is not int or not 0 <= gold < len(options):
             return f"gold that is the number of an option, from 0 to {len(options) - 1}"
     return ""
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from nanochat_hf.evals.scoring import Row, read_groups
 from nanochat_hf.generation import load_checkpoint, pick_device
-from nanochat_hf.generation.chat_format import ChatFormat
-from nanochat_hf.generation.prompts import rendered
+from nanochat_hf.generation.chat_format import ChatFormat, without_calls
 from nanochat_hf.settings import UserError
 
 ASSISTANT_START = "<|assistant_start|>"
@@ -54,6 +54,10 @@ class EvaluatedModel:
 
         return CorpusEncoder(self.tokenizer)
 
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer)
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Texts → token ids, the begin-of-document token first. Control tokens spelled in a text stay plain text."""
         if not texts:
@@ -76,8 +80,9 @@ class EvaluatedModel:
 
             return render_prompt(self.tokenizer, messages)
         if self.prompt_style == "chat template":
-            return rendered(self.tokenizer, messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        text = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+            return self._chat_format.prompt(messages)
+        said = [(message["role"].capitalize(), without_calls(message)["content"]) for message in messages]
+        text = "\n\n".join(f"{role}: {content}" for role, content in said)
         return self.encode([f"{text}\n\nAssistant:"])[0]
 
     def letter_id(self, letter: str) -> int:
@@ -118,10 +123,13 @@ def load_evaluated_model(
         options: revision and trust_remote_code, as in `nanochat_hf.generation.load_checkpoint`.
 
     Raises:
-        UserError: nothing loadable is there, or the device or dtype does not exist.
+        UserError: nothing loadable is there, the model computes NaN, or the device or dtype does not exist.
     """
     try:
         dtype = evaluation_dtype(dtype, pick_device(device))
     except RuntimeError:
         pass  # there is no such device: `load_checkpoint` says so
-    return EvaluatedModel(name, *load_checkpoint(name, device=device, dtype=dtype, **options))
+    evaluated = EvaluatedModel(name, *load_checkpoint(name, device=device, dtype=dtype, **options))
+    ids = evaluated.encode(["1 + 1"])[0] or [0]
+    next(read_groups(evaluated.model, [[Row(ids, len(ids) - 1)]]))  # NaN would make answers that count as wrong
+    return evaluated

@@ -134,12 +134,18 @@ def check_evaluation(config: EvaluationConfig, names: Sequence[str]) -> None:
 def _check_chat(config: EvaluationConfig, others: Sequence[str]) -> None:
     from nanochat_hf import tasks
 
-    if not config.tasks:
+    specs = tasks.separate(config.tasks)
+    if not specs:
         without = f", or leave them out with --evaluations {' '.join(others)}" if others else ""
         raise UserError(
             f"no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR{without}"
         )
-    tasks.check_specs(config.tasks)
+    tasks.check_specs(specs)
+    for spec in specs:
+        if (repeat := tasks.parts_of(spec)["repeat"]) is not None:
+            raise UserError(
+                f"the task '{spec}' is for training; an evaluation asks each item once: leave out *{repeat}"
+            )
     if config.num_samples > 1 and config.temperature == 0:
         raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
 

@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_hf import settings
+from nanochat_hf.data import fingerprints
+from nanochat_hf.data.fingerprints import Fingerprint
 from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core, strangers
 from nanochat_hf.evals import tasks as task_scores
@@ -118,6 +121,8 @@ def run_chat(evaluated: EvaluatedModel, config: EvaluationConfig) -> dict[str, A
     """The chat tasks and ChatCORE; returns `metrics` and `details`."""
     tasks = load_tasks(config)
     answers = answer_sampling(config)
+    for task in tasks:
+        task_scores.check_items(evaluated, task)
     results = []
     for task in tasks:
         with show_progress(len(task), f"{evaluated.name} {task.name}") as bar:
@@ -172,14 +177,21 @@ def load_tasks(config: EvaluationConfig) -> list[Any]:
     """The chat tasks of the configuration.
 
     Raises:
-        UserError: no task is given, one is unknown, or one runs generated code without permission.
+        UserError: no task is given, one is unknown or named twice, or one runs generated code without permission.
     """
     from nanochat_hf import tasks
 
-    if not config.tasks:
-        raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
     specs = tasks.separate(config.tasks)
+    if not specs:
+        raise UserError("no chat tasks are given: name them with --tasks, such as --tasks gsm8k=DIR arc-easy=DIR")
     loaded = [tasks.load(spec, config.split, config.max_problems)[0] for spec in specs]
+    named = Counter(task.name for task in loaded)
+    for task, spec in zip(loaded, specs, strict=True):
+        if named[task.name] > 1 or not task.name:  # results are kept by name
+            task.name = settings.without_paths(spec)
+    name, count = Counter(task.name for task in loaded).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"two tasks are called {name}; leave one out, or give its file another name")
     tasks.check_scorers(loaded)
     tasks.check_code_execution(loaded, config.allow_code_execution)
     return tasks.leave_out_unrunnable(loaded, "the evaluation")
@@ -212,7 +224,7 @@ def run_evaluations(config: EvaluationConfig, names: list[str]) -> None:
         names: keys of `EVALUATIONS`.
 
     Raises:
-        UserError: a name is unknown, there is nothing to evaluate, or a setting is wrong.
+        UserError: a name is unknown, there is nothing to evaluate, a setting is wrong, or results cannot be written.
     """
     unknown = sorted(set(names) - set(EVALUATIONS))
     if unknown:
@@ -228,6 +240,7 @@ def run_evaluations(config: EvaluationConfig, names: list[str]) -> None:
             print_on_main_process(f"{checkpoint}: {name} is already evaluated ({path}); --redo evaluates it again")
         if not missing:
             continue
+        settings.check_output_dir(result_path(checkpoint, missing[0], config).parent, unfinished=False)
         evaluated = load_evaluated_model(
             checkpoint,
             device=config.device,
@@ -249,6 +262,7 @@ def evaluate_one(evaluated: EvaluatedModel, name: str, config: EvaluationConfig)
         "dtype": evaluated.dtype,
         "date": datetime.now(UTC).date().isoformat(),
         "config": deciding_settings(name, config),
+        "read": read_for(name, config),
         "environment": settings.environment(),
     }
     if distributed_rank()[0] == 0:
@@ -288,8 +302,22 @@ def deciding_settings(name: str, config: EvaluationConfig) -> dict[str, Any]:
     return {key: values[key] for key in names}
 
 
+def read_for(name: str, config: EvaluationConfig) -> list[Fingerprint]:
+    """The fingerprints of what an evaluation reads: files of tasks, texts or the bundle."""
+    if name == "chat":
+        from nanochat_hf import tasks
+
+        return tasks.fingerprints_of(config.tasks)
+    if name == "bits_per_byte" or (name == "core" and config.core_bundle == TEXT):
+        return fingerprints.of_text(config.data)
+    return [fingerprints.of_files(config.core_bundle)] if name == "core" and config.core_bundle != MICROWORLD else []
+
+
 def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:
-    """Whether a stored result was made with these settings and is not older than the weights."""
+    """Whether a stored result was made with these settings on this data and is not older than the weights.
+
+    Results of older versions do not say what they read.
+    """
     path = result_path(checkpoint, name, config)
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -298,6 +326,9 @@ def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:
     if not isinstance(stored, dict) or stored.get("config") != deciding_settings(name, config):
         return False
     if stored.get("checkpoint") != checkpoint:
+        return False
+    if "read" in stored and (change := fingerprints.difference(stored["read"], read_for(name, config))):
+        print_on_main_process(f"{checkpoint}: {name} is evaluated again: {change}")
         return False
     weights = [file.stat().st_mtime for file in Path(checkpoint).glob("*.safetensors")]
     return path.stat().st_mtime >= max(weights, default=0.0)

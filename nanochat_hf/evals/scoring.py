@@ -22,6 +22,10 @@ from torch import Tensor
 
 from nanochat_hf.settings import UserError
 
+NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN): its weights are damaged or its training diverged; give another "
+    "checkpoint, or --dtype float32"
+)
 MAX_GROUPS = 256  # per batch
 # What one more forward pass costs, in tokens: it reads all weights and starts every kernel. Measured on a CPU at depth
 # 6 (28 ms against 0.45 ms per token). For GPUs an estimate: 5 ms at 400,000 tokens per second.
@@ -219,10 +223,7 @@ def read_groups(
             parts += _read_rows(model, rows[chunk], batch.shared, group_of_row[chunk], cache, at_shared)
         logits = torch.cat(parts)
         if logits.isnan().any():  # comparisons with NaN are false, so some option would win
-            raise UserError(
-                "the model's logits are not numbers (NaN): its weights are damaged or its training diverged; give "
-                "another checkpoint, or --dtype float32"
-            )
+            raise UserError(NOT_NUMBERS)
         yield batch.groups, logits if logits.ndim == 2 else logits.view(0, 1)
 
 

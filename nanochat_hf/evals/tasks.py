@@ -4,6 +4,7 @@ ChatCORE is the mean centered score over the tasks that were run. It depends on 
 number jumped when a spelling task was added. So every result lists its tasks.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -102,6 +103,19 @@ class AnswerSampling:
     def __post_init__(self) -> None:
         if self.num_samples > 1 and self.sampling.temperature == 0:
             raise UserError("several samples of a greedy model are all the same: set --temperature above 0")
+
+
+def check_items(evaluated: EvaluatedModel, task: Any) -> None:
+    """Makes every example of a task once, so that no fault of the data ends an evaluation in its midst.
+
+    Raises:
+        UserError: there is no example, one is faulty, or the letter of an exam is more than one token for this model.
+    """
+    if not len(task):
+        raise UserError(f"the task {task.name} has no items; give other data, or leave it out")
+    letters = {letter for index in range(len(task)) for letter in task[index].get("letters", ())}
+    for letter in sorted(letters):
+        evaluated.letter_id(letter)
 
 
 @torch.inference_mode()
@@ -261,6 +275,7 @@ def _generate_plain(
     pad = evaluated.tokenizer.eos_token_id if pad is None else pad
     ids = torch.tensor([[pad or 0] * (longest - len(row)) + row for row in prompts], device=device)  # [rows, T]
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
+    room = (context_length_of(evaluated.model) or math.inf) - longest  # models with an embedding per position need it
     greedy = sampling.temperature == 0
     drawing = {} if greedy else {"temperature": sampling.temperature, "top_k": sampling.top_k or 0}
     torch.manual_seed(seed)
@@ -269,7 +284,7 @@ def _generate_plain(
         attention_mask=mask,
         do_sample=not greedy,
         num_return_sequences=answers.num_samples,
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=min(sampling.max_new_tokens, room),
         pad_token_id=pad,
         **drawing,
     )

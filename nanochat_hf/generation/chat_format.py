@@ -138,7 +138,7 @@ class ChatFormat:
         found: list[Message] = []
         for message in messages:
             if message["role"] == "assistant" and not isinstance(message.get("content"), str):
-                found += self._with_calls(message) if self.has_tools else [_without_calls(message)]
+                found += self._with_calls(message) if self.has_tools else [without_calls(message)]
             else:
                 found.append(message)
         if found and found[0]["role"] == "system" and not self.has_system_messages:
@@ -216,7 +216,7 @@ def _common(whole: Sequence[int], part: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, part, strict=False)))
 
 
-def _without_calls(message: Message) -> Message:
+def without_calls(message: Message) -> Message:
     """An assistant's message of parts as text. A result that the text does not repeat is put in at its place."""
     parts = parts_of(message.get("content"))
     said = ""

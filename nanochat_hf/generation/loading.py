@@ -32,7 +32,8 @@ def load_checkpoint(
         (model, tokenizer)
 
     Raises:
-        UserError: the checkpoint cannot be loaded, or the device or dtype does not exist.
+        UserError: the checkpoint cannot be loaded, its tokenizer is that of another model, or the device or dtype
+            does not exist.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,6 +51,14 @@ def load_checkpoint(
         raise UserError(
             f"cannot load {checkpoint} ({reason}); give a checkpoint folder such as runs/quickstart/rl, or a Hub id"
         ) from None
+    known = getattr(model.config.get_text_config(), "vocab_size", tokenizer.vocab_size)
+    if tokenizer.vocab_size > known:  # tokens that a tokenizer has added do not count: they may never be used
+        raise UserError(
+            f"{checkpoint} has a tokenizer of {tokenizer.vocab_size} tokens, and the model knows {known}; copy the "
+            "tokenizer's files of that model into the folder"
+        )
+    # What is too long is cut, refused or read in windows; transformers would warn of "indexing errors".
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     try:
         place = pick_device(device)
         allow_tf32(place)

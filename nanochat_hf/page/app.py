@@ -1,6 +1,7 @@
 """The page itself: its parts, and which event calls what."""
 
 import html
+import math
 import secrets
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -275,7 +276,7 @@ class Visits:
     def api_chat(
         self,
         message: str,
-        system: str = "",
+        system: str | None = "",
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -288,15 +289,18 @@ class Visits:
         try:
             self.rate.check(self._visitor(request))
             messages = [{"role": "user", "content": check_message(message, self.limits)}]
-            if system.strip():
+            if not isinstance(system, str | None):
+                raise UserError("The system message must be text.")
+            if system and system.strip():
                 messages.insert(0, {"role": "system", "content": check_message(system, self.limits, "system message")})
             defaults = default_sampling(self.page.model)
             sampling = self._sampling(
                 defaults["temperature"] if temperature is None else temperature,
-                (defaults["top_k"] if top_k is None else top_k) or 0,
-                (defaults["top_p"] if top_p is None else top_p) or 1.0,
-                min(max_new_tokens, self.limits.new_tokens),
+                (defaults["top_k"] or 0) if top_k is None else top_k,
+                (defaults["top_p"] or 0) if top_p is None else top_p,
+                max_new_tokens,
             )
+            sampling["max_new_tokens"] = min(sampling["max_new_tokens"], self.limits.new_tokens)
             fitting, _ = self.page.model.fit(messages, sampling["max_new_tokens"])
             for answer in self.write(self.page.model, fitting, self.limits, **sampling):
                 yield plain_text(answer["content"])
@@ -306,7 +310,15 @@ class Visits:
     # ---- inside --------------------------------------------------------------------
 
     def _sampling(self, temperature: float, top_k: int, top_p: float, new_tokens: int) -> dict[str, Any]:
-        """The sampling of the sliders; min-p, which has no slider, is the checkpoint's own."""
+        """The sampling of the sliders; min-p, which has no slider, is the checkpoint's own.
+
+        Raises:
+            UserError: a setting is no number, as where a slider's box was emptied.
+        """
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": new_tokens}
+        for name, value in given.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{name} must be a number, not {value!r:.60}")
         return dict(
             temperature=float(temperature),
             top_k=int(top_k) or None,

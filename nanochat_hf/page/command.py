@@ -18,6 +18,7 @@ from nanochat_hf.settings import (
     UserError,
     as_typed,
     check_address,
+    check_checkpoint,
     check_device,
     checked,
     find_checkpoint,
@@ -54,9 +55,15 @@ def main(argv: Sequence[str] | None = None, home: Path | None = None) -> None:
             "no model is named: give a checkpoint folder or a Hub id, as the argument or in NANOCHAT_MODEL; or a "
             "server with --url"
         )
+    unused = ("compare", "device", "revision") if options.url else ("tools", "protocol")
+    unused = [f"--{name}" for name in unused if getattr(options, name) not in (None, False, "chat", given.get(name))]
+    if unused:
+        raise UserError(f"{' and '.join(unused)} would have no effect here; leave it out")
     check_device(options.device)
-    if options.model and not options.url:
-        find_checkpoint(options.model, options.revision)  # before the libraries are imported, which takes seconds
+    if options.model and not options.url:  # before the libraries are imported, which takes seconds
+        find_checkpoint(options.model, options.revision)
+        for spec in options.compare or ():
+            check_checkpoint(_name_and_revision(spec)[0])
     check_address(options.host, options.port)
     try:
         import gradio  # noqa: F401
@@ -117,6 +124,12 @@ def _title(model: str) -> str:
     return parts[-1] if parts else model
 
 
+def _name_and_revision(spec: str) -> tuple[str, str | None]:
+    """Folder or Hub id, and revision, of a checkpoint to compare."""
+    name, _, revision = (spec, "", "") if Path(spec).is_dir() else spec.partition("@")
+    return name, revision or None
+
+
 def _others(options: argparse.Namespace, model: Any) -> dict[str, Callable[[], Any]]:
     """The checkpoints to compare, name → loader, in the order of training. The page's own model is among them."""
     from nanochat_hf.chat import LocalModel
@@ -125,8 +138,8 @@ def _others(options: argparse.Namespace, model: Any) -> dict[str, Callable[[], A
     folder = stage_folder(options.model)
     if options.compare:
         for spec in options.compare:
-            name, _, revision = (spec, "", "") if Path(spec).is_dir() else spec.partition("@")
-            found[spec] = partial(LocalModel, name, options.device, revision=revision or None)
+            name, revision = _name_and_revision(spec)
+            found[spec] = partial(LocalModel, name, options.device, revision=revision)
         own = f"{options.model}@{options.revision}" if options.revision else options.model
         found[own] = lambda: model
         return found

@@ -144,18 +144,17 @@ def headline(stages: list[Stage]) -> str:
 
 def samples_section(models: list[Stage]) -> Iterator[str]:
     """The same questions to every stage, from the generative chat tasks."""
-    asked: dict[tuple[str, int], list[tuple[str, dict]]] = {}
+    asked: dict[tuple[str, int, str], list[tuple[str, dict]]] = {}
     for stage in models:
         for task, shown in stage.evaluations.get("chat", {}).get("details", {}).get("samples", {}).items():
             for sample in shown:
-                asked.setdefault((task, sample["index"]), []).append((stage.name.upper(), sample))
+                lines = [f"[{message['role']}] {plain_text(message['content'])}" for message in sample["prompt"]]
+                asked.setdefault((task, sample["index"], "\n".join(lines)), []).append((stage.name.upper(), sample))
     if not asked:
         return
     yield "## Samples"
     per_task: dict[str, list[str]] = {}
-    for (task, _), answers in asked.items():
-        prompt = answers[0][1]["prompt"]
-        question = "\n".join(f"[{message['role']}] {plain_text(message['content'])}" for message in prompt)
+    for (task, _, question), answers in asked.items():
         stages_of: dict[tuple[str, bool], list[str]] = {}  # an answer that several stages gave stands here once
         for stage_name, sample in answers:
             stages_of.setdefault((answer_text(sample), sample["score"] > 0), []).append(stage_name)
@@ -190,7 +189,8 @@ def details_section(models: list[Stage]) -> Iterator[str]:
             chance = f"{100 * known['baseline']:.1f} %"
             if known.get("corrected_baseline", known["baseline"]) != known["baseline"]:
                 chance += f" (corrected {100 * known['corrected_baseline']:.1f} %)"
-            table.append([name, f"{known['items']:,}", chance, *(task_cell(row) for row in rows)])
+            items = " / ".join(dict.fromkeys(f"{row['items']:,}" for row in rows if row))
+            table.append([name, items, chance, *(task_cell(row) for row in rows)])
         yield f"## {title}\n\nRight answers in %, with the 95 % Wilson interval."
         yield markdown_table(table)
     for key in sorted({key for stage in models for key in stage.metrics if key.startswith("pass@")}):

@@ -17,6 +17,7 @@ model's turn. A call of a function that the client brings as one of its `tools` 
 import argparse
 import gc
 import os
+import re
 import threading
 
 from nanochat_hf.settings import DTYPES, Parser, UserError, check_address, check_device, checked, find_checkpoint
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
         UserError: a wrong option, no such checkpoint, or packages are missing.
     """
     options = _parse(argv)
+    key = _key()
     check_device(options.device)
     find_checkpoint(options.checkpoint)  # before torch and the packages of the server are imported
     check_address(options.host, options.port)
@@ -47,7 +49,6 @@ def main(argv: list[str]) -> None:
 
     model, tokenizer = load_checkpoint(options.checkpoint, device=options.device, dtype=options.dtype)
     engine = Engine(model, tokenizer, max_batch=options.max_batch, max_waiting=options.max_waiting)
-    key = os.environ.get(KEY_VARIABLE) or None
     app = build_app(engine, options.checkpoint, api_key=key, origins=options.cors)
     # A full collection looks at every object of the process, most of them the libraries', and stops all threads for
     # 0.3 s of processor time: seconds on a busy machine. What is frozen is looked at no more.
@@ -63,6 +64,21 @@ def main(argv: list[str]) -> None:
     )
     if engine.alive():  # only where the time for a clean end was not enough
         threading.Timer(1, os._exit, (1,)).start()
+
+
+def _key() -> str | None:
+    """The key that clients must send; None lets everybody in."""
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError(f"{KEY_VARIABLE} must be printable ASCII without spaces around it, as headers are; change it")
+    return key
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it, or "*"."""
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+", text):
+        raise argparse.ArgumentTypeError(f"such as https://example.org, without a path, or *, not {text!r}")
+    return text
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -93,6 +109,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cors",
         action="append",
+        type=_origin,
         default=[],
         metavar="ORIGIN",
         help="a web page whose scripts may read the answers, such as https://example.org; * for all; may be repeated",

@@ -7,8 +7,8 @@
     # on 8 GPUs
     accelerate launch --num_processes 8 -m nanochat_hf.stages.evaluate --config speedrun --run_dir runs/d24
 
-The report finds the results there. A result is kept if it was made with the same settings and is not older than the
-weights; --redo evaluates again.
+The report finds the results there. A result is kept if it was made with the same settings on the same data and is not
+older than the weights; --redo evaluates again.
 """
 
 import sys

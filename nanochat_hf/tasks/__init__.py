@@ -101,6 +101,13 @@ def load(spec: str, split: str, limit: int | None = None) -> tuple[Task, int]:
         options["shuffle"] = True
     if source:
         options["source"] = source
+    try:
+        inspect.signature(make).bind(**options)
+    except (TypeError, ValueError):  # the latter of functions whose arguments Python does not know
+        *first, last = sorted(options, key=["split", "limit", "shuffle", "source"].index)
+        raise UserError(
+            f"--tasks {name} does not take {', '.join(first)} and {last}; see docs/new-skill.md for a task's class"
+        ) from None
     task = make(**options)
     if not isinstance(task, Task):
         raise UserError(f"--tasks {name} is no task; give a subclass of nanochat_hf.tasks.base.Task")

@@ -46,9 +46,10 @@ class ARC(ChoiceTask):
 
     def example(self, row: dict[str, Any]) -> dict[str, Any]:
         texts, letters = (list(row["choices"].get(name) or []) for name in ("text", "label"))
-        if len(texts) != len(letters) or row["answerKey"] not in letters:
+        if len(texts) != len(letters) or len(set(letters)) < len(letters) or row["answerKey"] not in letters:
             raise UserError(
-                "a question of ARC needs as many texts as labels under 'choices', and its answerKey among the labels; "
-                f"{row['question'][:60]!r} has {texts}, {letters} and {row['answerKey']!r}; mend or remove it"
+                "a question of ARC needs as many texts as labels under 'choices', no label twice, and its answerKey "
+                f"among the labels; {row['question'][:60]!r} has {texts}, {letters} and {row['answerKey']!r}; mend or "
+                "remove it"
             )
         return choice_example(row["question"], texts, letters, row["answerKey"])

@@ -9,6 +9,7 @@ import os
 import re
 from typing import Any
 
+from nanochat_hf.settings import UserError
 from nanochat_hf.tasks.base import Task, final_number, message_text
 from nanochat_hf.tasks.reading import load_rows
 from nanochat_hf.tools.calculator import calculate
@@ -45,7 +46,13 @@ class GSM8K(Task):
         super().__init__(rows)
 
     def example(self, row: dict[str, str]) -> dict[str, Any]:
-        return word_problem(row["question"], row["answer"])
+        example = word_problem(row["question"], row["answer"])
+        if example["answer"] is None:
+            raise UserError(
+                f"a problem of GSM8K needs the answer as a number after ####, and {row['question'][:60]!r} has none; "
+                "mend or remove it, or read the file as conversations=PATH"
+            )
+        return example
 
     def score(self, example: dict[str, Any], completion: str) -> float:
         return score_final_number(example, completion)

@@ -300,8 +300,6 @@ def load_model(folder: str, lora: bool = False) -> tuple[Any, Any]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
     prepare_for_chat(model, tokenizer, lora)
-    # Longer conversations are cut and counted; transformers would warn of "indexing errors".
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return model, tokenizer
 
 

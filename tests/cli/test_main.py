@@ -189,6 +189,8 @@ def test_a_missing_package_is_named_with_its_extra(capsys):
         (["chat", ".", "--prompt", "x"], "not a checkpoint folder (no config.json in it)"),
         (["serve", "no/such/folder"], "there is no folder no/such/folder"),
         (["serve", ".", "--port", "99999"], "--port: a whole number from 0 to 65535 is expected, not '99999'"),
+        (["serve", ".", "--cors", "example.org"], "--cors: such as https://example.org, without a path, or *"),
+        (["serve", ".", "--cors", "https://example.org/chat"], "--cors: such as https://example.org, without a path"),
         (["convert", "no/such/folder", "x"], "no/such/folder is not a folder"),
         (["plan", "12", "--gpu", "abacus"], "abacus"),
         (["chat", "x", "--temperature", "-1"], "temperature"),

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 
@@ -8,6 +9,7 @@ from byte_tokens import BOS, encode_bytes
 
 from nanochat_hf.data.loader import ValidationDocuments
 from nanochat_hf.evals.bits_per_byte import bits_per_byte, packed_bits_per_byte
+from nanochat_hf.settings import UserError
 
 
 def nats_of(model, ids):
@@ -86,6 +88,13 @@ def test_rows_are_split_where_their_logits_are_many(tiny_model, monkeypatch, row
 def test_nothing_to_score_is_infinite(tiny_model):
     batch = {"input_ids": torch.tensor([[BOS, BOS]])}
     assert packed_bits_per_byte(tiny_model, [batch], torch.tensor([1] * 256 + [0] * 4)) == math.inf
+
+
+def test_a_model_that_computes_no_numbers_is_refused(tiny_model):
+    broken = copy.deepcopy(tiny_model)
+    broken.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="not numbers"):
+        bits_per_byte(broken, encode_bytes, ["some text"], max_length=64)
 
 
 def test_steps_limit_an_endless_loader(tiny_model):

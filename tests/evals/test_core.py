@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from byte_tokens import encode_bytes
 
 from nanochat_hf.evals import core
@@ -276,6 +277,17 @@ def set_choice(folder, line):
     (folder / "eval_data/sub/choice.jsonl").write_text(line)
 
 
+def set_task(folder, **values):
+    entry = {"label": "choice", "dataset_uri": "sub/choice.jsonl", "icl_task_type": "multiple_choice"}
+    entry |= {"num_fewshot": [1]} | values
+    (folder / "core.yaml").write_text(json.dumps({"icl_tasks": [entry]}))
+
+
+def double_task(folder):
+    tasks = yaml.safe_load((folder / "core.yaml").read_text())["icl_tasks"]
+    (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": [*tasks, tasks[0]]}))
+
+
 def set_chance(folder, percent):
     (folder / "eval_meta_data.csv").write_text(f"Eval Task,Random baseline\nchoice,{percent}\n")
 
@@ -294,6 +306,19 @@ def set_chance(folder, percent):
         (lambda folder: (folder / "core.yaml").write_text(""), "is no list icl_tasks"),
         (lambda folder: (folder / "core.yaml").write_text("icl_tasks: [{label: choice}]"), "is no list icl_tasks"),
         (lambda folder: (folder / "core.yaml").write_text("{"), "is no list icl_tasks"),
+        (lambda folder: (folder / "core.yaml").write_text("icl_tasks: []"), "is no list icl_tasks"),
+        (lambda folder: set_task(folder, num_fewshot=[-1]), "is no list icl_tasks"),
+        (lambda folder: set_task(folder, num_fewshot=["2"]), "is no list icl_tasks"),
+        (lambda folder: set_task(folder, num_fewshot=[0.5]), "is no list icl_tasks"),
+        (lambda folder: set_task(folder, dataset_uri=7), "is no list icl_tasks"),
+        (lambda folder: set_task(folder, continuation_delimiter=None), "is no list icl_tasks"),
+        (lambda folder: double_task(folder), "has two tasks choice"),
+        (lambda folder: (folder / "eval_data/sub/choice.jsonl").write_bytes(b"\xff\xfe"), "not UTF-8"),
+        (lambda folder: set_choice(folder, '{"query": "a", "choices": ["b", "c"], "gold": true}'), "from 0 to 1"),
+        (
+            lambda folder: set_choice(folder, '{"query": "a", "choices": ["b", null], "gold": 0}'),
+            "at least two options",
+        ),
         (lambda folder: set_choice(folder, '{"query": "a", "gold": 0}'), "has no choices with at least two options"),
         (lambda folder: set_choice(folder, '{"query": "a", "choices": ["b"], "gold": 0}'), "at least two options"),
         (lambda folder: set_choice(folder, '{"query": "a", "choices": ["b", "c"], "gold": 2}'), "from 0 to 1"),
@@ -332,5 +357,5 @@ assert len(check_bundle({str(bundle)!r})) == 3 and "torch" not in sys.modules
 
 
 def test_unknown_task_label_is_named(bundle):
-    with pytest.raises(UserError, match="no task nonsense"):
+    with pytest.raises(UserError, match="the bundle has no task nonsense"):
         load_bundle(bundle, labels=["nonsense"])

@@ -1,8 +1,11 @@
 """The runner: which checkpoints are evaluated, which results are kept, what is printed."""
 
+import copy
 import json
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from nanochat_hf import settings
 from nanochat_hf.evals import runner
@@ -64,6 +67,33 @@ def test_newer_weights_and_redo_run_again(run_dir, calls):
     assert len(calls) == 3
 
 
+def test_other_content_under_the_same_name_runs_again(tmp_path, run_dir, calls, capsys):
+    path = tmp_path / "keep.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n')
+    config = EvaluationConfig(checkpoints=[f"{run_dir}/rl"], tasks=[f"conversations={path}"])
+    for _ in range(2):
+        runner.run_evaluations(config, ["chat"])
+    assert len(calls) == 1
+    path.write_text('{"question": "a", "answer": "another"}\n')
+    runner.run_evaluations(config, ["chat"])
+    assert len(calls) == 2 and f"evaluated again: the data in {path} has changed" in capsys.readouterr().out
+    path.unlink()
+    runner.run_evaluations(config, ["chat"])
+    assert len(calls) == 2, "a result stays where its file is gone"
+    stored = json.loads((run_dir / "rl" / "eval" / "chat.json").read_text())
+    del stored["read"]  # as older versions wrote it
+    (run_dir / "rl" / "eval" / "chat.json").write_text(json.dumps(stored))
+    runner.run_evaluations(config, ["chat"])
+    assert len(calls) == 2
+
+
+def test_a_place_without_room_for_results_is_named_before_anything_runs(run_dir, calls):
+    (run_dir / "rl" / "eval").write_text("a file")
+    with pytest.raises(UserError, match="eval is a file"):
+        runner.run_evaluations(EvaluationConfig(checkpoints=[f"{run_dir}/rl"]), ["core"])
+    assert not calls
+
+
 def test_one_output_folder_keeps_the_results_of_every_checkpoint(run_dir, calls):
     names, output = [f"{run_dir}/base", "someone/model"], run_dir / "out"
     runner.run_evaluations(EvaluationConfig(checkpoints=names, output_dir=str(output)), ["core"])
@@ -120,3 +150,17 @@ def test_missing_checkpoint_is_named(tmp_path):
 
     with pytest.raises(UserError, match="there is no folder"):
         load_evaluated_model(str(tmp_path / "nowhere"))
+
+
+def test_a_model_that_computes_no_numbers_is_refused(tmp_path, tiny_model):
+    """Its answers would be scored as wrong ones."""
+    from nanochat_hf.evals.evaluated_model import load_evaluated_model
+
+    broken = copy.deepcopy(tiny_model)
+    broken.lm_head.weight.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"1": 0, "+": 1}, merges=[]))).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UserError, match="not numbers"):
+        load_evaluated_model(str(tmp_path))

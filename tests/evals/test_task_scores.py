@@ -1,13 +1,16 @@
 """Chat tasks: exams by logits, problems by samples, prompts of other models."""
 
+import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from nanochat_hf.evals import tasks
+from nanochat_hf.evals import runner, tasks
 from nanochat_hf.evals.evaluated_model import EvaluatedModel
+from nanochat_hf.evals.evaluation_config import check_evaluation
 from nanochat_hf.evals.runner import EvaluationConfig, answer_sampling, load_tasks, result_table
 from nanochat_hf.generation import Sampling
 from nanochat_hf.settings import UserError
@@ -62,8 +65,6 @@ def byte_tokenizer():
 @pytest.fixture(scope="module")
 def templated(tiny_model, byte_tokenizer):
     """A foreign chat model with a template of its own."""
-    import copy
-
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
     return EvaluatedModel("foreign", tiny_model, tokenizer)
@@ -109,6 +110,29 @@ def test_prompts_without_a_template_are_plain_text(tiny_model, byte_tokenizer):
         tasks.evaluate_choice(evaluated, Exam(2))
 
 
+def test_prompts_of_other_models_have_neither_parts_nor_a_system_message_that_is_refused(
+    templated, tiny_model, byte_tokenizer
+):
+    """As in training: calls become text, and a system message stands before the user's where there are none."""
+    parts = [("text", "It is "), ("python", "2*3"), ("python_output", "6"), ("text", "6.")]
+    messages = [
+        {"role": "system", "content": "Be nice."},
+        {"role": "user", "content": "2*3?"},
+        {"role": "assistant", "content": [{"type": kind, "text": text} for kind, text in parts]},
+        {"role": "user", "content": "Thanks."},
+    ]
+    base = EvaluatedModel("base", tiny_model, byte_tokenizer)
+    asked = byte_tokenizer.decode(base.prompt_ids(messages)[1:])
+    assert asked == "System: Be nice.\n\nUser: 2*3?\n\nAssistant: It is 6.\n\nUser: Thanks.\n\nAssistant:"
+    tokenizer = copy.deepcopy(templated.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+        "[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    )
+    asked = tokenizer.decode(EvaluatedModel("strict", tiny_model, tokenizer).prompt_ids(messages))
+    assert asked == "[user] Be nice.\n\n2*3?\n[assistant] It is 6.\n[user] Thanks.\n[assistant]"
+
+
 def test_control_tokens_in_texts_stay_text(tiny_model, byte_tokenizer):
     evaluated = EvaluatedModel("base", tiny_model, byte_tokenizer)
     (ids,) = evaluated.encode(["a</s>b"])
@@ -137,6 +161,45 @@ def test_prompts_that_lose_their_beginning_are_counted_and_said(templated):
     assert "7 items, 1 too long for the context: their beginning is cut" in result_table(table)
 
 
+def test_an_answer_ends_where_the_context_ends(byte_tokenizer):
+    """GPT-2 has an embedding per position, and none beyond its context."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=16, n_layer=1, n_head=1, n_positions=32))
+    evaluated = EvaluatedModel("gpt2", model, byte_tokenizer)
+    problems = Problems(2)
+    problems.examples[1]["messages"][0]["content"] = "x" * 50
+    result = tasks.evaluate_generative(
+        evaluated, problems, tasks.AnswerSampling(Sampling(max_new_tokens=40, temperature=0))
+    )
+    assert len(result.scores) == 2
+
+
+def test_a_bad_item_is_named_before_any_task_is_scored(tiny_model, byte_tokenizer, monkeypatch):
+    """An hour of answers would be lost where the exam after them cannot be scored."""
+    evaluated = EvaluatedModel("base", tiny_model, byte_tokenizer)
+    monkeypatch.setattr(runner, "load_tasks", lambda config: [Problems(1), Exam(2)])
+    monkeypatch.setattr(tasks, "evaluate_generative", lambda *_, **__: pytest.fail("a task was scored"))
+    with pytest.raises(UserError, match="' A' is 2 tokens"):
+        runner.run_chat(evaluated, EvaluationConfig())
+
+
+def test_tasks_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    """Results are kept by name, so one would replace the other."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "new"):
+        Path(f"{name}.jsonl").write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    specs = ["conversations=old.jsonl", f"conversations={tmp_path}/new.jsonl", "microworld-chat@3"]
+    names = [task.name for task in load_tasks(EvaluationConfig(tasks=specs))]
+    assert names == ["conversations=old.jsonl", "conversations=new.jsonl", "microworld-chat"]
+    assert [task.name for task in load_tasks(EvaluationConfig(tasks=specs[1:]))] == ["conversations", names[2]]
+    with pytest.raises(UserError, match="two tasks are called conversations=old.jsonl; leave one out"):
+        load_tasks(EvaluationConfig(tasks=[specs[0], specs[0]]))
+
+
+def test_an_evaluation_repeats_no_example():
+    with pytest.raises(UserError, match=r"'microworld-chat@3\*2' .* once: leave out \*2"):
+        check_evaluation(EvaluationConfig(tasks=["microworld-chat@3*2"], checkpoints=["a/b"]), ["chat"])
+
+
 def test_chatcore_is_the_mean_of_centered_scores():
     results = [
         tasks.ChatResult("a", "choice", 0.25, [[1.0], [1.0], [0.0], [0.0]]),
@@ -156,9 +219,17 @@ def test_generated_code_is_not_run_without_permission():
     assert len(load_tasks(config)[0]) == 2
 
 
-def test_no_tasks_is_a_clear_mistake():
+@pytest.mark.parametrize("specs", [[], [""], [" "]])
+def test_no_tasks_is_a_clear_mistake(specs):
     with pytest.raises(UserError, match="no chat tasks"):
-        load_tasks(EvaluationConfig())
+        load_tasks(EvaluationConfig(tasks=specs))
+    with pytest.raises(UserError, match="no chat tasks"):
+        check_evaluation(EvaluationConfig(tasks=specs, checkpoints=["a/b"]), ["chat"])
+
+
+def test_a_task_without_items_is_named(templated):
+    with pytest.raises(UserError, match="the task problems has no items"):
+        tasks.check_items(templated, Problems(0))
 
 
 def test_many_greedy_samples_are_refused():

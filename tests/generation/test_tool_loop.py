@@ -1,8 +1,10 @@
 """Streaming, fitting a conversation into the context, and loading."""
 
+import logging
+
 import pytest
 import torch
-from transformers import BloomConfig
+from transformers import BloomConfig, LlamaConfig, LlamaForCausalLM
 
 from nanochat_hf.generation import (
     context_length_of,
@@ -155,6 +157,31 @@ def test_loading_a_folder_and_what_is_none(tmp_path, model, tokenizer):
     (tmp_path / "run" / "sft" / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot load"):
         load_checkpoint(tmp_path / "run" / "sft")
+
+
+def test_long_texts_of_a_loaded_tokenizer_are_no_warning(tmp_path, model, tokenizer, caplog):
+    """What is too long for the model is cut, refused or read in windows, so transformers need not warn of it."""
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    _, loaded = load_checkpoint(tmp_path, device="cpu")
+    loaded.model_max_length = 4
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert len(loaded.encode("a" * 9)) == 9
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "Token indices" not in caplog.text
+
+
+def test_a_tokenizer_of_another_model_is_named(tmp_path, tokenizer):
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a tokenizer of 256 tokens, and the model knows 200"):
+        load_checkpoint(tmp_path, device="cpu")
 
 
 def test_context_length_is_the_configurations_or_unknown(model):

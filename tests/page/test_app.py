@@ -56,6 +56,25 @@ def test_too_long_messages_are_refused(client):
     assert client.predict("How do you spell tosar?", temperature=0, api_name="/chat") == "t-o-s-a-r"  # still alive
 
 
+@pytest.mark.parametrize(
+    "name, value", [("temperature", "hot"), ("top_k", [1]), ("top_p", {}), ("max_new_tokens", None)]
+)
+def test_settings_that_are_no_numbers_are_named(client, name, value):
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match=f"{name} must be a number, not"):
+        client.predict("x", **{name: value}, api_name="/chat")
+
+
+def test_a_system_message_is_text_or_nothing(client):
+    from gradio_client.exceptions import AppError
+
+    ask = ("How do you spell tosar?",)
+    assert client.predict(*ask, system=None, temperature=0, api_name="/chat") == "t-o-s-a-r"
+    with pytest.raises(AppError, match="system message must be text"):
+        client.predict(*ask, system=5, api_name="/chat")
+
+
 def test_every_answer_carries_the_policy(client):
     with urlopen(client.src) as answer:
         policy = answer.headers["content-security-policy"]
@@ -232,6 +251,19 @@ def test_a_missing_model_is_one_line(monkeypatch, capsys, tmp_path):
             run_main(lambda argv=argv: command.main(argv, tmp_path))
         assert stop.value.code == 2
         assert re.fullmatch(rf"error: .*{complaint}.*", capsys.readouterr().err.strip().splitlines()[-1])
+
+
+def test_what_cannot_be_compared_or_has_no_effect_is_named_at_the_start(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for argv, complaint in (
+        ([str(tmp_path), "--compare", f"{tmp_path}/empty"], "empty is not a checkpoint folder"),
+        ([str(tmp_path), "--compare", f"{tmp_path}/none@v1"], "there is no folder"),
+        (["--url", "http://x", "--compare", str(tmp_path), "--device", "cpu"], "--compare and --device would have no"),
+        ([str(tmp_path), "--tools"], "--tools would have no effect here"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            command.main(argv, tmp_path)
 
 
 def test_settings_come_from_the_file_the_environment_and_the_command_line(monkeypatch, tmp_path):

@@ -138,6 +138,17 @@ def test_an_answer_that_two_stages_gave_is_printed_once(run_dir):
     assert "BASE, SFT (right): five" in text and text.count("): five") == 1
 
 
+def test_stages_that_were_asked_other_items_are_not_mixed(run_dir):
+    """Each answer stands below its own question, and the table says how many items each stage had."""
+    other = chat_result(0.2, "seven")
+    other["details"]["samples"]["sums"][0]["prompt"][0]["content"] = "3+4?"
+    other["details"]["tasks"][0]["items"] = 1200
+    settings.write_json(run_dir / "sft" / "eval" / "chat.json", other)
+    text = report.write_report(run_dir)[0].read_text()
+    assert "[user] 2+2 | ```?\n\nBASE (right): five\n" in text and "[user] 3+4?\n\nSFT (right): seven\n" in text
+    assert "| sums | 50 / 1,200 | 0.0 % |" in text
+
+
 def test_calls_and_answers_are_shown_as_everywhere(run_dir):
     result = chat_result(0.2, "It is 2+244.\n#### 4")
     (sample,) = result["details"]["samples"]["sums"]

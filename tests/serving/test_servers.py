@@ -621,6 +621,13 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path):
         command.main([str(tmp_path / "nothing")])
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "key\n", " ", "a\tb"])
+def test_a_key_that_no_client_can_send_is_refused(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("NANOCHAT_API_KEY", key)
+    with pytest.raises(UserError, match="NANOCHAT_API_KEY must be printable ASCII without spaces around it"):
+        command.main([str(tmp_path)])
+
+
 @pytest.mark.parametrize("words", [("serve",), ("chat", "--prompt", "Hi"), ("space",)], ids=" ".join)
 def test_a_mistyped_checkpoint_is_refused_before_torch_is_imported(words):
     program = (

@@ -48,7 +48,8 @@ def test_a_task_of_ones_own_is_named_by_its_import_path(tmp_path, monkeypatch):
         "class Twice(Task):\n    name = 'twice'\n\n"
         "    def __init__(self, split='test', limit=None):\n"
         "        super().__init__(range(9) if split == 'train' else range(3), limit)\n\n\n"
-        "def three(split, limit):\n    return 3\n"
+        "def three(split, limit):\n    return 3\n\n\n"
+        "def nothing(path):\n    return None\n"
     )
     monkeypatch.chdir(tmp_path)
     task, repeat = load("own_tasks:Twice@4*2", "train")
@@ -60,6 +61,8 @@ def test_a_task_of_ones_own_is_named_by_its_import_path(tmp_path, monkeypatch):
         ("own_tasks:Nothing", "the module own_tasks has no function or class Nothing"),
         ("no_such_module:Twice", "--tasks: cannot import the module no_such_module"),
         ("own_tasks:three", "own_tasks:three is no task; give a subclass of"),
+        ("own_tasks:nothing", "own_tasks:nothing does not take split and limit"),
+        ("own_tasks:Twice=my_file", "own_tasks:Twice does not take split, limit and source"),
         ("own_tasks:Twice@~4", "drawn at random already"),
     ):
         with pytest.raises(UserError, match=says):
@@ -224,12 +227,18 @@ def test_a_task_without_examples_is_refused(spec):
         ("gsm8k", [{"prompt": "a", "completion": "b"}], r"each row needs question \(text\), answer \(text\), and"),
         ("gsm8k", [[{"role": "user", "content": "a"}]], "has no such question; conversations=PATH reads chats"),
         ("gsm8k", [{"question": "a", "answer": "#### 1"}, {"question": "a", "answer": 1}], "has no such answer"),
+        ("gsm8k", [{"question": "a", "answer": "four"}], "the answer as a number after ####, and 'a' has none"),
         ("mmlu", [{"question": "a", "choices": "b", "answer": 0, "subject": "c"}], "has no such choices"),
         ("mmlu", [{"question": "a", "choices": list("bcde"), "answer": 4, "subject": "c"}], "the answer 4"),
         ("mmlu", [{"question": "a", "choices": list("bcdef"), "answer": 4, "subject": "c"}], "has 5 choices"),
         ("arc-easy", [{"question": "a", "choices": ["b"], "answerKey": "A"}], "has no such choices"),
         ("arc-easy", [{"question": "a", "choices": {"text": ["b"]}, "answerKey": "A"}], "as many texts as labels"),
         ("arc-easy", [{"question": "a", "choices": {"text": ["b"], "label": ["A"]}, "answerKey": "B"}], "among the"),
+        (
+            "arc-easy",
+            [{"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "A"]}, "answerKey": "A"}],
+            "no label twice",
+        ),
         ("humaneval", [{"prompt": "a", "test": "b"}], "has no such canonical_solution"),
         ("spelling", [{"prompt": "a"}], "is no word list"),
         ("spelling-bee", [], "is no word list"),
