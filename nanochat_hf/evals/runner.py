@@ -22,7 +22,7 @@ from nanochat_hf.data.fingerprints import Fingerprint
 from nanochat_hf.evals import bits_per_byte as bpb
 from nanochat_hf.evals import core, strangers
 from nanochat_hf.evals import tasks as task_scores
-from nanochat_hf.evals.bundle import load_bundle
+from nanochat_hf.evals.bundle import PUBLISHED, load_bundle
 from nanochat_hf.evals.evaluated_model import EvaluatedModel, load_evaluated_model
 from nanochat_hf.evals.evaluation_config import MICROWORLD, TEXT, EvaluationConfig, checkpoints_of, stages_for
 from nanochat_hf.evals.headlines import HEADLINE_TITLES
@@ -310,7 +310,8 @@ def read_for(name: str, config: EvaluationConfig) -> list[Fingerprint]:
         return tasks.fingerprints_of(config.tasks)
     if name == "bits_per_byte" or (name == "core" and config.core_bundle == TEXT):
         return fingerprints.of_text(config.data)
-    return [fingerprints.of_files(config.core_bundle)] if name == "core" and config.core_bundle != MICROWORLD else []
+    own_bundle = name == "core" and config.core_bundle not in (MICROWORLD, PUBLISHED)
+    return [fingerprints.of_files(config.core_bundle)] if own_bundle else []
 
 
 def is_current(checkpoint: str, name: str, config: EvaluationConfig) -> bool:
