@@ -117,6 +117,16 @@ def main_with_user_errors(main: Callable[[], Any]) -> None:
         raise
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line without a full stop; its kind too where its words alone may say little."""
+    lines = str(error).strip().splitlines()
+    first = " ".join(line.strip() for line in lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".")
+    kind = type(error).__name__
+    if not first:
+        return kind
+    return f"{kind}: {first}" if isinstance(error, LookupError | AttributeError | ArithmeticError) else first
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of Python, NumPy or torch means that there is too little memory."""
     words = ("can't allocate memory", "not enough memory", "CUDA out of memory")

@@ -292,13 +292,7 @@ def load_model(folder: str, lora: bool = False) -> tuple[Any, Any]:
     Raises:
         UserError: it cannot be loaded, or not be trained so.
     """
-    try:
-        model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
-    except UserError:
-        raise
-    except Exception as error:  # of a damaged file; transformers, safetensors and tokenizers raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
+    model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
     prepare_for_chat(model, tokenizer, lora)
     # Longer conversations are cut and counted; transformers would warn of "indexing errors".
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
