@@ -1,8 +1,11 @@
 """What `nanochat-hf miniseries` and `scaling_laws` share: pretraining several models and comparing them."""
 
 import argparse
+import filecmp
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,8 @@ def parse_sweep_arguments(
         The options, with lists of numbers in rising order, and the arguments after `--`, which are for pretraining.
 
     Raises:
-        UserError: an option is unknown or has a value that it cannot have, or one of `own` follows after `--`.
+        UserError: an option is unknown or has a value that it cannot have, or one of `own`, or one with which
+            pretraining trains nothing, follows after `--`.
     """
     parser.add_argument("--depths", nargs="+", default=[8, 10, 12, 14, 16, 18, 20], help="numbers of layers")
     parser.add_argument("--run_dir", type=_folder, help="receives one folder per model")
@@ -63,6 +67,8 @@ def parse_sweep_arguments(
         name = word.split("=")[0].lstrip("-").replace("-", "_")
         if word.startswith("--") and name in ("output_dir", "tokenizer", *own):
             raise UserError(f"--{name} after -- is set by the sweep itself; remove it there")
+        if name in ("h", "help", "help_all", "dry_run") and word.startswith("-"):
+            raise UserError(f"{word} after -- trains nothing; give it to {program('pretrain')}")
     settings.check_output_dir(options.run_dir, unfinished=False)
     if options.accelerate_config and not find_recipe(options.accelerate_config, LAUNCH_FILES).is_file():
         raise UserError(f"there is no file {options.accelerate_config}; --accelerate_config takes one for accelerate")
@@ -73,30 +79,91 @@ def _folder(word: str) -> Path:
     return Path(word).expanduser()
 
 
-def train_one_model(output_dir: Path, options: argparse.Namespace, passed: list[str]) -> dict[str, Any]:
-    """Pretrains in a process of its own, unless the model is finished; returns its `run.json`.
+def train_models(models: Mapping[str, list[str]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Pretrains the models that are not finished; returns the `run.json` of each.
 
     Args:
-        output_dir: folder that receives the model.
+        models: folder in `options.run_dir` → arguments of pretraining. All have the preset "modern", where they name
+            no other: "auto" would train the small models of a sweep by another rule than the large ones.
         options: what `parse_sweep_arguments` has returned.
-        passed: further arguments of pretraining. All models have the preset "modern", where they name no other.
+
+    Raises:
+        UserError: an argument is wrong, a finished model has other settings or data, or pretraining has failed.
+    """
+    commands = {}
+    for name, arguments in models.items():
+        folder = options.run_dir / name
+        words = ["--tokenizer", options.tokenizer, "--output_dir", str(folder), "--preset", "modern", *arguments]
+        check_finished(folder, words)
+        commands[folder] = words
+    runs = []
+    for number, (folder, words) in enumerate(commands.items(), start=1):
+        print(f"\n[{number}/{len(commands)}] {folder.name}", flush=True)
+        runs.append(settings.load_run(folder) or train_one_model(folder, options, words))
+    return runs
+
+
+def check_finished(folder: Path, words: list[str]) -> None:
+    """Checks that a model could be trained, and where it is finished, that it was trained in the same way.
+
+    Models of other settings or data do not compare.
+
+    Args:
+        words: the arguments of pretraining.
+
+    Raises:
+        UserError: an argument is wrong, or a setting, the tokenizer or the data was another.
+    """
+    from nanochat_hf.stages.pretrain import PretrainConfig
+    from nanochat_hf.stages.run_checks import changed_data
+
+    now = asdict(settings.parse_stage("pretrain", PretrainConfig, words))
+    run = settings.load_run(folder)
+    if run is None:
+        return
+    from nanochat_hf.trainers.pretraining_setup import CHANGES_NUMBERS, MAY_CHANGE
+
+    remedy = "delete that folder, or give another --run_dir"
+    command = dropwhile(lambda word: not word.startswith("--"), run["environment"]["command"])
+    try:
+        before = asdict(settings.parse_stage("pretrain", PretrainConfig, list(command)))
+    except UserError as error:
+        raise UserError(f"the settings of {folder} cannot be read again ({error}); {remedy}") from None
+    alike = MAY_CHANGE - CHANGES_NUMBERS | {"attention", "compile", "resume", "tokenizer"}
+    alike |= {"data"} if "fingerprint" in run else set()  # compared by content, as the tokenizer is
+    changed = [name for name in now if now[name] != before[name] and name not in alike]
+    tokenizers = [Path(place, "tokenizer.json") for place in (folder, now["tokenizer"])]
+    if all(path.exists() for path in tokenizers) and not filecmp.cmp(*tokenizers, shallow=False):
+        changed.append("tokenizer")
+    if changed:
+        values = f" ({before[changed[0]]}, not {now[changed[0]]})" if len(changed) == 1 else ""
+        raise UserError(f"{folder} was trained with another {', '.join(changed)}{values}; {remedy}")
+    if difference := changed_data(run, before, now):
+        raise UserError(f"{difference} since {folder} was trained; put the data back as it was, {remedy}")
+
+
+def train_one_model(folder: Path, options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """Pretrains in a process of its own, or goes on with it; returns its `run.json`.
+
+    Args:
+        folder: receives the model.
+        options: what `parse_sweep_arguments` has returned.
+        words: the arguments of pretraining.
 
     Raises:
         UserError: pretraining has failed.
     """
-    run = settings.load_run(output_dir)
-    if run is not None:
-        return run
     launcher = [sys.executable]
     if options.accelerate_config:
         config_file = find_recipe(options.accelerate_config, LAUNCH_FILES)
         launcher += ["-m", "accelerate.commands.launch", "--config_file", str(config_file)]
-    command = [*launcher, "-m", PRETRAIN, "--tokenizer", options.tokenizer, "--output_dir", str(output_dir)]
-    # The preset "auto" would train the small models of a sweep by another rule than the large ones.
-    status = settings.run_command([*command, "--preset", "modern", *passed], title=str(output_dir))
-    run = settings.load_run(output_dir)
+    status = settings.run_command([*launcher, "-m", PRETRAIN, *words], title=str(folder))
+    run = settings.load_run(folder)
     if status or run is None:
-        raise UserError(f"{output_dir} stopped with exit status {status} (see above); the same command continues it")
+        raise UserError(
+            f"{folder} stopped with exit status {status} (see above); mend what is said there, and run the same "
+            "command again to continue"
+        )
     return run
 
 
