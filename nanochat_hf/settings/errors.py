@@ -66,8 +66,8 @@ def run_main(main: Callable[[], Any]) -> None:
             job.end(sentence, status)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+    except KeyboardInterrupt as error:  # its words say what else there is to do
+        print(f"interrupted; {str(error) or 'run the same command again to continue'}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not job:

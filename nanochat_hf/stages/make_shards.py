@@ -173,7 +173,7 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
         UserError: the output folder is not empty, or the source has too little text.
     """
     folder: Path = arguments.output_dir
-    check_output_dir(folder, unfinished=False)
+    check_output_dir(folder, unfinished=False, option="output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob(f"{SCATTERED}*")):
         raise UserError(

@@ -69,7 +69,7 @@ def parse_sweep_arguments(
             raise UserError(f"--{name} after -- is set by the sweep itself; remove it there")
         if name in ("h", "help", "help_all", "dry_run") and word.startswith("-"):
             raise UserError(f"{word} after -- trains nothing; give it to {program('pretrain')}")
-    settings.check_output_dir(options.run_dir, unfinished=False)
+    settings.check_output_dir(options.run_dir, unfinished=False, option="--run_dir")
     if options.accelerate_config and not find_recipe(options.accelerate_config, LAUNCH_FILES).is_file():
         raise UserError(f"there is no file {options.accelerate_config}; --accelerate_config takes one for accelerate")
     return options, passed

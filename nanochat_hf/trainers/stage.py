@@ -166,9 +166,12 @@ def recorded_start(output_dir: str | None) -> dict[str, Any] | None:
     if not record.exists():
         return {}
     try:
-        return json.loads(record.read_text(encoding="utf-8"))
+        before = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{record} is damaged: delete {output_dir} and train it again") from None
+        before = None
+    if not isinstance(before, dict):
+        raise UserError(f"{record} is damaged: delete {output_dir} and train it again")
+    return before
 
 
 def hash_of(tokenizer: Any) -> str:
