@@ -64,7 +64,7 @@ def convert_folder(
         UserError: the source is not a complete checkpoint, the destination exists, the format cannot express the
             model, or a step is given where neither side is upstream's. Nothing has been written then.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = Path(source).expanduser(), Path(destination).expanduser()
     if to.lower() in REFUSED:
         raise UserError(f"cannot convert to {to}: {REFUSED[to.lower()]}")
     if to not in FORMATS:
@@ -213,7 +213,7 @@ def _cut_off_at(path: Path) -> str | None:
 def _tokenizer_folder(source: Path, named: str | os.PathLike | None) -> Path:
     """The tokenizer's folder: the source, or one beside it, such as upstream's BASE/tokenizer."""
     if named is not None:
-        return Path(named)
+        return Path(named).expanduser()
     places = (source, source / "tokenizer", *(parent / "tokenizer" for parent in source.resolve().parents[:2]))
     for place in places:
         if (place / "tokenizer.json").exists() or (place / UPSTREAM_TOKENIZER).exists():

@@ -348,6 +348,14 @@ def test_an_empty_folder_may_be_the_current_one_or_a_link(ours, tmp_path, monkey
     assert (tmp_path / "link").is_symlink()
 
 
+def test_a_path_may_begin_with_the_home_folder(ours, tmp_path, monkeypatch):
+    """As in `--tokenizer=~/run`, where the shell leaves the ~ to the program."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(ours / "classic", tmp_path / "model")
+    convert_folder("~/model", "~/new", tokenizer="~/model")
+    assert (tmp_path / "new" / "model.safetensors").exists()
+
+
 def test_a_failed_conversion_leaves_an_empty_folder_empty(ours, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(ours / "modern", tmp_path / "empty", "no value_embeddings", to="transformers")
