@@ -18,7 +18,7 @@ import torch
 
 from ..model.configuration_nanochat_hf import NanochatHFConfig
 from ..model.modeling_nanochat_hf import NanochatHFForCausalLM
-from ..settings import UserError
+from ..settings import UserError, is_out_of_memory, reason_of
 from ..tokenizer import stop_token_ids
 from .onnx import export_onnx
 from .tensors import from_own_tensors, from_transformers_tensors, from_upstream, to_transformers, to_upstream
@@ -61,10 +61,10 @@ def convert_folder(
         A sentence that says what was written.
 
     Raises:
-        UserError: the source is not a complete checkpoint, the destination exists, or the format cannot express the
-            model. Nothing has been written then.
+        UserError: the source is not a complete checkpoint, the destination exists, the format cannot express the
+            model, or a step is given where neither side is upstream's. Nothing has been written then.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = Path(source).expanduser(), Path(destination).expanduser()
     if to.lower() in REFUSED:
         raise UserError(f"cannot convert to {to}: {REFUSED[to.lower()]}")
     if to not in FORMATS:
@@ -72,6 +72,8 @@ def convert_folder(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} exists already; name a new folder, or empty this one first")
     model = _read_model(source, step)
+    if step is not None and to != "upstream" and not _upstream_steps(source):
+        raise UserError("a step is chosen where upstream's format is read or written; leave --step out here")
     tokenizer_folder = _tokenizer_folder(source, tokenizer)
     text_tokenizer = read_tokenizer(tokenizer_folder)
     if not (tokenizer_folder / "tokenizer.json").exists():  # upstream's file does not say how long a text may be
@@ -111,8 +113,12 @@ def _read_model(source: Path, step: int | None) -> NanochatHFForCausalLM:
         raise UserError(f"{source} holds neither an upstream model_STEP.pt nor a config.json{hint}")
     try:
         return _read_upstream(source, steps, step) if steps else _read_pretrained(source)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # values in a damaged configuration fail in many ways
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{source}: {reason_of(error)}") from None
 
 
 def _upstream_steps(folder: Path) -> dict[int, Path]:
@@ -137,7 +143,7 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch raises RuntimeError, EOFError or UnpicklingError, by where the file ends
         refused = "weights_only" in str(error) or "Unsupported" in str(error)
         what = "holds more than tensors and is not opened" if refused else "is damaged or was copied incompletely"
-        raise UserError(f"{path} {what} ({_first_line(error)})") from None
+        raise UserError(f"{path} {what} ({reason_of(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} is not a state dict of tensors")
     return state
@@ -169,7 +175,10 @@ def _load_safetensors(folder: Path) -> dict[str, torch.Tensor]:
     index = folder / "model.safetensors.index.json"
     shards = ["model.safetensors"]
     if index.exists():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        places = _read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise UserError(f"{index} has no weight_map from tensors to files")
+        shards = sorted(set(places.values()))
     tensors = {}
     for shard in shards:
         path = folder / shard
@@ -178,7 +187,7 @@ def _load_safetensors(folder: Path) -> dict[str, torch.Tensor]:
         try:
             tensors |= load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path} is damaged: {_cut_off_at(path) or _first_line(error)}") from None
+            raise UserError(f"{path} is damaged: {_cut_off_at(path) or reason_of(error)}") from None
     return tensors
 
 
@@ -204,7 +213,7 @@ def _cut_off_at(path: Path) -> str | None:
 def _tokenizer_folder(source: Path, named: str | os.PathLike | None) -> Path:
     """The tokenizer's folder: the source, or one beside it, such as upstream's BASE/tokenizer."""
     if named is not None:
-        return Path(named)
+        return Path(named).expanduser()
     places = (source, source / "tokenizer", *(parent / "tokenizer" for parent in source.resolve().parents[:2]))
     for place in places:
         if (place / "tokenizer.json").exists() or (place / UPSTREAM_TOKENIZER).exists():
@@ -216,13 +225,17 @@ def read_tokenizer(folder: Path) -> Any:
     """Returns the tokenizer in a folder: `tokenizer.json` of Hugging Face, else upstream's `tokenizer.pkl`.
 
     Raises:
-        UserError: the folder has neither, or the latter is not a tokenizer of nanochat.
+        UserError: the folder has neither, or what it has is damaged or not a tokenizer of nanochat.
     """
     if (folder / "tokenizer.json").exists():
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         loader = AutoTokenizer if (folder / "tokenizer_config.json").exists() else PreTrainedTokenizerFast
-        return loader.from_pretrained(str(folder))
+        try:
+            return loader.from_pretrained(str(folder))
+        except Exception as error:  # transformers and tokenizers raise many kinds
+            reason = reason_of(error)
+            raise UserError(f"the tokenizer in {folder} cannot be loaded ({reason}); make it again") from None
     if (folder / UPSTREAM_TOKENIZER).exists():
         return read_upstream_tokenizer(folder / UPSTREAM_TOKENIZER)
     raise UserError(f"{folder} has no tokenizer.json and no {UPSTREAM_TOKENIZER}")
@@ -283,7 +296,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

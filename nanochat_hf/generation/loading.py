@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nanochat_hf.settings import UserError, find_checkpoint
+from nanochat_hf.settings import UserError, find_checkpoint, is_out_of_memory, reason_of
 
 DEFAULT_CONTEXT_LENGTH = 2048  # tokens; for models whose configuration does not name a context length
 
@@ -43,13 +43,16 @@ def load_checkpoint(
     find_checkpoint(checkpoint, revision)
     quiet_transformers()
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    numbers = _dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), **options)
-        model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=_dtype(dtype), **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=numbers, **options)
+    except Exception as error:  # of a damaged file; transformers, safetensors and tokenizers raise many kinds
+        if isinstance(error, ImportError) or is_out_of_memory(error):
+            raise
         raise UserError(
-            f"cannot load {checkpoint} ({reason}); give a checkpoint folder such as runs/quickstart/rl, or a Hub id"
+            f"cannot load {checkpoint} ({reason_of(error)}); give an intact checkpoint folder such as "
+            "runs/quickstart/rl, or a Hub id"
         ) from None
     known = getattr(model.config.get_text_config(), "vocab_size", tokenizer.vocab_size)
     if tokenizer.vocab_size > known:  # tokens that a tokenizer has added do not count: they may never be used
@@ -64,7 +67,7 @@ def load_checkpoint(
         allow_tf32(place)
         return model.to(place).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not have
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"cannot put the model on device {device!r} ({reason}); --device cpu always works") from None
 
 

@@ -52,7 +52,8 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight.to(x.dtype))
+        same = self.weight.dtype == x.dtype  # in inference mode, torchao's weights of few bits have no `to`
+        return linear(x, self.weight if same else self.weight.to(x.dtype))
 
 
 class NanochatHFRotaryEmbedding(nn.Module):

@@ -1,7 +1,7 @@
 """From one number, the depth, to every number of a run.
 
 `depth` computes shape, tokens, batch size, learning rates, weight decay and steps. `plan` computes memory, time and
-cost. `sweep` trains several models and compares them.
+cost.
 """
 
 from nanochat_hf.scaling.depth import (

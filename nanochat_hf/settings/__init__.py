@@ -33,8 +33,10 @@ from nanochat_hf.settings.errors import (
     STOPPED_BY_SIGTERM,
     UserError,
     check_extra,
+    is_out_of_memory,
     load_function,
     load_module,
+    reason_of,
     run_main,
 )
 from nanochat_hf.settings.failures import job_size
@@ -99,6 +101,7 @@ __all__ = [
     "environment",
     "find_checkpoint",
     "find_recipe",
+    "is_out_of_memory",
     "job_size",
     "load_function",
     "load_module",
@@ -106,6 +109,7 @@ __all__ = [
     "parse_stage",
     "program",
     "read_recipe",
+    "reason_of",
     "recipe_names",
     "run_command",
     "run_main",

@@ -16,31 +16,32 @@ CHAT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_k": 50, "top_p": None,
 DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
 
-def check_output_dir(folder: str | os.PathLike, *, unfinished: bool = True) -> None:
+def check_output_dir(folder: str | os.PathLike, *, unfinished: bool = True, option: str = "--output_dir") -> None:
     """Refuses a folder into which a stage could not write its result.
 
     Args:
         folder: it need not exist.
         unfinished: also refuse the folder of a finished stage.
+        option: the setting that names it, for the error.
 
     Raises:
         UserError: there is no name, the folder is a file, or it cannot be made or written to, or a stage finished in
             it.
     """
     if not str(folder):
-        raise UserError("give --output_dir, the folder that receives the result")
+        raise UserError(f"give {option}, the folder that receives the result")
     try:
         place = Path(folder).absolute()
         while not place.exists() and place != place.parent:
             place = place.parent
         if not place.is_dir():
-            raise UserError(f"{place} is a file, where a folder belongs; give another --output_dir or move the file")
+            raise UserError(f"{place} is a file, where a folder belongs; give another {option} or move the file")
         with tempfile.TemporaryFile(dir=place):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"cannot write to {folder} ({reason}); give another --output_dir, or change the permissions"
+            f"cannot write to {folder} ({reason}); give another {option}, or change the permissions"
         ) from None
     if unfinished and load_run(folder):
         raise UserError(f"{folder} is finished; delete that folder to train it again")

@@ -66,8 +66,8 @@ def run_main(main: Callable[[], Any]) -> None:
             job.end(sentence, status)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+    except KeyboardInterrupt as error:  # its words say what else there is to do
+        print(f"interrupted; {str(error) or 'run the same command again to continue'}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not job:
@@ -115,6 +115,16 @@ def main_with_user_errors(main: Callable[[], Any]) -> None:
                 "command again"
             ) from None
         raise
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line without a full stop; its kind too where its words alone may say little."""
+    lines = str(error).strip().splitlines()
+    first = " ".join(line.strip() for line in lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".")
+    kind = type(error).__name__
+    if not first:
+        return kind
+    return f"{kind}: {first}" if isinstance(error, LookupError | AttributeError | ArithmeticError) else first
 
 
 def is_out_of_memory(error: Exception) -> bool:

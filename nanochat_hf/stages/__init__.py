@@ -6,7 +6,7 @@ run the same function. A stage reads like its story: parse the settings, load wh
 - `speedrun` runs all stages of a recipe, each as a process of its own (`nanochat-hf train`).
 - `tokenizer`, `pretrain`, `midtrain`, `sft`, `dpo` and `rl` are the training stages.
 - `evaluate` and `evaluate_tokenizer` measure, `report` writes the results on one page.
-- `make_shards` prepares data, `miniseries` and `scaling_laws` train several models and compare them.
+- `make_shards` prepares data, `miniseries` and `scaling_laws` train several models and compare them (`sweep`).
 
 Nothing slow is imported before the settings are checked.
 """

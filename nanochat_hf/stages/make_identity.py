@@ -14,12 +14,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from nanochat_hf import settings
@@ -63,8 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("give --facts, the file that says who the model is, and --output, the file to write")
     facts = identity.read_facts(config.facts)
     seen = check_output(config)
-    made = from_server(config, facts) if config.url else identity.from_templates(facts, config.seed)
-    written = write(config, made, seen)
+    # What a file has already was drawn with the first seeds: with others, few are drawn that come again.
+    made = (
+        from_server(config, facts, len(seen))
+        if config.url
+        else identity.from_templates(facts, config.seed + len(seen))
+    )
+    try:
+        written = write(config, made, seen)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"add --append to go on with {config.output}") from None
     wanted = "" if len(seen) >= config.number else f" ({config.number:,} were asked for; there are no more)"
     print(f"{written:,} conversations written to {config.output}, which has {len(seen):,}{wanted}")
     print(f"train on them with --tasks {shlex.quote(f'conversations={config.output}*2')}, beside other tasks")
@@ -93,7 +102,7 @@ def check_output(config: IdentityConfig) -> set[str]:
             ):
                 raise UserError(f"{path} holds something else than this command writes; give another --output")
             seen.add(identity.key_of(messages))
-    settings.check_output_dir(path.absolute().parent, unfinished=False)
+    settings.check_output_dir(path.absolute().parent, unfinished=False, option="--output")
     return seen
 
 
@@ -113,6 +122,11 @@ def write(config: IdentityConfig, made: Iterator[list[dict[str, Any]]], seen: se
         progress_bar(total=config.number, initial=len(seen), desc="identity", unit=" conversations") as bar,
     ):
         folder_lock.lock(file, path, "--output")
+        if file.tell():
+            with open(path, "rb") as before:
+                before.seek(-1, os.SEEK_END)
+                if before.read() != b"\n":  # of an editor that does not end the last line
+                    file.write("\n")
         while len(seen) < config.number and repeated < MAX_DRAWS:
             messages = next(made, None)
             if messages is None:
@@ -129,8 +143,11 @@ def write(config: IdentityConfig, made: Iterator[list[dict[str, Any]]], seen: se
     return written
 
 
-def from_server(config: IdentityConfig, facts: Any) -> Iterator[list[dict[str, Any]]]:
+def from_server(config: IdentityConfig, facts: Any, first: int = 0) -> Iterator[list[dict[str, Any]]]:
     """Yields what a model behind a server writes; ends where it gives nothing usable any more.
+
+    Args:
+        first: number of the first request. Requests of the same number are the same, seed included.
 
     Raises:
         UserError: the server does not answer, refuses, or answers with something else than conversations.
@@ -150,24 +167,35 @@ def from_server(config: IdentityConfig, facts: Any) -> Iterator[list[dict[str, A
         return identity.read_reply(text if isinstance(text, str) else "")
 
     faults = refused = 0
-    with ThreadPoolExecutor(config.workers) as pool:
-        numbers = count()
-        waiting = [pool.submit(ask, number) for number in islice(numbers, config.workers)]
-        try:
-            while faults < MAX_FAULTS:
-                good, bad = waiting.pop(0).result()  # in order, so that a seeded server gives the same file
-                waiting.append(pool.submit(ask, next(numbers)))
-                refused += bad
-                faults = 0 if good else faults + 1
-                yield from good
-        finally:
-            for one in waiting:
-                one.cancel()
-            with suppress(ValueError):
-                print(f"{refused:,} replies or parts of them were no conversations", file=sys.stderr)
+    numbers = count(first)
+    waiting = [in_background(ask, number) for number in islice(numbers, config.workers)]
+    try:
+        while faults < MAX_FAULTS:
+            good, bad = waiting.pop(0).result()  # in order, so that a seeded server gives the same file
+            waiting.append(in_background(ask, next(numbers)))
+            refused += bad
+            faults = 0 if good else faults + 1
+            yield from good
+    finally:
+        with suppress(ValueError):
+            print(f"{refused:,} replies or parts of them were no conversations", file=sys.stderr)
     raise UserError(
         f"{MAX_FAULTS} replies of {config.url} in a row held no conversations; try a larger model, or leave --url out"
     )
+
+
+def in_background(function: Callable[..., Any], *arguments: Any) -> Future:
+    """Calls a function in a thread that does not keep the program from ending, as those of an executor would."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 if __name__ == "__main__":

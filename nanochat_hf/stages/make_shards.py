@@ -173,7 +173,7 @@ def write_shards(arguments: argparse.Namespace) -> dict[str, Any]:
         UserError: the output folder is not empty, or the source has too little text.
     """
     folder: Path = arguments.output_dir
-    check_output_dir(folder, unfinished=False)
+    check_output_dir(folder, unfinished=False, option="output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob(f"{SCATTERED}*")):
         raise UserError(
@@ -277,7 +277,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv`, by default that of the process."""
     arguments = parse_arguments(argv)
     print(describe_data(arguments.source, text_column=arguments.text_column, on_bad_file=arguments.on_bad_file))
-    numbers = write_shards(arguments)
+    try:
+        numbers = write_shards(arguments)
+    except KeyboardInterrupt:
+        begun = any(arguments.output_dir.glob("*.parquet"))
+        raise KeyboardInterrupt(f"empty {arguments.output_dir} before the next try" if begun else "") from None
     write_card(arguments, numbers)
     print(f"{numbers['documents']:,} documents in {numbers['shards']} training shards and 1 validation shard:")
     print(f"  {arguments.output_dir}")

@@ -3,9 +3,9 @@
     nanochat-hf miniseries --depths 8 10 12 14 --run_dir runs/miniseries --tokenizer RUN/tokenizer
     nanochat-hf miniseries --depths 2 4 --run_dir runs/mini --tokenizer RUN/tokenizer -- --data microworld
 
-The stage pretrain trains each model; its options follow after `--`. Finished models are not trained again. The table
-and the plot show loss, bits per byte and CORE against the FLOPs of each run. With good settings the curve is smooth. A
-model above it was trained with settings that do not fit its depth.
+The stage pretrain trains each model; its options follow after `--`. Finished models are not trained again; one of
+other settings or data is refused. The table and the plot show loss, bits per byte and CORE against the FLOPs of each
+run. With good settings the curve is smooth. A model above it was trained with settings that do not fit its depth.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanochat_hf import settings
-from nanochat_hf.scaling.sweep import parse_sweep_arguments, summarize_run, sweep_parser, train_one_model
 from nanochat_hf.settings import run_main
+from nanochat_hf.stages.sweep import parse_sweep_arguments, summarize_run, sweep_parser, train_models
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -53,11 +53,8 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv`, by default that of the process."""
     options, passed = parse_arguments(argv)
-    rows = []
-    for number, depth in enumerate(options.depths, start=1):
-        print(f"\n[{number}/{len(options.depths)}] d{depth}", flush=True)
-        run = train_one_model(options.run_dir / f"d{depth}", options, ["--depth", str(depth), *passed])
-        rows.append(summarize_run(run))
+    models = {f"d{depth}": ["--depth", str(depth), *passed] for depth in options.depths}
+    rows = [summarize_run(run) for run in train_models(models, options)]
     settings.write_json(options.run_dir / "miniseries.json", rows)
     draw(rows, options.run_dir / "miniseries.png")
     print(f"\n{table(rows)}\n\nplot: {options.run_dir / 'miniseries.png'}")

@@ -71,13 +71,31 @@ def made_from(later: Stage, earlier: Stage, run_dir: Path) -> bool:
     return not Path(recorded).exists() or Path(recorded).resolve() == (run_dir / earlier.folder).resolve()
 
 
-def check_recipe(recipe_options: list[str], stages: list[Stage]) -> None:
-    """Raises UserError where a later stage or the evaluation would refuse the recipe: hours of training too late."""
+def recipe_words(recipe: str | None, variables: dict[str, str]) -> list[str]:
+    """The words by which a stage's command line takes the recipe and its variables."""
+    given = [f"{name}={value}" for name, value in variables.items()]
+    return (["--config", recipe] if recipe else []) + (["--set", *given] if given else [])
+
+
+def check_recipe(recipe: str | None, variables: dict[str, str], stages: list[Stage]) -> None:
+    """Raises UserError where a later stage or the evaluation would refuse the recipe: hours of training too late.
+
+    So it does where there is none, since the evaluation has no tasks then, and where it names what `train` sets.
+    """
     from nanochat_hf import tasks
     from nanochat_hf.evals.evaluation_config import EvaluationConfig
 
-    if not recipe_options:
+    trains_model = any(stage.name != "tokenizer" for stage in stages)
+    if not recipe:
+        if trains_model:
+            names = ", ".join(settings.recipe_names())
+            raise UserError(f"train needs a recipe: a YAML file, or one of {names}")
         return
+    for stage in stages:
+        for name in {"output_dir", stage.takes} & settings.read_recipe(recipe, stage.name, None, variables).keys():
+            where = f"{recipe}: the section {stage.name}:"
+            raise UserError(f"{where} has {name}, which train sets itself; remove it there")
+    recipe_options = recipe_words(recipe, variables)
     with contextlib.redirect_stderr(io.StringIO()):  # a missing section is said when its stage begins
         configs = [settings.parse_stage(stage.name, stage.config_class, recipe_options) for stage in stages]
         evaluation = settings.parse_stage("evaluation", EvaluationConfig, recipe_options)
@@ -85,7 +103,6 @@ def check_recipe(recipe_options: list[str], stages: list[Stage]) -> None:
         specs = [*getattr(config, "tasks", []), *getattr(config, "val_tasks", [])]
         tasks.check_specs(specs)
         tasks.check_sources(specs)
-    trains_model = any(stage.name != "tokenizer" for stage in stages)
     if trains_model and "chat" in evaluation.evaluations and evaluation.chat_stages and not evaluation.tasks:
         raise UserError(
             "the evaluation at the end has no chat tasks; name them as tasks in the recipe's section evaluation:, or "

@@ -8,7 +8,8 @@
 After Chinchilla (arXiv 2203.15556, approach 2). At each budget a parabola in log(parameters) is fitted to the scores;
 its lowest point is the best size. Straight lines through these points in log-log space give the exponents of
 parameters and tokens; the ratio of tokens to parameters is the value for `--param_data_ratio`. The stage pretrain
-trains the models; its options follow after `--`. Finished models are not trained again.
+trains the models; its options follow after `--`. Finished models are not trained again; one of other settings or data
+is refused.
 """
 
 import argparse
@@ -20,14 +21,16 @@ from typing import Any
 import numpy as np
 
 from nanochat_hf import settings
-from nanochat_hf.scaling.sweep import parse_sweep_arguments, summarize_run, sweep_parser, train_one_model
 from nanochat_hf.settings import UserError, run_main
+from nanochat_hf.stages.sweep import parse_sweep_arguments, summarize_run, sweep_parser, train_models
+
+OWN = ("depth", "target_flops", "num_iterations", "total_tokens", "param_data_ratio")  # the budget sets the length
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = sweep_parser("scaling_laws", __doc__)
     parser.add_argument("--budgets", nargs="+", default=[1e18, 2.15e18, 4.64e18, 1e19], help="in FLOPs")
-    return parse_sweep_arguments(parser, argv, own=("depth", "target_flops"))
+    return parse_sweep_arguments(parser, argv, own=OWN)
 
 
 def score(one: dict[str, float]) -> float:
@@ -98,15 +101,14 @@ def draw(rows: list[dict[str, float]], bests: list[dict[str, float]], path: Path
 
 
 def sweep(options: argparse.Namespace, passed: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for budget in options.budgets:
-        for depth in options.depths:
-            print(f"\n{budget:.3g} FLOPs, d{depth}", flush=True)
-            folder = options.run_dir / f"{budget:.3g}-d{depth}"
-            own = ["--depth", str(depth), "--target_flops", str(budget)]
-            rows.append(summarize_run(train_one_model(folder, options, [*own, *passed])))
-            rows[-1]["budget"] = budget
-    return rows
+    whole = ["--num_iterations", "-1", "--total_tokens", "-1"]  # a recipe's would count before the budget
+    sizes = [(budget, depth) for budget in options.budgets for depth in options.depths]
+    models = {
+        f"{budget:.3g}-d{depth}": ["--depth", str(depth), "--target_flops", str(budget), *whole, *passed]
+        for budget, depth in sizes
+    }
+    runs = train_models(models, options)
+    return [summarize_run(run) | {"budget": budget} for run, (budget, _) in zip(runs, sizes, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

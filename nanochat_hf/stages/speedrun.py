@@ -26,6 +26,7 @@ from nanochat_hf.stages.run_checks import (
     check_recipe,
     check_unchanged,
     check_variables,
+    recipe_words,
     unfinished,
 )
 from nanochat_hf.stages.stage_list import STAGES, Stage
@@ -58,17 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv = ["--config", *argv]
     config = settings.parse_stage("speedrun", SpeedrunConfig, argv, HELP)
     recipe, variables, _ = settings.take_recipe_options(argv)
-    recipe_options = ["--config", recipe] if recipe else []
-    if variables:
-        recipe_options += ["--set", *(f"{name}={value}" for name, value in variables.items())]
+    recipe_options = recipe_words(recipe, variables)
     run_dir = Path(config.run_dir)
     stages = [stage for stage in STAGES if stage.name in config.stages]
     check_stages(config, stages)
     check_packages()
-    settings.check_output_dir(run_dir, unfinished=False)
+    settings.check_output_dir(run_dir, unfinished=False, option="--run_dir")
     check_variables(recipe, variables)
     to_train = stages if config.fresh else unfinished(run_dir, stages)
-    check_recipe(recipe_options, to_train)
+    check_recipe(recipe, variables, to_train)
     check_core_bundle(recipe, variables)
     folder_lock.claim(run_dir, "--run_dir")
     if config.fresh:

@@ -21,7 +21,7 @@ from nanochat_hf.optim import Schedule, peak_rates
 from nanochat_hf.scaling import architecture, backout_bound, depth_dial, fit_dial
 from nanochat_hf.scaling.depth import MIN_STEPS, padded_vocab
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
-from nanochat_hf.settings import UserError, program
+from nanochat_hf.settings import UserError, program, reason_of
 from nanochat_hf.tokenizer import CorpusEncoder, stop_token_ids, token_byte_lengths
 from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, disks, fp8, stage
 from nanochat_hf.trainers.bigrams import BigramStart
@@ -90,8 +90,7 @@ def load_tokenizer(folder: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"the tokenizer in {folder} cannot be loaded ({reason}); make it again") from None
+        raise UserError(f"the tokenizer in {folder} cannot be loaded ({reason_of(error)}); make it again") from None
     if tokenizer.bos_token_id is None:
         raise UserError(
             f"the tokenizer in {folder} has no token that begins a document; make one with {program('tokenizer')}"

@@ -166,9 +166,12 @@ def recorded_start(output_dir: str | None) -> dict[str, Any] | None:
     if not record.exists():
         return {}
     try:
-        return json.loads(record.read_text(encoding="utf-8"))
+        before = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{record} is damaged: delete {output_dir} and train it again") from None
+        before = None
+    if not isinstance(before, dict):
+        raise UserError(f"{record} is damaged: delete {output_dir} and train it again")
+    return before
 
 
 def hash_of(tokenizer: Any) -> str:
@@ -292,13 +295,7 @@ def load_model(folder: str, lora: bool = False) -> tuple[Any, Any]:
     Raises:
         UserError: it cannot be loaded, or not be trained so.
     """
-    try:
-        model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
-    except UserError:
-        raise
-    except Exception as error:  # of a damaged file; transformers, safetensors and tokenizers raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"cannot load {folder} ({reason}); run the stage that made it again") from None
+    model, tokenizer = load_checkpoint(folder, device="cpu", dtype="float32")
     prepare_for_chat(model, tokenizer, lora)
     return model, tokenizer
 

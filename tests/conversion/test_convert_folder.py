@@ -224,6 +224,9 @@ UPSTREAM_FAULTS = {
         lambda folder: (folder / "meta_000200.json").write_text('{"model_config": {"n_layer": 4}}'),
         "configuration lacks sequence_len, vocab_size",
     ),
+    "no heads": (lambda folder: change(folder / "meta_000200.json", n_head=0), "ZeroDivisionError"),
+    "heads in words": (lambda folder: change(folder / "meta_000200.json", n_head="two"), "d4: .*expected int"),
+    "pattern is 5": (lambda folder: change(folder / "meta_000200.json", window_pattern=5), "d4: AttributeError"),
 }
 
 
@@ -259,7 +262,31 @@ def without_tensor(folder):
     save_file(tensors, folder / "model.safetensors")
 
 
+def change(file, **values):
+    content = json.loads(file.read_text())
+    content.get("model_config", content).update(values)
+    file.write_text(json.dumps(content))
+
+
 OUR_FAULTS = {
+    "width in words": (
+        lambda folder: change(folder / "config.json", hidden_size="wide"),
+        "'hidden_size': .*expected int",
+    ),
+    "layers below zero": (lambda folder: change(folder / "config.json", num_hidden_layers=-1), "num_hidden_layers"),
+    "empty tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        "tokenizer in .*broken cannot be loaded .KeyError: 'added_tokens'.; make it again",
+    ),
+    "cut tokenizer": (lambda folder: cut(folder / "tokenizer.json", 0.5), "tokenizer in .*broken cannot be loaded"),
+    "sampling that is no JSON": (
+        lambda folder: (folder / "generation_config.json").write_text("{"),
+        "generation_config.json.*not a valid JSON",
+    ),
+    "index of a list": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": []}'),
+        "index.json has no weight_map from tensors to files",
+    ),
     "missing tensor": (without_tensor, "lacks model.layers.1.mlp.up_proj.weight"),
     "truncated file": (
         lambda folder: cut(folder / "model.safetensors", 0.99),
@@ -292,6 +319,7 @@ def test_what_a_form_cannot_say_is_refused(ours, folders, tmp_path):
     refused(ours / "modern", tmp_path / "x", "llama.cpp runs a fixed list.*take --to onnx", to="gguf")
     refused(ours / "modern", tmp_path / "x", "cannot convert to MLX.*--device mps", to="MLX")
     refused(ours, tmp_path / "x", "neither")
+    refused(ours / "classic", tmp_path / "x", "leave --step out here", step=3)
     refused(folders["modern"][0].parent, tmp_path / "x", "name one of the folders in it: d4")
     refused(tmp_path / "nowhere", tmp_path / "x", "not a folder .*hf download")
 
@@ -318,6 +346,14 @@ def test_an_empty_folder_may_be_the_current_one_or_a_link(ours, tmp_path, monkey
         found = {path.name for path in (tmp_path / folder).iterdir()}
         assert found >= names | {"config.json", "tokenizer.json"} and not any(name[0] == "." for name in found)
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_path_may_begin_with_the_home_folder(ours, tmp_path, monkeypatch):
+    """As in `--tokenizer=~/run`, where the shell leaves the ~ to the program."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(ours / "classic", tmp_path / "model")
+    convert_folder("~/model", "~/new", tokenizer="~/model")
+    assert (tmp_path / "new" / "model.safetensors").exists()
 
 
 def test_a_failed_conversion_leaves_an_empty_folder_empty(ours, tmp_path):

@@ -161,3 +161,21 @@ def test_an_output_folder_that_is_a_file_is_named(make, tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", make_documents(10))
     with pytest.raises(UserError, match="a.jsonl is a file, where a folder belongs"):
         make(source, source)
+
+
+def test_an_interruption_says_what_to_do_with_the_shards_that_are_there(make, tmp_path, monkeypatch):
+    source, write_shard = write_jsonl(tmp_path / "a.jsonl", make_documents(200)), make_shards.write_shard
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    def interrupted_after_validation(path, *rest):
+        return interrupted() if path.name.startswith("train") else write_shard(path, *rest)
+
+    monkeypatch.setattr(make_shards, "scatter", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="^$"):  # nothing is there: the same command begins again
+        make(source, tmp_path / "one")
+    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="empty .*two before the next try"):
+        patch.setattr(make_shards, "write_shard", interrupted_after_validation)
+        make(source, tmp_path / "two")

@@ -184,6 +184,23 @@ def test_a_tokenizer_of_another_model_is_named(tmp_path, tokenizer):
         load_checkpoint(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", '{"model_type": "nanochat_hf", "hidden_size": "wide"}', "'hidden_size': .*expected int"),
+        ("tokenizer.json", "{}", "KeyError: 'added_tokens'"),
+        ("model.safetensors", "cut off", "header"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, model, tokenizer, name, content, reason):
+    model.save_pretrained(tmp_path / "sft")
+    tokenizer.save_pretrained(tmp_path / "sft")
+    (tmp_path / "sft" / name).write_text(content)
+    with pytest.raises(UserError, match=f"cannot load .*sft .*{reason}.*give an intact checkpoint folder") as error:
+        load_checkpoint(tmp_path / "sft")
+    assert "\n" not in str(error.value)
+
+
 def test_context_length_is_the_configurations_or_unknown(model):
     assert context_length_of(model) == 192
     endless = torch.nn.Module()

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -73,6 +74,18 @@ def test_a_seed_gives_the_same_file_and_append_goes_on(facts, tmp_path):
     assert made(facts, tmp_path / "a.jsonl", "--number", 60, "--append") == more, "nothing is left to do"
 
 
+def test_append_finds_new_ones_however_many_there_are(facts, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_identity, "MAX_DRAWS", 20)
+    assert len(made(facts, tmp_path / "a.jsonl", "--number", 100)) == 100
+    assert len(made(facts, tmp_path / "a.jsonl", "--number", 120, "--append")) == 120
+
+
+def test_append_ends_the_last_line_first(facts, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": TALK}))
+    assert made(facts, path, "--number", 3, "--append")[0] == TALK
+
+
 def test_a_second_command_does_not_write_to_the_same_file(facts, tmp_path):
     path = tmp_path / "my chats.jsonl"
     code = "import sys, time; from nanochat_hf.settings import folder_lock; file = open(sys.argv[1], 'a')\n"
@@ -134,6 +147,12 @@ def test_a_wrong_file_of_facts_is_one_sentence(tmp_path, text, says):
         made(path, tmp_path / "a.jsonl")
     assert "facts.yaml" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_names_the_option(facts, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file, where a folder belongs; give another --output or move"):
+        made(facts, tmp_path / "file" / "a.jsonl")
 
 
 def test_what_is_no_file_of_conversations_is_not_touched(facts, tmp_path):
@@ -218,6 +237,34 @@ def test_a_server_writes_them(facts, tmp_path, capsys):
         and "Ada and her class" in asked["messages"][0]["content"]
     )
     assert "replies or parts of them were no conversations" in capsys.readouterr().err
+    server.shutdown()
+
+
+def test_a_server_is_not_asked_the_same_again(facts, tmp_path):
+    server = Server(lambda seed: json.dumps({"conversations": [[{**TALK[0], "content": f"{seed}?"}, TALK[1]]]}))
+    options = ["--url", server.url, "--seed", 0, "--workers", 1]
+    made(facts, tmp_path / "a.jsonl", "--number", 3, *options)
+    seeds = [body["seed"] for body in server.asked]
+    assert len(made(facts, tmp_path / "a.jsonl", "--number", 5, "--append", *options)) == 5
+    assert min(body["seed"] for body in server.asked[len(seeds) :]) == 3
+    server.shutdown()
+
+
+def test_interrupting_does_not_wait_for_a_server_that_hangs(facts, tmp_path):
+    ended = threading.Event()
+    server = Server(lambda seed: ended.wait() and "" if seed else json.dumps({"conversations": [TALK]}))
+    command = [sys.executable, "-m", "nanochat_hf.cli", "make_identity", "--facts", facts, "--seed", "0"]
+    command += ["--output", tmp_path / "a.jsonl", "--url", server.url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not ((tmp_path / "a.jsonl").exists() and (tmp_path / "a.jsonl").read_text()):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=60)  # the client would give the server 120 seconds
+        finally:
+            ended.set()
+            process.kill()
+    assert process.returncode == 130 and f"interrupted; add --append to go on with {tmp_path / 'a.jsonl'}" in errors
     server.shutdown()
 
 

@@ -343,3 +343,12 @@ def test_recipes_with_words_of_yaml_train_what_they_say(tokenizer, chat_options,
     options = {"config": recipe, "set": f"chats={chat_options['tasks']}", "model": chat_options["model"]}
     run("sft", options | {"output_dir": tmp_path / "sft"})
     assert load_run(tmp_path / "sft")["config"]["tasks"] == [chat_options["tasks"]]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_damaged_record_of_the_start_is_named(tmp_path, content):
+    (tmp_path / "checkpoint-1").mkdir()
+    checkpoints.seal(tmp_path / "checkpoint-1")
+    (tmp_path / stage.START_FILE).write_text(content)
+    with pytest.raises(UserError, match=f"{stage.START_FILE} is damaged: delete .* and train it again"):
+        stage.recorded_start(str(tmp_path))

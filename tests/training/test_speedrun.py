@@ -38,11 +38,19 @@ def test_a_mistake_in_a_later_section_is_found_before_the_first_stage(tmp_path):
         ("rl:\n  val_tasks: [gsm9k]\n", "there is no task 'gsm9k'"),
         ("evaluation:\n  num_samples: 0\n", "num_samples is a whole number from 1"),
         ("pretrain:\n  no_such_setting: 1\n", "the section pretrain: has no setting named no_such_setting"),
+        ("pretrain:\n  output_dir: mine\n", "the section pretrain: has output_dir, which train sets itself; remove"),
+        ("sft:\n  model: mine\n", "the section sft: has model, which train sets itself; remove it there"),
         ("tokenizer:\n  vocab_size: 300\n", "the evaluation at the end has no chat tasks; name them as tasks in"),
     ):
         recipe.write_text(text)
         result = speedrun("--config", str(recipe), "--run_dir", str(tmp_path / "run"))
         assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_recipe_no_training_begins(tmp_path):
+    result = speedrun("--run_dir", str(tmp_path / "run"))
+    assert result.returncode == 2 and "train needs a recipe: a YAML file, or one of classic-d20," in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -83,8 +91,10 @@ def test_a_finished_stage_holds_only_its_model(tmp_path):
     assert settings.load_run(tmp_path / "run" / "tokenizer") and not left.exists()
 
 
-def test_a_stage_without_its_predecessor_says_what_to_add(run_dir):
-    result = speedrun("--run_dir", str(run_dir), "--stages", "sft")
+def test_a_stage_without_its_predecessor_says_what_to_add(run_dir, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("evaluation:\n  evaluations: [core]\n")
+    result = speedrun("--config", str(recipe), "--run_dir", str(run_dir), "--stages", "sft")
     assert result.returncode == 2 and "add it to --stages" in result.stderr
 
 
@@ -120,6 +130,7 @@ def test_a_run_folder_that_is_a_file_is_found_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     result = speedrun("--run_dir", str(tmp_path / "file" / "run"))
     assert result.returncode == 2 and "is a file, where a folder belongs" in result.stderr and not result.stdout
+    assert "give another --run_dir or move the file" in result.stderr
 
 
 def test_a_missing_package_is_named_before_the_first_stage(monkeypatch):
