@@ -51,6 +51,7 @@ ARMS: dict[str, list[str]] = {
     "upstream": [],
     "small": SMALL,
     "small from noise": [*SMALL, "--bigram_tokens", "0"],
+    "small from bigrams alone": [*SMALL, "--induction_heads", "false"],
     "best fit": ["--packing", "best_fit"],
     "keep tails": ["--packing", "keep_tails"],
     "shuffled": ["--data_seed", "{seed}"],

@@ -54,6 +54,11 @@ class PretrainConfig:
         at_most=2**30,
         off=0,
     )
+    induction_heads: bool = setting(
+        True,
+        "after a fit to bigrams, begin with a head that looks one token back and two that continue what was there "
+        "before, where the model is large enough",
+    )
     phases: list[str] = setting([], "parts of the data that follow each other, marked in the plots: name=first step …")
     num_threads: int | None = setting(None, "tokenizing threads; default: all cores", at_least=1, at_most=1024)
     # shape
@@ -190,7 +195,7 @@ HELP = StageHelp(
     "tokenizer output_dir data depth sequence_length num_iterations total_tokens param_data_ratio total_batch_size "
     "device_batch_size auto_device_batch eval_every fp8 dry_run",
     {
-        "data": "text_column on_bad_file packing data_seed bigram_tokens phases num_threads",
+        "data": "text_column on_bad_file packing data_seed bigram_tokens induction_heads phases num_threads",
         "shape": "preset aspect_ratio head_dim num_key_value_heads context_length window_pattern",
         "length of the run: num_iterations counts first, then total_tokens, then target_flops": "target_flops",
         "optimizer; rates of embedding and head are for width 768, all for a batch of 2^19 tokens": "unembedding_lr "

@@ -139,7 +139,7 @@ def _batches(documents: Any, encoder: Any, tokens: int) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool = False) -> float:
+def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool = False, free: int = 0) -> float:
     """Fits embedding and head of a new model to counted pairs, by Adam on all pairs at once.
 
     The table's entries are smoothed: each count loses `DISCOUNT` to the frequencies of single tokens.
@@ -149,6 +149,8 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
         pairs: the counts. Their tokens are below the model's vocabulary size.
         steps: of Adam.
         verbose: show the progress.
+        free: how many of the last channels are left to others. The embedding becomes 0 there, and 1 in the last one;
+            the head becomes 0.
 
     Returns:
         The model's loss against the smoothed table before the last step, in nats per token.
@@ -157,6 +159,12 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
     vocab, width = head.shape
     table = _SmoothedTable(pairs, vocab, head.device)
     states, weight = (part.detach().float().clone().requires_grad_() for part in (embedding, head))
+    fitted = (torch.arange(width, device=head.device) < width - free).float()
+    with torch.no_grad():
+        states.mul_(fitted)
+        weight.mul_(fitted)
+        if free > 0:
+            states[:, -1] = 1.0
     rates = (EMBEDDING_RATE, HEAD_RATE / width)
     optimizer = torch.optim.Adam([{"params": [part]} for part in (states, weight)], betas=(0.8, 0.95))
     loss = 0.0
@@ -168,6 +176,8 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
             hidden.detach(), weight.detach(), table, model.config.final_logit_softcapping
         )
         (states.grad,) = torch.autograd.grad(hidden, states, grad_hidden)
+        for part in (states, weight):
+            part.grad *= fitted
         optimizer.step()
     with torch.no_grad():
         embedding.copy_(states)

@@ -23,7 +23,7 @@ from nanochat_hf.scaling.depth import MIN_STEPS, padded_vocab
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program, reason_of
 from nanochat_hf.tokenizer import CorpusEncoder, stop_token_ids, token_byte_lengths
-from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, disks, fp8, stage
+from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, disks, fp8, induction, stage
 from nanochat_hf.trainers.bigrams import BigramStart
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
@@ -286,7 +286,7 @@ def _new_start(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) 
 
 
 def start_from_bigrams(config: Any, model: Any, tokenizer: Any, start: BigramStart, verbose: bool) -> None:
-    """Fits embedding and head of a new model to the text's bigrams, where the run starts so; changes `model`.
+    """Fits a new model to the text's bigrams and writes its induction heads, where the run starts so.
 
     Every process does it, rather than wait for one: a fit can take longer than processes wait for each other.
     """
@@ -295,9 +295,14 @@ def start_from_bigrams(config: Any, model: Any, tokenizer: Any, start: BigramSta
     started = time.time()
     reading = {"text_column": config.text_column, "on_bad_file": config.on_bad_file}
     pairs = bigrams.count_pairs(config.data, tokenizer, start.tokens, config.num_threads, **reading)
-    loss = bigrams.fit_bigrams(model, pairs, start.steps, verbose)
+    heads = induction.number_of_heads(model.config) if config.induction_heads else 0
+    loss = bigrams.fit_bigrams(model, pairs, start.steps, verbose, free=induction.FREE if heads else 0)
+    if heads:
+        vocab = model.config.vocab_size
+        induction.write_heads(model, torch.bincount(pairs.second, pairs.count, minlength=vocab), heads)
     if verbose:
-        print(f"bigrams of {pairs.tokens:,} tokens: {loss:.3f} nats, {time.time() - started:.1f} s", flush=True)
+        seconds, written = time.time() - started, f"; {heads} induction heads" if heads else ""
+        print(f"bigrams of {pairs.tokens:,} tokens: {loss:.3f} nats, {seconds:.1f} s{written}", flush=True)
 
 
 def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:
