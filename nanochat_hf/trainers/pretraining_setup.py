@@ -301,7 +301,7 @@ def start_from_bigrams(config: Any, model: Any, tokenizer: Any, start: BigramSta
         vocab = model.config.vocab_size
         induction.write_heads(model, torch.bincount(pairs.second, pairs.count, minlength=vocab), heads)
     if verbose:
-        seconds, written = time.time() - started, f"; {heads} induction heads" if heads else ""
+        seconds, written = time.time() - started, f"; {heads} induction head{'s' * (heads > 1)}" if heads else ""
         print(f"bigrams of {pairs.tokens:,} tokens: {loss:.3f} nats, {seconds:.1f} s{written}", flush=True)
 
 
