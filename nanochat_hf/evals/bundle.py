@@ -72,17 +72,19 @@ def bundle_folder(name: str | Path) -> Path:
     if str(name) != PUBLISHED:
         return Path(name)
     from datasets import DownloadConfig, DownloadManager
-    from filelock import FileLock
 
     manager = DownloadManager(download_config=DownloadConfig(use_etag=False), record_checksums=False)
     try:
         archive = Path(manager.download(BUNDLE_URL))
         folder = archive.with_name(f"{archive.name}.unpacked")
-        with FileLock(f"{folder}.lock"):  # each process of a run may ask for it
-            if not folder.exists():
-                with tempfile.TemporaryDirectory(dir=archive.parent) as partial, zipfile.ZipFile(archive) as files:
-                    files.extractall(partial)
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=archive.parent) as partial, zipfile.ZipFile(archive) as files:
+                files.extractall(partial)
+                try:
                     os.replace(Path(partial, "eval_bundle"), folder)
+                except OSError:
+                    if not folder.exists():  # else another process of the run was first
+                        raise
     except zipfile.BadZipFile:
         archive.unlink()
         raise UserError(f"what came from {BUNDLE_URL} is no intact ZIP file; run the same command again") from None

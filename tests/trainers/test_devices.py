@@ -41,7 +41,7 @@ def started_by_a_launcher(monkeypatch, processes):
 
 
 def build_trainer(arguments):
-    config = NanochatHFConfig.from_depth(1, vocab_size=64, head_dim=16, aspect_ratio=16, sequence_length=16)
+    config = NanochatHFConfig.from_depth(1, vocab_size=320, head_dim=16, aspect_ratio=16, sequence_length=16)
     return NanochatTrainer(model=NanochatHFForCausalLM(config), args=arguments, loader=None)
 
 

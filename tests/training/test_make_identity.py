@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 
@@ -255,7 +256,8 @@ def test_interrupting_does_not_wait_for_a_server_that_hangs(facts, tmp_path):
     server = Server(lambda seed: ended.wait() and "" if seed else json.dumps({"conversations": [TALK]}))
     command = [sys.executable, "-m", "nanochat_hf.cli", "make_identity", "--facts", facts, "--seed", "0"]
     command += ["--output", tmp_path / "a.jsonl", "--url", server.url]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         while not ((tmp_path / "a.jsonl").exists() and (tmp_path / "a.jsonl").read_text()):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
