@@ -178,3 +178,12 @@ def _conversion(path: str | os.PathLike, encoding: str) -> str:
     if unpack:
         return f"unpack and convert it, for example with: {unpack} {shlex.quote(packed)} && {command}"
     return f"convert it, for example with: {command}"
+
+
+def without_lone_surrogates(text: str) -> str:
+    """Halves of an emoji, which JSON can say and UTF-8 cannot, become U+FFFD; two that belong together, the emoji."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

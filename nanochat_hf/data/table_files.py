@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from nanochat_hf.data.decoding import MAX_ROW_CHARS
+from nanochat_hf.data.decoding import MAX_ROW_CHARS, without_lone_surrogates
 from nanochat_hf.settings import UserError, program
 
 TEXT_COLUMNS = ("text", "content", "document", "raw_content", "body")  # tried in this order
@@ -368,20 +368,11 @@ def json_texts(rows: list[Any], numbers: list[int], path: Any, called: str, colu
             text = ""
         if not isinstance(text, str):
             raise UserError(f"{path}, {called} {number}: {column!r} is not text but {type(text).__name__}")
-        yield text if text.isascii() else _without_lone_surrogates(text)
+        yield text if text.isascii() else without_lone_surrogates(text)
 
 
 def _is_null(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _without_lone_surrogates(text: str) -> str:
-    """Halves of an emoji, which JSON can say and UTF-8 cannot, become U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 # ---- csv ---------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from nanochat_hf.data.decoding import without_lone_surrogates
 from nanochat_hf.settings import UserError
 
 LETTERS = ("A", "B", "C", "D")
@@ -103,16 +104,8 @@ def _fault_of(example: Any) -> str | None:
 def _fault_of_text(text: Any, called: str) -> str | None:
     if not isinstance(text, str):
         return f"{called} is {text!r:.60} instead of text"
-    return None if is_unicode(text) else f"{called} holds half of a surrogate pair, which is no character"
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; halves of surrogate pairs cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    whole = without_lone_surrogates(text) == text
+    return None if whole else f"{called} holds half of a surrogate pair, which is no character"
 
 
 def score_of(task: Task, example: dict[str, Any], completion: str) -> float:

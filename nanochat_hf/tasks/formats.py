@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat_hf.tasks.base import is_unicode
+from nanochat_hf.data.decoding import without_lone_surrogates
 from nanochat_hf.tools.registry import TOOLS, run_call, written_call
 
 Message = dict[str, Any]
@@ -490,9 +490,9 @@ def canonical(messages: Iterable[Any], notes: Notes, changed: set[str]) -> list[
         conversation.insert(0, {"role": "system", "content": JOIN.join(system)})
     for message in conversation:
         for holder, key in _texts(message):
-            if not is_unicode(holder[key]):
+            if (text := without_lone_surrogates(holder[key])) != holder[key]:
                 changed.add("halves of characters (lone surrogates) are replaced by U+FFFD")
-                holder[key] = holder[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                holder[key] = text
     return conversation
 
 
