@@ -23,44 +23,55 @@ from nanochat_hf.generation.forward_decoder import ForwardDecoder
 from nanochat_hf.model.modeling_nanochat_hf import Linear, NanochatHFForCausalLM
 from nanochat_hf.model.products_nanochat_hf import linear, onednn_is_better, processor_vendor, rows_for_onednn
 
+ROWS_OF_PACK = 16  # for which weights are packed; any number works, see `mkl_can_pack`
+
 
 class Projection:
     """`F.linear` without bias, made for a few rows.
 
-    On a CPU in fp32 the weight is split into one block of rows per thread, and stands on the left of the product. For
-    1 to 32 rows this is 1.5 to 1.8 times as fast as `F.linear`, which gives a single row to one thread (2 cores of an
-    AMD EPYC, weights larger than the CPU's cache). A single row is special:
+    On a CPU in fp32 the weight is stored so that all threads read it once (docs/log/generation-and-serving.md):
 
-    - On Intel processors MKL gives it to all threads and the block product to one: it takes `F.linear`.
-    - On AMD processors MKL multiplies it two to three times as fast with a weight that is stored transposed, where the
-      outputs are more than the inputs (docs/log/generation-and-serving.md). Such a weight is copied when the first
-      single row comes.
+    - On Intel processors MKL spreads a single row over the threads by itself. More rows take a copy of the weight in
+      MKL's own format.
+    - Elsewhere the weight is split into one block of rows per thread, and stands on the left of the product. A single
+      row of AMD processors takes a transposed copy, where the outputs are more than the inputs. Many rows are oneDNN's
+      where it is faster than MKL (`products_nanochat_hf`).
 
-    Many rows are oneDNN's where it is faster than MKL (`products_nanochat_hf`).
+    Copies are made when the first rows come that take them.
     """
 
     def __init__(self, weight: torch.Tensor):
-        self.weight = weight  # [out, in]
-        self.blocks, self.linear_for_one_row, self.transposed_for_one_row = None, False, False
+        self.weight, self.turned = weight, weight.t()  # [out, in] and a view of it, [in, out]
+        self.blocks, self.one_row_is_linear, self.one_row_is_transposed, self.is_packed = None, True, False, False
         self.many_rows = math.inf
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             self.blocks = weight.view(math.gcd(len(weight), torch.get_num_threads()), -1, weight.shape[1])
-            self.linear_for_one_row = processor_vendor() == "GenuineIntel"
-            self.transposed_for_one_row = processor_vendor() == "AuthenticAMD" and len(weight) > weight.shape[1]
+            self.one_row_is_linear = processor_vendor() == "GenuineIntel"
+            self.one_row_is_transposed = processor_vendor() == "AuthenticAMD" and len(weight) > weight.shape[1]
+            self.is_packed = self.one_row_is_linear and mkl_can_pack()
             if onednn_is_better():
                 self.many_rows = rows_for_onednn(weight)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """[R, in] → [R, out], plus `residual` [R, out] if it is given."""
-        if self.blocks is None or (self.linear_for_one_row and len(x) == 1):
-            return F.linear(x, self.weight) if residual is None else torch.addmm(residual, x, self.weight.t())
-        if self.transposed_for_one_row and len(x) == 1 and not torch.compiler.is_compiling():
+        rows = x.shape[0]
+        if self.blocks is None or (rows == 1 and self.one_row_is_linear):
+            return x @ self.turned if residual is None else torch.addmm(residual, x, self.turned)
+        if torch.compiler.is_compiling():
+            product = self._block_product(x)
+        elif self.is_packed:
+            product = torch.ops.mkl._mkl_linear(x, self._packed, self.weight, None, rows)
+        elif rows == 1 and self.one_row_is_transposed:
             product = x @ self._transposed
-        elif len(x) >= self.many_rows and not torch.compiler.is_compiling():
+        elif rows >= self.many_rows:
             product = linear(x, self.weight)
         else:
             product = self._block_product(x)
         return product if residual is None else residual + product
+
+    @functools.cached_property
+    def _packed(self) -> torch.Tensor:
+        return torch.ops.mkl._mkl_reorder_linear_weight(self.weight, ROWS_OF_PACK)
 
     @functools.cached_property
     def _transposed(self) -> torch.Tensor:
@@ -71,6 +82,26 @@ class Projection:
         if len(x) == 1:  # the strides of a contiguous row; with others the next product takes a slow path
             return product.view(1, -1)
         return product.view(-1, len(x)).t()
+
+
+@functools.cache
+def mkl_can_pack() -> bool:
+    """Whether torch has MKL, and a weight that MKL has packed serves any number of rows.
+
+    Torch packs for one number of rows, although the format does not depend on it. So this is tried out.
+    """
+    if not torch.backends.mkl.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(150, 100, generator=generator)
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, ROWS_OF_PACK)
+    for rows in (2, 3, 5, 8, ROWS_OF_PACK, 33, 64, 200):
+        x = torch.randn(rows, 100, generator=generator)
+        exact = x.double() @ weight.double().t()
+        found = torch.ops.mkl._mkl_linear(x, packed, weight, None, rows)
+        if not (found - exact).norm() < 1e-6 * exact.norm():
+            return False
+    return True
 
 
 class DecoderWeights:
@@ -90,28 +121,35 @@ class DecoderWeights:
         """
         base, config = model.model, model.config
         self.dtype = dtype
+        # A step reads some fifty of these. From a transformers config, each would take a microsecond.
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.smear, self.residual_scalars, self.backout = config.smear, config.residual_scalars, config.backout
+        self.middle = config.num_hidden_layers // 2  # the layer whose output backout subtracts
         self.embed_tokens = base.embed_tokens.weight.detach()
         self.layers = [self._layer_weights(model, index) for index in range(config.num_hidden_layers)]
         self.head = Projection(model.lm_head.weight.detach().to(dtype))
         # Scalars stay tensors: numbers would be compiled into the step as constants.
-        if config.residual_scalars:
+        if self.residual_scalars:
             self.resid_scales = base.resid_lambdas.detach().to(dtype).unbind()
             self.initial_scales = base.x0_lambdas.detach().to(dtype)[:, None, None]  # [layers, 1, 1]
-        if config.smear:
+        if self.smear:
             self.smear_gate = base.smear_gate.weight.detach().to(dtype)
             self.smear_scale = base.smear_lambda.detach().to(dtype)
-        if config.backout:
+        if self.backout:
             self.minus_backout = -base.backout_lambda.detach().to(dtype)
 
     def _layer_weights(self, model: NanochatHFForCausalLM, index: int) -> dict[str, Any]:
         layer, base, config = model.model.layers[index], model.model, model.config
         attention = layer.self_attn
         projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        sizes = [(self.heads + self.kv_heads) * self.head_dim, self.kv_heads * self.head_dim]
         weights: dict[str, Any] = {"sliding": config.layer_types[index] == "sliding_attention", "table": None}
         if config.has_value_embedding(index):
             # The gate reads the first channels of the same input. With zeros for the others it joins the projection.
             gate = attention.ve_gate.weight
             projections.append(F.pad(gate, (0, config.hidden_size - gate.shape[1])))
+            sizes.append(self.kv_heads)
             weights["table"] = base.value_embeds[str(index)].weight.detach()
         matrices = {
             "qkv": torch.cat([weight.to(self.dtype) for weight in projections]),
@@ -119,6 +157,7 @@ class DecoderWeights:
             "up": layer.mlp.up_proj.weight,
             "down": layer.mlp.down_proj.weight,
         }
+        weights["sizes"] = sizes  # of queries with keys, of values, of the gate
         return weights | {name: Projection(matrix.detach().to(self.dtype)) for name, matrix in matrices.items()}
 
 
@@ -140,7 +179,7 @@ class FastDecoder:
     """Computes next-token logits of a `NanochatHFForCausalLM`: those of its forward, up to rounding.
 
     The methods are those of [`ForwardDecoder`]. All rows are at the same column, because prompts are padded on the
-    left. Compiled steps take a fifth to a third less time on a CPU (docs/serving.md). Compiling takes half a minute
+    left. Compiled steps take a seventh to a third less time on a CPU (docs/serving.md). Compiling takes half a minute
     for a single row and more than a minute for several; models of the same shape share the result.
 
     Shapes: R rows, C hidden_size, H query heads, K key/value heads, D head_dim, S slots of a layer's buffer, V
@@ -186,6 +225,7 @@ class FastDecoder:
         self.capacity = capacity
         self.soft_cap = self.config.final_logit_softcapping
         self.scale = self.config.head_dim**-0.5 * self.config.qk_scale**2
+        self.window, self.norm_eps = self.config.sliding_window, self.config.rms_norm_eps
 
     def _set_compute_dtype(self, dtype: torch.dtype) -> None:
         """Prepares what the steps need in this dtype: the weights and the rotary positions of all columns."""
@@ -195,7 +235,7 @@ class FastDecoder:
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(dtype)  # [capacity, D]
         self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(dtype)
         fp32_on_cpu = device.type == "cpu" and dtype == torch.float32
-        self.eps = torch.tensor(self.config.rms_norm_eps) if fp32_on_cpu else None
+        self.eps = torch.tensor(self.norm_eps) if fp32_on_cpu else None
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """See [`ForwardDecoder.prefill`]."""
@@ -216,7 +256,7 @@ class FastDecoder:
         for layer, cached in zip(self.weights.layers, reader.cache.layers, strict=False):
             slots = self.capacity - self.first_own
             if layer["sliding"]:
-                slots = min(slots, self.config.sliding_window)
+                slots = min(slots, self.window)
             kept = torch.arange(self.column - cached.keys.shape[2], self.column, device=ids.device)[-slots:] % slots
             for buffers, states in ((self.keys, cached.keys), (self.values, cached.values)):
                 buffer = states.new_zeros(len(rows), states.shape[1], slots, states.shape[3])  # [R, K, S, D]
@@ -261,16 +301,16 @@ class FastDecoder:
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The model's forward for one token per row: [R] → fp32 logits [R, V]. What `compiled` compiles."""
-        config, weights = self.config, self.weights
+        weights = self.weights
         positions, masks = self._positions(), self._masks()
         rotation = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [R or 1, 1, D]
 
-        x = self._norm(F.embedding(tokens, weights.embed_tokens).to(self.dtype))  # [R, C]
-        if config.smear:
+        x = self._norm(torch.embedding(weights.embed_tokens, tokens).to(self.dtype))  # [R, C]
+        if weights.smear:
             gate_in = x[:, : weights.smear_gate.shape[1]]
             gate = weights.smear_scale * torch.sigmoid(F.linear(gate_in, weights.smear_gate))
             self.previous, x = x, torch.addcmul(x, gate, self.previous)
-        initial = (weights.initial_scales * x).unbind() if config.residual_scalars else None  # layers of [R, C]
+        initial = (weights.initial_scales * x).unbind() if weights.residual_scalars else None  # layers of [R, C]
         middle = None
         for index, layer in enumerate(weights.layers):
             if initial is not None:
@@ -278,9 +318,9 @@ class FastDecoder:
             attended = self._attend(index, self._norm(x), tokens, rotation, masks[layer["sliding"]])
             x = layer["out"](attended, residual=x)
             x = layer["down"](layer["up"](self._norm(x)).relu_().square_(), residual=x)
-            if index == config.num_hidden_layers // 2:
+            if index == weights.middle:
                 middle = x
-        if config.backout:
+        if weights.backout:
             x = torch.addcmul(x, middle, weights.minus_backout)
         return weights.head(self._norm(x)).float()
 
@@ -292,24 +332,24 @@ class FastDecoder:
         """Returns which slots full and sliding layers may see; None where they may see all filled ones."""
         if self.first_own:  # the rows' own buffers begin after the prompts and their padding
             return None, None
-        window = min(self.capacity, self.config.sliding_window or self.capacity)
+        window = min(self.capacity, self.window or self.capacity)
         return self._no_padding(self.capacity), self._no_padding(window)
 
     def _attend(self, index: int, x: torch.Tensor, tokens: torch.Tensor, rotation: Any, mask: Any) -> torch.Tensor:
         """Attention of one token per row over the layer's buffers: [R, C] → [R, H * D]."""
-        config, layer, rows = self.config, self.weights.layers[index], len(x)
-        heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        sizes = [(heads + kv_heads) * width, kv_heads * width] + [kv_heads] * (layer["table"] is not None)
-        query_key, value, *gate = layer["qkv"](x).split(sizes, dim=1)
+        weights, layer, rows = self.weights, self.weights.layers[index], x.shape[0]
+        heads, kv_heads, width = weights.heads, weights.kv_heads, weights.head_dim
+        query_key, value, *gate = layer["qkv"](x).split_with_sizes(layer["sizes"], dim=1)
         query_key, value = query_key.reshape(rows, -1, width), value.view(rows, kv_heads, width)
         if gate:
             gate = torch.sigmoid(gate[0]).unsqueeze(-1)  # [R, K, 1]
-            embedded = F.embedding(tokens, layer["table"]).to(self.dtype).view(rows, kv_heads, width)
+            embedded = torch.embedding(layer["table"], tokens).to(self.dtype).view(rows, kv_heads, width)
             value = torch.addcmul(value, gate, embedded, value=3)
         cos, sin = rotation
         query_key = self._norm(torch.addcmul(query_key * cos, query_key.roll(width // 2, -1), sin))
 
-        attended = self._attend_over_buffers(index, query_key[:, :heads], query_key[:, heads:], value, mask)
+        query, key = query_key.split_with_sizes((heads, kv_heads), dim=1)
+        attended = self._attend_over_buffers(index, query, key, value, mask)
         return attended.reshape(rows, heads * width)
 
     def _attend_over_buffers(
@@ -342,7 +382,7 @@ class FastDecoder:
         if not self.weights.layers[index]["sliding"]:
             return keys, values
         # The columns of the window that lie before `first_own`; the cache holds the last of them.
-        seen = min(keys.shape[1], self.first_own - (self.column + 1 - self.config.sliding_window))
+        seen = min(keys.shape[1], self.first_own - (self.column + 1 - self.window))
         return (keys[:, -seen:], values[:, -seen:]) if seen > 0 else None
 
     def _no_padding(self, slots: int) -> torch.Tensor | None:
@@ -355,7 +395,7 @@ class FastDecoder:
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         if self.eps is None:
-            return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+            return F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
         # On a CPU `rms_norm` is eight small operations. With these four, a step of a single row takes 7 % less time.
         norm = torch.linalg.vector_norm(x, 2, -1, True)
         return x * torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()

@@ -169,7 +169,7 @@ class LiveBatch(FastDecoder):
         """Reads one token per row and returns fp32 logits [R, V] of the next ones, after the soft cap."""
         longest, shortest = max(self.lengths), min(self.lengths)
         self._make_room(self.keys[0], longest + 1)
-        device, window = self.model.device, self.config.sliding_window or self.capacity
+        device, window = self.model.device, self.window or self.capacity
         self.positions = torch.tensor(self.lengths, device=device)
         self.row_index = torch.arange(len(self.lengths), device=device)
         columns = torch.arange(longest + 1, device=device)
@@ -284,7 +284,7 @@ class GraphedLiveBatch(LiveBatch):
         positions = self.inputs[1].unsqueeze(1)
         columns = torch.arange(self.span, device=positions.device)
         seen = columns <= positions
-        near = seen & (columns > positions - (self.config.sliding_window or self.capacity))
+        near = seen & (columns > positions - (self.window or self.capacity))
         return seen[:, None, None], near[:, None, None]
 
     def _attend_over_buffers(

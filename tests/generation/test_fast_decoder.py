@@ -121,15 +121,18 @@ def test_sliding_layers_stop_growing(model):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("out", [64, 7])
-@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD", ""])
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "Intel without MKL", "AuthenticAMD", ""])
 def test_a_projection_is_a_linear_map_on_any_processor_and_number_of_threads(monkeypatch, threads, out, vendor):
+    if vendor == "Intel without MKL":
+        monkeypatch.setattr("nanochat_hf.generation.fast_decoder.mkl_can_pack", lambda: False)
+        vendor = "GenuineIntel"
     monkeypatch.setattr("nanochat_hf.generation.fast_decoder.processor_vendor", lambda: vendor)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         weight = torch.randn(out, 48)
         projection = Projection(weight)
-        for rows in (1, 2, 5):
+        for rows in (1, 2, 5, 16, 40, 3):
             for x in (torch.randn(rows, 48), torch.randn(48, rows).t()):  # a projection leaves its rows strided
                 torch.testing.assert_close(projection(x), torch.nn.functional.linear(x, weight))
                 torch.testing.assert_close(projection(x, projection(x)), 2 * torch.nn.functional.linear(x, weight))
