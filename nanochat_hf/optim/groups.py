@@ -1,7 +1,7 @@
 """Parameter groups: which parameter Muon trains, which AdamW, and at which rates.
 
 A parameter's group follows from its owner and its name, never from its `ndim`. Values are upstream's, but for
-`FITTED_RATES`.
+`FITTED_RATES` and `TRIGRAM_RATES`.
 """
 
 from dataclasses import dataclass
@@ -65,21 +65,26 @@ FIXED_RATES = {"smear_lr": 0.2, "backout_lr": 0.2}
 # Of embedding and head that start from bigrams: the preset's rates would destroy that start. Backout's scalar has no
 # gradient but noise as long as the layers add little, and could end the run in its first steps (docs/log.md).
 FITTED_RATES = {"unembedding_lr": 0.0005, "embedding_lr": 0.015, "value_embedding_lr": 0.15, "backout_lr": 0.02}
+TRIGRAM_RATES = {"value_embedding_lr": 0.03}  # of all value embeddings, where one layer's are fitted to trigrams
 
 
-def peak_rates(preset: str, scale: float, *, fitted: bool = False, **rates: float | None) -> dict[str, float]:
+def peak_rates(
+    preset: str, scale: float, *, fitted: bool = False, trigrams: bool = False, **rates: float | None
+) -> dict[str, float]:
     """Returns the peak learning rates for `build_param_groups`.
 
     Args:
         preset: "modern", "small" (the same rates) or "classic".
         scale: factor on all rates but those of smear and backout; see `nanochat_hf.scaling.lr_scale`.
         fitted: whether embedding and head start from bigrams, see `nanochat_hf.trainers.bigrams`.
+        trigrams: whether value embeddings start from trigrams, see `nanochat_hf.trainers.trigrams`.
         rates: rates at the reference batch that replace the preset's; None keeps the preset's.
     """
     following = COMMON_RATES | PRESET_RATES["classic" if preset == "classic" else "modern"]
     given = {name: rate for name, rate in rates.items() if rate is not None}
     following["value_embedding_lr"] = given.get("embedding_lr", following["embedding_lr"]) / 2
-    chosen = following | FIXED_RATES | (FITTED_RATES if fitted else {}) | given
+    start = (FITTED_RATES if fitted else {}) | (TRIGRAM_RATES if trigrams else {})
+    chosen = following | FIXED_RATES | start | given
     return {name: rate * scale if name in following else rate for name, rate in chosen.items()}
 
 

@@ -49,15 +49,16 @@ class PretrainConfig:
     bigram_tokens: int | None = setting(
         None,
         "before training, fit embedding and head to the pairs of neighbouring tokens in the first N tokens of the "
-        "text; 0: no fit; default: 2^24 in short runs with the preset small and enough text, else 0",
+        "text, and to the triples in 2^24 of them at most; 0: no fit; default: 2^24 in short runs with the preset "
+        "small and enough text, else 0",
         at_least=0,
         at_most=2**30,
         off=0,
     )
     induction_heads: bool = setting(
         True,
-        "after a fit to bigrams, begin with a head that looks one token back and two that continue what was there "
-        "before, where the model is large enough",
+        "after a fit to bigrams, begin with heads that look one token back, fitted to trigrams, and two heads that "
+        "continue what was there before, where the model is large enough",
     )
     phases: list[str] = setting([], "parts of the data that follow each other, marked in the plots: name=first step …")
     num_threads: int | None = setting(None, "tokenizing threads; default: all cores", at_least=1, at_most=1024)
@@ -112,7 +113,10 @@ class PretrainConfig:
         None, "AdamW, embedding; default 0.3 (classic 0.2, from bigrams 0.015)", at_least=0, at_most=MAX_RATE
     )
     value_embedding_lr: float | None = setting(
-        None, "AdamW, value embeddings; default half of embedding_lr (0.15 from bigrams)", at_least=0, at_most=MAX_RATE
+        None,
+        "AdamW, value embeddings; default half of embedding_lr (from bigrams 0.15, from trigrams 0.03)",
+        at_least=0,
+        at_most=MAX_RATE,
     )
     matrix_lr: float = setting(0.02, "Muon, matrices of the blocks", at_least=0, at_most=MAX_RATE)
     scalar_lr: float = setting(0.5, "AdamW, scalars of the residual stream", at_least=0, at_most=MAX_RATE)
@@ -261,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = pretraining_setup.build_model(config, tokenizer, arguments.device)
     pretraining_setup.start_from_bigrams(config, model, tokenizer, start, verbose=leader)
     parts = (config, arguments, model, tokenizer, dial, batch, schedule)
-    trainer = pretraining_setup.build_trainer(*parts, fitted=start.steps > 0)
+    trainer = pretraining_setup.build_trainer(*parts, start)
     stage.train(trainer, resume=config.resume)
     measure = partial(pretraining_setup.final_metrics, trainer, dial)
     facts = {"dial": dial.as_dict(), "bigram_start": start.as_dict(), "fingerprint": read}

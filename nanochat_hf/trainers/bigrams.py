@@ -5,7 +5,7 @@ table of bigrams, of limited rank. A text's pairs are counted in seconds. Traini
 tokens to find the same table. All counts together make a gradient without noise, so some steps of Adam are enough.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,27 +41,31 @@ class BigramStart:
     Attributes:
         tokens: how many tokens of the text are to be counted.
         steps: of the fit; 0: the run starts from noise.
-        reason: why it does, where a reader may expect otherwise.
+        trigram_steps: of the fit to trigrams that follows, where the model has room for it.
+        reason: why the run starts from noise, where a reader may expect otherwise.
         resumed: whether the run goes on from a checkpoint, so that the start lies behind it.
     """
 
     tokens: int = 0
     steps: int = 0
+    trigram_steps: int = 0
     reason: str = ""
     resumed: bool = False
 
     def as_dict(self) -> dict[str, int]:
         """What is recorded of it."""
-        return {"tokens": self.tokens, "steps": self.steps}
+        further = {"trigram_steps": self.trigram_steps} if self.trigram_steps else {}  # older records are without
+        return {"tokens": self.tokens, "steps": self.steps} | further
 
     def describe(self) -> str:
         """A line for the user; "" where there is nothing to say."""
         if self.resumed:
             return ""
         if self.steps:
+            further = f", value embeddings to its trigrams in {self.trigram_steps}" if self.trigram_steps else ""
             return (
                 f"start: embedding and head are fitted to the bigrams of {self.tokens:,} tokens of the text in "
-                f"{self.steps} steps (--bigram_tokens 0 starts without it)"
+                f"{self.steps} steps{further} (--bigram_tokens 0 starts without it)"
             )
         return f"start: random weights, as {self.reason}" if self.reason else ""
 
@@ -115,7 +119,7 @@ def count_pairs(
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     counted, vocab = 0, len(tokenizer)
     documents, encoder = open_documents(source, "train", **reading), as_encoder(tokenizer, num_threads)
-    for ids in _batches(documents, encoder, tokens):
+    for ids in batches(documents, encoder, tokens):
         found, times = np.unique(ids[:-1] * vocab + ids[1:], return_counts=True)
         keys, inverse = np.unique(np.concatenate([keys, found]), return_inverse=True)
         counts = np.bincount(inverse, np.concatenate([counts, times])).astype(np.int64)
@@ -124,7 +128,7 @@ def count_pairs(
     return PairCounts(counted, first, second, torch.from_numpy(counts).float())
 
 
-def _batches(documents: Any, encoder: Any, tokens: int) -> Iterator[np.ndarray]:
+def batches(documents: Any, encoder: Any, tokens: int) -> Iterator[np.ndarray]:
     """Yields the ids of whole documents, int64, about `TOKENS_AT_ONCE` of them and `tokens` in all."""
     waiting: list[np.ndarray] = []
     size = 0
@@ -157,7 +161,7 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
     """
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     vocab, width = head.shape
-    table = _SmoothedTable(pairs, vocab, head.device)
+    table = SmoothedTable(pairs, vocab, head.device)
     states, weight = (part.detach().float().clone().requires_grad_() for part in (embedding, head))
     fitted = (torch.arange(width, device=head.device) < width - free).float()
     with torch.no_grad():
@@ -172,8 +176,8 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (steps - step) / ((1 - FLAT) * steps))
         hidden = F.rms_norm(states, (width,))
-        loss, grad_hidden, weight.grad = _loss_and_gradients(
-            hidden.detach(), weight.detach(), table, model.config.final_logit_softcapping
+        loss, grad_hidden, weight.grad = loss_and_gradients(
+            hidden.detach(), weight.detach(), table.joint, model.config.final_logit_softcapping
         )
         (states.grad,) = torch.autograd.grad(hidden, states, grad_hidden)
         for part in (states, weight):
@@ -185,31 +189,36 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
     return loss
 
 
-def _loss_and_gradients(
-    hidden: torch.Tensor, weight: torch.Tensor, table: "_SmoothedTable", cap: float | None
+def loss_and_gradients(
+    hidden: torch.Tensor, weight: torch.Tensor, wanted: Callable[[slice], torch.Tensor], cap: float | None
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """Returns the table's cross-entropy in nats and its gradients by `hidden` and `weight`, both [vocab, width].
+    """Returns a cross-entropy in nats and its gradients by `hidden` [N, width] and `weight` [vocab, width].
 
-    Some rows of the table at a time, so that on a CPU the logits stay in its last cache.
+    Some rows at a time, so that on a CPU the logits stay in its last cache.
+
+    Args:
+        hidden: final states.
+        weight: of the head.
+        wanted: returns the probabilities that some of the N rows should have, float32 [rows, vocab]; all sum to 1.
+        cap: soft cap of the logits.
     """
     grad_hidden, grad_weight, loss = torch.empty_like(hidden), torch.zeros_like(weight), 0.0
-    vocab = len(weight)
-    rows = max(FEWEST_ROWS, (CACHED_LOGITS if weight.device.type == "cpu" else LOGITS_AT_ONCE) // vocab)
+    rows = max(FEWEST_ROWS, (CACHED_LOGITS if weight.device.type == "cpu" else LOGITS_AT_ONCE) // len(weight))
     with onednn_products():
-        for begin in range(0, vocab, rows):
-            here = slice(begin, min(begin + rows, vocab))
-            wanted = table.joint(here)
+        for begin in range(0, len(hidden), rows):
+            here = slice(begin, min(begin + rows, len(hidden)))
+            goal = wanted(here)
             logits, squashed = soft_cap_in_place(F.linear(hidden[here], weight), cap)
             log_probs = logits.log_softmax(1)
-            loss -= torch.dot(wanted.flatten(), log_probs.flatten()).item()
-            grad = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted)
+            loss -= torch.dot(goal.flatten(), log_probs.flatten()).item()
+            grad = log_probs.exp_().mul_(goal.sum(1, keepdim=True)).sub_(goal)
             grad = soft_cap_gradient(grad, squashed)
             grad_hidden[here] = grad @ weight
             grad_weight.addmm_(grad.T, hidden[here])
     return loss, grad_hidden, grad_weight
 
 
-class _SmoothedTable:
+class SmoothedTable:
     """The probabilities of pairs of tokens, a few rows at a time.
 
     Args:
@@ -227,7 +236,9 @@ class _SmoothedTable:
         self.unigrams = by_column / total
         self.discounted = (count - DISCOUNT) / total
         self.given_away = DISCOUNT * kinds / total  # per row
-        self.ends = torch.searchsorted(self.first, torch.arange(vocab + 1, device=device)).tolist()
+        self.by_row = by_row / total
+        self.starts = torch.searchsorted(self.first, torch.arange(vocab + 1, device=device))
+        self.ends = self.starts.tolist()
 
     def joint(self, rows: slice) -> torch.Tensor:
         """The probabilities of the pairs whose first token is one of `rows`: float32 [rows, vocab]."""
@@ -235,3 +246,18 @@ class _SmoothedTable:
         here = slice(self.ends[rows.start], self.ends[rows.stop])
         table.index_put_((self.first[here] - rows.start, self.second[here]), self.discounted[here], accumulate=True)
         return table
+
+    def after(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The probabilities of what follows each of `tokens` [n]: float32 [n, vocab]."""
+        table = self.given_away[tokens, None] * self.unigrams
+        rows, entries = ranges(self.starts[tokens], self.starts[tokens + 1])
+        table.index_put_((rows, self.second[entries]), self.discounted[entries], accumulate=True)
+        return table / self.by_row[tokens, None].clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def ranges(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns all numbers of n ranges, one after the other, and before them the number of each one's range."""
+    sizes = ends - starts
+    rows = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    within = torch.arange(len(rows), device=sizes.device) - (sizes.cumsum(0) - sizes)[rows]
+    return rows, starts[rows] + within

@@ -1,8 +1,8 @@
-"""The start of a short run, second part: attention heads that look at what came before.
+"""The start of a short run, third part: attention heads that look at what came before.
 
-A new model's layers add nothing, so after the fit of `bigrams` it knows which tokens follow each other, but not what
-stood before. Induction heads (Olsson et al., arXiv:2209.11895) do: after "Mr. Darcy … Mr." they expect "Darcy".
-Training finds them only after far more tokens than a short run has. Here their weights are written down:
+After the fits of `bigrams` and `trigrams` a model knows what follows the last tokens, but not what stood further back.
+Induction heads (Olsson et al., arXiv:2209.11895) do: after "Mr. Darcy … Mr." they expect "Darcy". Training finds them
+only after far more tokens than a short run has. Here their weights are written down:
 
 1. A previous-token head in the first layer attends one token back, whatever stands there, and writes a code of that
    token into channels of its own.
@@ -62,19 +62,17 @@ def write_heads(model: Any, frequencies: torch.Tensor, heads: int = HEADS) -> No
         heads: number of induction heads.
     """
     base, width, size = model.model, model.config.hidden_size, model.config.head_dim
-    code, constant = slice(width - FREE, width - 1), width - 1
+    code = slice(width - FREE, width - 1)
     weights = (frequencies.float().cpu() / frequencies.sum().item() + 1e-6).sqrt()
     weights /= weights.sum()
     coder = _coder(F.rms_norm(base.embed_tokens.weight.float().cpu(), (width,)), weights)
     angles = base.rotary_emb.inv_freq.float().cpu()
 
-    # The key is the query turned by one position: turned by their positions, the two agree one token apart.
-    query, key, value, output = (torch.zeros(size, width) for _ in range(4))
-    query[: size // 2, constant] = DECAY ** (torch.arange(size // 2) / 2)
-    key[:, constant] = rotate(query[:, constant], angles.cos(), angles.sin())
+    query, key = one_token_back(base)
+    value, output = (torch.zeros(size, width) for _ in range(2))
     value[:CODE] = coder
     output[:CODE, code] = torch.eye(CODE)
-    _write_head(base, 0, 0, query, key, value, output)
+    write_head(base, 0, 0, query, key, value, output)
 
     query, key, value, output = (torch.zeros(size, width) for _ in range(4))
     slow = torch.arange(size // 2)[angles < SLOW][-CODE // 2 :]
@@ -87,10 +85,23 @@ def write_heads(model: Any, frequencies: torch.Tensor, heads: int = HEADS) -> No
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
         output[:, : width - FREE] = directions[:, part].T * (STRENGTH / VALUE_GATE / scale)
-        _write_head(base, len(base.layers) - 1, head, query, key, value, output, tokens[:, part] * scale)
+        write_head(base, len(base.layers) - 1, head, query, key, value, output, tokens[:, part] * scale)
 
 
-def _write_head(
+def one_token_back(base: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns queries and keys [head_dim, width] of a head that looks one token back, whatever stands there.
+
+    The key is the query turned by one position: turned by their positions, the two agree one token apart.
+    """
+    width, size, angles = base.config.hidden_size, base.config.head_dim, base.rotary_emb.inv_freq.float().cpu()
+    query, key = torch.zeros(size, width), torch.zeros(size, width)
+    query[: size // 2, -1] = DECAY ** (torch.arange(size // 2) / 2)
+    key[:, -1] = rotate(query[:, -1], angles.cos(), angles.sin())
+    return query, key
+
+
+@torch.no_grad()
+def write_head(
     base: Any,
     layer: int,
     head: int,

@@ -23,7 +23,17 @@ from nanochat_hf.scaling.depth import MIN_STEPS, padded_vocab
 from nanochat_hf.scaling.plan import largest_device_batch, peak_flops
 from nanochat_hf.settings import UserError, program, reason_of
 from nanochat_hf.tokenizer import CorpusEncoder, stop_token_ids, token_byte_lengths
-from nanochat_hf.trainers import bigrams, callbacks, checkpoints, compilation, disks, fp8, induction, stage
+from nanochat_hf.trainers import (
+    bigrams,
+    callbacks,
+    checkpoints,
+    compilation,
+    disks,
+    fp8,
+    induction,
+    stage,
+    trigrams,
+)
 from nanochat_hf.trainers.bigrams import BigramStart
 from nanochat_hf.trainers.pretraining import NanochatTrainer
 
@@ -230,12 +240,10 @@ def build_model(config: Any, tokenizer: Any, device: torch.device) -> NanochatHF
     It is made on its device: several processes per machine would otherwise each need its memory on the CPU. The same
     seed gives the same weights in every process, on the same kind of device.
     """
+    model_config = _model_config(config, tokenizer)
     try:
-        model_config = _model_config(config, tokenizer)
         with device:
             model = NanochatHFForCausalLM(model_config)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     except (RuntimeError, MemoryError) as error:
         if "memory" not in str(error):
             raise
@@ -282,11 +290,12 @@ def _new_start(config: Any, tokenizer: Any, dial: Any, text_tokens: int | None) 
         return BigramStart(reason=f"bigrams are for runs of up to {bigrams.LONGEST_RUN:,} tokens")
     if not (steps := bigrams.fit_steps(vocab, width, dial.total_flops)):
         return BigramStart(reason="a start from bigrams would be more than half of so short a run")
-    return BigramStart(tokens, steps)
+    fits = config.induction_heads and trigrams.layer_of_table(_model_config(config, tokenizer)) is not None
+    return BigramStart(tokens, steps, trigrams.fit_steps(vocab, width, dial.total_flops) if fits else 0)
 
 
 def start_from_bigrams(config: Any, model: Any, tokenizer: Any, start: BigramStart, verbose: bool) -> None:
-    """Fits a new model to the text's bigrams and writes its induction heads, where the run starts so.
+    """Fits a new model to the text's bigrams and trigrams and writes its induction heads, where the run starts so.
 
     Every process does it, rather than wait for one: a fit can take longer than processes wait for each other.
     """
@@ -297,28 +306,37 @@ def start_from_bigrams(config: Any, model: Any, tokenizer: Any, start: BigramSta
     pairs = bigrams.count_pairs(config.data, tokenizer, start.tokens, config.num_threads, **reading)
     heads = induction.number_of_heads(model.config) if config.induction_heads else 0
     loss = bigrams.fit_bigrams(model, pairs, start.steps, verbose, free=induction.FREE if heads else 0)
+    found = f"bigrams of {pairs.tokens:,} tokens: {loss:.3f} nats"
     if heads:
+        if start.trigram_steps:
+            tokens = min(start.tokens, bigrams.TOKENS)
+            triples = trigrams.count_triples(config.data, tokenizer, tokens, config.num_threads, **reading)
+            loss = trigrams.fit_trigrams(model, pairs, triples, start.trigram_steps, verbose)
+            found += f", trigrams: {loss:.3f} nats"
         vocab = model.config.vocab_size
         induction.write_heads(model, torch.bincount(pairs.second, pairs.count, minlength=vocab), heads)
+        found += f"; {heads} induction head{'s' * (heads > 1)}"
     if verbose:
-        seconds, written = time.time() - started, f"; {heads} induction head{'s' * (heads > 1)}" if heads else ""
-        print(f"bigrams of {pairs.tokens:,} tokens: {loss:.3f} nats, {seconds:.1f} s{written}", flush=True)
+        print(f"{found}; {time.time() - started:.1f} s", flush=True)
 
 
 def _model_config(config: Any, tokenizer: Any) -> NanochatHFConfig:
-    return NanochatHFConfig.from_depth(
-        config.depth,
-        vocab_size=padded_vocab(len(tokenizer)),
-        preset=architecture(config.preset),
-        sequence_length=config.context_length or config.sequence_length,
-        aspect_ratio=config.aspect_ratio,
-        head_dim=config.head_dim,
-        num_key_value_heads=config.num_key_value_heads,
-        window_pattern=config.window_pattern,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    try:
+        return NanochatHFConfig.from_depth(
+            config.depth,
+            vocab_size=padded_vocab(len(tokenizer)),
+            preset=architecture(config.preset),
+            sequence_length=config.context_length or config.sequence_length,
+            aspect_ratio=config.aspect_ratio,
+            head_dim=config.head_dim,
+            num_key_value_heads=config.num_key_value_heads,
+            window_pattern=config.window_pattern,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def build_trainer(
@@ -329,9 +347,9 @@ def build_trainer(
     dial: Any,
     batch: Any,
     schedule: Schedule,
-    fitted: bool = False,
+    start: BigramStart,
 ) -> NanochatTrainer:
-    """The trainer with its data, its optimizer's rates and its callbacks; `fitted`: see `peak_rates`."""
+    """The trainer with its data, its optimizer's rates and its callbacks; `start`: what it began with."""
     compilation.set_attention(model, config.attention, arguments.device, arguments.bf16)
     arguments.max_steps = dial.num_iterations
     arguments.per_device_train_batch_size = batch.device_batch_size
@@ -354,7 +372,7 @@ def build_trainer(
         if config.eval_documents > 0:
             whole = ValidationDocuments(config.data, tokenizer, documents=config.eval_documents, **shared)
     given = {name: value for name, value in asdict(config).items() if name.endswith("_lr")}
-    rates = peak_rates(config.preset, dial.lr_scale, fitted=fitted, **given)
+    rates = peak_rates(config.preset, dial.lr_scale, fitted=start.steps > 0, trigrams=start.trigram_steps > 0, **given)
     trainer = NanochatTrainer(
         model=model,
         args=arguments,

