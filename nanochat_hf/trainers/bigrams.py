@@ -118,8 +118,7 @@ def count_pairs(
     """
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     counted, vocab = 0, len(tokenizer)
-    documents, encoder = open_documents(source, "train", **reading), as_encoder(tokenizer, num_threads)
-    for ids in batches(documents, encoder, tokens):
+    for ids in batches(source, tokenizer, tokens, num_threads, **reading):
         found, times = np.unique(ids[:-1] * vocab + ids[1:], return_counts=True)
         keys, inverse = np.unique(np.concatenate([keys, found]), return_inverse=True)
         counts = np.bincount(inverse, np.concatenate([counts, times])).astype(np.int64)
@@ -128,8 +127,14 @@ def count_pairs(
     return PairCounts(counted, first, second, torch.from_numpy(counts).float())
 
 
-def batches(documents: Any, encoder: Any, tokens: int) -> Iterator[np.ndarray]:
-    """Yields the ids of whole documents, int64, about `TOKENS_AT_ONCE` of them and `tokens` in all."""
+def batches(
+    source: str | Path | Sequence[str], tokenizer: Any, tokens: int, num_threads: int | None, **reading: Any
+) -> Iterator[np.ndarray]:
+    """Yields the ids of whole documents, int64, about `TOKENS_AT_ONCE` of them and `tokens` in all.
+
+    The arguments are those of `count_pairs`.
+    """
+    documents, encoder = open_documents(source, "train", **reading), as_encoder(tokenizer, num_threads)
     waiting: list[np.ndarray] = []
     size = 0
     while tokens > 0 and (texts := documents.next_batch(DOCUMENTS_AT_ONCE)):
@@ -169,12 +174,8 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
         weight.mul_(fitted)
         if free > 0:
             states[:, -1] = 1.0
-    rates = (EMBEDDING_RATE, HEAD_RATE / width)
-    optimizer = torch.optim.Adam([{"params": [part]} for part in (states, weight)], betas=(0.8, 0.95))
-    loss = 0.0
-    for step in progress_bar(range(steps), desc="fitting bigrams", unit=" steps", disable=not verbose):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (steps - step) / ((1 - FLAT) * steps))
+    loss, rates = 0.0, [(states, EMBEDDING_RATE), (weight, HEAD_RATE / width)]
+    for _ in adam_steps(rates, steps, "fitting bigrams", verbose):
         hidden = F.rms_norm(states, (width,))
         loss, grad_hidden, weight.grad = loss_and_gradients(
             hidden.detach(), weight.detach(), table.joint, model.config.final_logit_softcapping
@@ -182,11 +183,26 @@ def fit_bigrams(model: Any, pairs: PairCounts, steps: int = STEPS, verbose: bool
         (states.grad,) = torch.autograd.grad(hidden, states, grad_hidden)
         for part in (states, weight):
             part.grad *= fitted
-        optimizer.step()
     with torch.no_grad():
         embedding.copy_(states)
         head.copy_(weight)
     return loss
+
+
+def adam_steps(rates: Sequence[tuple[torch.Tensor, float]], steps: int, name: str, verbose: bool) -> Iterator[None]:
+    """Yields before each step of Adam, for the caller to set the gradients.
+
+    Args:
+        rates: tensors and their full rates, which hold for the share `FLAT` of the steps and then fall to zero.
+        steps: of Adam.
+        name, verbose: of the progress bar, and whether it is shown.
+    """
+    optimizer = torch.optim.Adam([{"params": [part]} for part, _ in rates], betas=(0.8, 0.95))
+    for step in progress_bar(range(steps), desc=name, unit=" steps", disable=not verbose):
+        for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (steps - step) / ((1 - FLAT) * steps))
+        yield
+        optimizer.step()
 
 
 def loss_and_gradients(

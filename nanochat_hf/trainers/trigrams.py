@@ -15,9 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanochat_hf.data.row_stream import as_encoder
-from nanochat_hf.data.sources import open_documents
-from nanochat_hf.progress import progress_bar
 from nanochat_hf.trainers import bigrams, induction
 from nanochat_hf.trainers.bigrams import DISCOUNT, PairCounts, SmoothedTable, loss_and_gradients, ranges
 
@@ -26,7 +23,6 @@ STEPS, PAIRS_PER_STEP = 250, 2048
 SHARE_OF_RUN = 1 / 4  # of the run's floating point operations, which the fit may take at most
 FEWEST_STEPS = 50
 EMBEDDING_RATE, HEAD_RATE, TABLE_RATE = 0.002, 0.0002, 0.06  # Adam's
-FLAT = 0.4  # share of the steps at the full rates; then they fall to zero
 HEADS = 3 / 4  # of the layer's heads, which look back
 GAIN = 4.0  # length of the vector that a value embedding of length 1 adds, before the gate's factor
 ATTENTION = 0.9  # about the share of these heads' attention one token back
@@ -80,8 +76,7 @@ def count_triples(
     Raises:
         UserError: the source cannot be read.
     """
-    documents, encoder = open_documents(source, "train", **reading), as_encoder(tokenizer, num_threads)
-    ids = np.concatenate(list(bigrams.batches(documents, encoder, tokens)))
+    ids = np.concatenate(list(bigrams.batches(source, tokenizer, tokens, num_threads, **reading)))
     return count_ids(ids, len(tokenizer))
 
 
@@ -136,12 +131,8 @@ def fit_trigrams(
     table = torch.zeros(vocab, directions.shape[1], device=device, requires_grad=True)
     own, added = _shares(base, layer)
     drawn = _Drawn(pairs, triples, vocab, device)
-    rates = (EMBEDDING_RATE, HEAD_RATE, TABLE_RATE)
-    optimizer = torch.optim.Adam([{"params": [part]} for part in (states, weight, table)], betas=(0.8, 0.95))
-    losses = []
-    for step in progress_bar(range(steps), desc="fitting trigrams", unit=" steps", disable=not verbose):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (steps - step) / ((1 - FLAT) * steps))
+    losses, rates = [], [(states, EMBEDDING_RATE), (weight, HEAD_RATE), (table, TABLE_RATE)]
+    for _ in bigrams.adam_steps(rates, steps, "fitting trigrams", verbose):
         first, second = drawn.next_pairs()
         last = own * F.rms_norm(F.embedding(second, states), (width,))
         hidden = F.rms_norm(last + added * ATTENTION * F.embedding(first, table) @ directions.T, (width,))
@@ -152,7 +143,6 @@ def fit_trigrams(
         states.grad, table.grad = torch.autograd.grad(hidden, (states, table), grad_hidden)
         for part in (states, weight):
             part.grad *= fitted
-        optimizer.step()
     with torch.no_grad():
         embedding.copy_(states)
         head.copy_(weight)
@@ -210,12 +200,12 @@ class _Drawn:
         self.left = (count - DISCOUNT) / occurs[of_pair]
         self.given_away = DISCOUNT * kinds / occurs
         self.weights, self.generator = occurs.sqrt(), torch.Generator().manual_seed(0)
-        self.chances = self.weights.cpu()
+        self.below = self.weights.cpu().double().cumsum(0)  # the weights up to each pair
 
     def next_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws pairs; returns their tokens."""
-        drawn = torch.multinomial(self.chances, PAIRS_PER_STEP, replacement=True, generator=self.generator)
-        self.drawn = drawn.to(self.first.device)
+        points = torch.rand(PAIRS_PER_STEP, dtype=torch.float64, generator=self.generator) * self.below[-1]
+        self.drawn = torch.searchsorted(self.below, points).to(self.first.device)
         self.share = self.weights[self.drawn] / self.weights[self.drawn].sum()
         return self.first[self.drawn], self.second[self.drawn]
 
